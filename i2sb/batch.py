@@ -1,0 +1,79 @@
+"""Where clean and degraded images meet: what a step of training, validation or sampling works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corruption import Corrupted, Corruption
+from i2sb.images import from_uint8
+from i2sb.randomness import ImageNoise
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [B, C, H, W] in [-1, 1] (noise and overshoot apart) and what belongs to them.
+
+    x0: clean, or None where only a degraded image is known. x1: where the bridge begins. mask: [B, 1, H, W], 1 inside
+    the hole, or None. cond: what a conditioned network sees beside x_t, or None. shown: the degraded image as people
+    look at it (an inpainting hole is white there, noise in x1). label: class indices [B], or None.
+    """
+
+    x0: Tensor | None
+    x1: Tensor
+    mask: Tensor | None
+    cond: Tensor | None
+    shown: Tensor
+    label: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x1)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return the images from `start` to before `stop`."""
+        parts = {name: None if value is None else value[start:stop] for name, value in vars(self).items()}
+        return Batch(**parts)
+
+
+def begin_bridge(
+    corrupted: Corrupted, noise: ImageNoise, *, cond_x1: bool = False, add_x1_noise: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return x1 and the condition for degraded images.
+
+    A hole is filled with noise, once: x1 = (1 - m) · image + m · ε. The condition is x1 as it then stands;
+    `add_x1_noise` adds unit noise to x1 after the condition was taken.
+    """
+    x1 = corrupted.image
+    if corrupted.mask is not None:
+        x1 = (1.0 - corrupted.mask) * x1 + corrupted.mask * noise.randn_like(x1)
+    cond = x1 if cond_x1 else None
+    if add_x1_noise:
+        x1 = x1 + noise.randn_like(x1)
+    return x1, cond
+
+
+def make_batch(
+    images: Tensor,
+    degraded: Tensor | None,
+    label: Tensor,
+    corruption: Corruption | None,
+    noise: ImageNoise,
+    *,
+    device: torch.device | str = "cpu",
+    cond_x1: bool = False,
+    add_x1_noise: bool = False,
+) -> Batch:
+    """Make a batch on `device` of clean 8-bit images [B, C, H, W] and their degraded partners.
+
+    Either the data set brings the partners (`degraded`, 8-bit, same shape) or `corruption`, on `device`, makes them.
+    """
+    x0 = from_uint8(images.to(device, non_blocking=True))
+    if corruption is not None:
+        corrupted = corruption(x0, noise.generators)
+    else:
+        corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
+    x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise)
+    label = label.to(device, non_blocking=True)
+    return Batch(x0=x0, x1=x1, mask=corrupted.mask, cond=cond, shown=corrupted.image, label=label)

@@ -1,0 +1,117 @@
+"""Checkpoints on disk: written whole or not at all, read without running code.
+
+A run directory holds checkpoint_{iteration}.pt files and latest.pt, a link to the newest. Each is a dict laid out as in
+the released program: `net` (keys prefixed `diffusion_model.`), `ema`, `optimizer`, `sched`, and beside them `progress`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LATEST = "latest.pt"
+_NAME = "checkpoint_{:08d}.pt"
+_PATTERN = re.compile(r"checkpoint_(\d+)\.pt")
+
+
+class BrokenCheckpointError(ValueError):
+    """A checkpoint file that is cut off or no checkpoint at all."""
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call write(file) on a temporary file beside `path`, bring it to the disk, and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_last: int) -> Path:
+    """Write the state reached after `iteration`, point latest.pt to it, and delete all but the `keep_last` newest."""
+    path = run_dir / _NAME.format(iteration)
+    write_atomically(path, lambda file: torch.save(state, file))
+    link = run_dir / f".{LATEST}.partial"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    os.replace(link, run_dir / LATEST)
+    for old in _list_checkpoints(run_dir)[keep_last:]:
+        old.unlink()
+    return path
+
+
+def find_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Load the newest checkpoint of a run that is whole; None if it has none at all.
+
+    A broken one is named on standard error and passed over. Raises BrokenCheckpointError if all are broken.
+    """
+    candidates = _list_checkpoints(run_dir)
+    if not candidates and (run_dir / LATEST).exists():
+        candidates = [run_dir / LATEST]
+    for path in candidates:
+        try:
+            return path, read_checkpoint(path)
+        except BrokenCheckpointError as error:
+            print(f"warning: {error}; passed over", file=sys.stderr)
+    if candidates:
+        raise BrokenCheckpointError(
+            f"{run_dir}: none of its {len(candidates)} checkpoints is whole; restore one from a backup, "
+            "or give another --name to start anew"
+        )
+    return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load one checkpoint onto the CPU. Raises BrokenCheckpointError naming the file if it cannot be read.
+
+    Tensors are mapped from the file and come into memory as they are used.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise BrokenCheckpointError(f"{path}: broken checkpoint ({reason})") from None
+    if not isinstance(state, dict) or "net" not in state:
+        raise BrokenCheckpointError(f"{path}: is no checkpoint of this program (it holds no 'net')")
+    return state
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Copy `weights` into `module`. Raises ValueError listing what does not fit, ten names at most."""
+    own = module.state_dict()
+    misfits = [
+        f"{name} {_shape(weights.get(name))} in the file, {_shape(own.get(name))} in the network"
+        for name in sorted(own.keys() | weights.keys())
+        if _shape(own.get(name)) != _shape(weights.get(name))
+    ]
+    if misfits:
+        raise ValueError(
+            f"{source}: holds another architecture, {len(misfits)} of {len(own)} parameters differ: {_first(misfits)}"
+        )
+    module.load_state_dict(weights)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape))
+
+
+def _first(misfits: Iterable[str], count: int = 10) -> str:
+    shortest = sorted(misfits, key=len)
+    return "; ".join(shortest[:count]) + ("; …" if len(shortest) > count else "")
+
+
+def _list_checkpoints(run_dir: Path) -> list[Path]:
+    """Return the run's checkpoint files, newest first."""
+    found = [path for path in run_dir.glob("checkpoint_*.pt") if _PATTERN.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(_PATTERN.fullmatch(path.name)[1]), reverse=True)

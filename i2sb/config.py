@@ -1,0 +1,218 @@
+"""What the three programs can be told: one frozen dataclass each, flags being the field names with dashes.
+
+Building one validates it, without touching the disk; a wrong value is a ValueError that names the flag. Nothing here
+imports torch, so that `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+# `--corrupt paired`: the data set holds degraded images itself.
+PAIRED = "paired"
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its default and the line that `--help` prints for it."""
+    return field(default=default, metadata={"help": help})
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _require_name(flag: str, value: str) -> None:
+    _require(bool(value), f"{flag} is missing: give the run a name; it lives in results/NAME")
+    _require(
+        re.fullmatch(r"[\w.+=-]+(/[\w.+=-]+)*", value) is not None and ".." not in value.split("/"),
+        f"{flag} {value}: use letters, digits and . _ - + = (it becomes a folder under --results-dir)",
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a bridge; running the same command again resumes it."""
+
+    name: str = option("", "name of the run, which lives in results/NAME")
+    results_dir: str = option("results", "folder of all runs")
+    ckpt: str = option("", "continue another run of this name in --results-dir under the new --name")
+    seed: int = option(0, "seed of data order, degradations, noise and initial weights")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
+
+    dataset_dir: str = option(
+        "", "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/)"
+    )
+    image_size: int = option(256, "side of the square training images, in pixels")
+    image_channels: Literal[1, 3] = option(3, "3: colour, 1: grey")
+    workers: int = option(4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)")
+
+    corrupt: str = option("", "degradation to restore, or 'paired' if the data set holds degraded images itself")
+    cond_x1: bool = option(False, "show the degraded image to the network at every step")
+    add_x1_noise: bool = option(False, "add unit noise to x1 after the condition was taken (decolouring)")
+
+    interval: int = option(1000, "number of steps of the bridge, even")
+    beta_max: float = option(0.3, "diffusion strength: 0.3 for stochastic tasks, 1.0 with --ot-ode")
+    t0: float = option(1e-4, "time input of the network at the clean end")
+    T: float = option(1.0, "time input of the network at the degraded end")
+    ot_ode: bool = option(False, "bridge without noise (optimal-transport ODE)")
+    clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] while sampling for validation")
+
+    network: str = option("adm256", "size of the U-Net")
+    batch_size: int = option(256, "images an optimizer iteration, over all GPUs")
+    microbatch: int = option(2, "images a forward pass, per GPU")
+    num_itr: int = option(1_000_000, "optimizer iterations in all")
+    lr: float = option(5e-5, "learning rate of AdamW")
+    lr_gamma: float = option(0.99, "factor on the learning rate every --lr-step iterations")
+    lr_step: int = option(1000, "iterations between two cuts of the learning rate")
+    l2_norm: float = option(0.0, "weight decay of AdamW")
+    ema: float = option(0.99, "decay of the averaged weights")
+
+    save_every: int = option(5000, "iterations between two checkpoints; the last iteration is always saved")
+    keep_last: int = option(2, "checkpoints kept")
+    log_every: int = option(10, "iterations between two lines of log.jsonl")
+    log_writer: Literal["tensorboard", "none"] = option("tensorboard", "where curves go besides log.jsonl")
+    log_dir: str = option("", "folder of the TensorBoard logs (default: results/NAME/tensorboard)")
+    eval_every: int = option(5000, "iterations between two validations (0: never)")
+    eval_nfe: int = option(10, "network evaluations per validation image")
+    eval_images: int = option(16, "validation images, spread evenly over the val split")
+
+    def __post_init__(self) -> None:
+        _require_name("--name", self.name)
+        if self.ckpt:
+            _require_name("--ckpt", self.ckpt)
+        _require(bool(self.dataset_dir), "--dataset-dir is missing: the folder that holds the train and val data")
+        _require(bool(self.corrupt), "--corrupt is missing: the degradation to restore, or 'paired'")
+        _require(
+            self.interval >= 2 and self.interval % 2 == 0,
+            f"--interval {self.interval}: must be even and at least 2, such as {max(2, self.interval + 1)}",
+        )
+        _require(
+            self.beta_max > 0, f"--beta-max {self.beta_max}: must be positive (0.3 and 1.0 are the published ones)"
+        )
+        _require(0 < self.t0 < self.T, f"--t0 {self.t0} --T {self.T}: 0 < t0 < T must hold")
+        for name in (
+            "image_size",
+            "batch_size",
+            "microbatch",
+            "num_itr",
+            "lr_step",
+            "save_every",
+            "keep_last",
+            "log_every",
+            "eval_images",
+        ):
+            _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)}: must be at least 1")
+        for name in ("workers", "eval_every", "l2_norm", "seed"):
+            _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
+        _require(
+            self.batch_size % self.microbatch == 0,
+            f"--batch-size {self.batch_size}: must be a multiple of --microbatch {self.microbatch}",
+        )
+        _require(self.lr > 0, f"--lr {self.lr}: must be positive")
+        _require(0 < self.lr_gamma <= 1, f"--lr-gamma {self.lr_gamma}: must be above 0 and at most 1")
+        _require(0 <= self.ema < 1, f"--ema {self.ema}: must be at least 0 and below 1")
+        _require(
+            1 <= self.eval_nfe < self.interval,
+            f"--eval-nfe {self.eval_nfe}: must be between 1 and {self.interval - 1} with --interval {self.interval}",
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.results_dir) / self.name
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Restore the val split of a data set with a trained run; images go to results/NAME/samples_nfe{NFE}."""
+
+    ckpt: str = option("", "name of the run in --results-dir")
+    results_dir: str = option("results", "folder of all runs")
+    dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
+    nfe: int | None = option(None, "network evaluations per image (default: interval - 1)")
+    clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
+    partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
+    batch_size: int = option(16, "images restored at once, per GPU")
+    use_fp16: bool = option(False, "run the network's convolutions in half precision")
+    seed: int = option(0, "seed of the noise; every image has its own, made from this and its index")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
+    workers: int = option(4, "processes that decode images, per GPU, at most one a core")
+
+    def __post_init__(self) -> None:
+        _require_name("--ckpt", self.ckpt)
+        _require(self.nfe is None or self.nfe >= 1, f"--nfe {self.nfe}: must be at least 1")
+        _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
+        for name in ("workers", "seed"):
+            _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
+        self.part  # noqa: B018 - validates
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The part to restore and the number of parts."""
+        if not self.partition:
+            return 0, 1
+        match = re.fullmatch(r"(\d+)_(\d+)", self.partition)
+        index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+        _require(
+            index < count, f"--partition {self.partition}: write i_n with 0 <= i < n, such as 0_4 for the first of four"
+        )
+        return index, count
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.results_dir) / self.ckpt
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Score restored images against the clean ones; writes metrics.json and comparison.png beside them."""
+
+    ckpt: str = option("", "name of the run in --results-dir")
+    results_dir: str = option("results", "folder of all runs")
+    sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
+    dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
+    mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
+        "legacy_pytorch", "how images are resized for FID (legacy_pytorch: as published)"
+    )
+    batch_size: int = option(16, "images scored at once")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
+    workers: int = option(4, "processes that decode images, at most one a core")
+
+    def __post_init__(self) -> None:
+        _require_name("--ckpt", self.ckpt)
+        _require_name("--sample-dir", self.sample_dir)
+        _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
+        _require(self.workers >= 0, f"--workers {self.workers}: must not be negative")
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.results_dir) / self.ckpt
+
+
+def flag(field_name: str) -> str:
+    """Return the flag that sets a field."""
+    return "--" + field_name.replace("_", "-")
+
+
+# Settings that may differ when a run goes on: they change neither the weights' meaning nor the order of the data.
+_MAY_CHANGE = frozenset(
+    "results_dir name ckpt device dataset_dir workers microbatch num_itr clip_denoise save_every keep_last "
+    "log_every log_writer log_dir eval_every eval_nfe eval_images".split()
+)
+
+
+def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> None:
+    """Raise ValueError if the run in `run_dir`, saved with other settings, cannot go on with the `wanted` ones."""
+    differences = [
+        f"{flag(f.name)} {getattr(saved, f.name)} there, {getattr(wanted, f.name)} now"
+        for f in fields(TrainConfig)
+        if f.name not in _MAY_CHANGE and getattr(saved, f.name) != getattr(wanted, f.name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{run_dir} holds a run with other settings ({'; '.join(differences)}): "
+            "give the same ones to resume it, or another --name to start anew"
+        )

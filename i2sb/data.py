@@ -1,0 +1,316 @@
+"""Images on disk: LMDB, class folders, a flat folder, or paired folders, behind one interface.
+
+A data set folder holds, for each split (train, val), the first of these that is there:
+
+    {split}_faster_imagefolder.lmdb       key = path as in the folder it was made from, value = the encoded file
+    {split}/clean/… with {split}/degraded/…   pairs of the same name; the degradation is the data set's own
+    {split}/CLASS/…                       classes are the folders' names in order
+    {split}/…                             images without classes (label -1)
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import functional as TF
+
+from i2sb.images import to_tensor
+from i2sb.randomness import ImageNoise, Purpose, make_seed
+
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+NO_CLASS = -1
+
+
+class UnreadableImageError(ValueError):
+    """An image file that cannot be decoded, or a pair that does not match."""
+
+
+class Images(NamedTuple):
+    """A batch as it leaves the loader: 8-bit, on the CPU.
+
+    image: uint8 [B, C, H, W]; degraded: the same or None; label: int64 [B]; numbers: what each image is counted by (its
+    place in the training run, or its index in the split), the source of its randomness.
+    """
+
+    image: Tensor
+    degraded: Tensor | None
+    label: Tensor
+    numbers: list[int]
+
+
+class _Unreadable(NamedTuple):
+    """Carries a failure out of a loader process, where an exception would lose its one-line message."""
+
+    message: str
+
+
+# --- Stores: where encoded files lie ---------------------------------------------------------------------------------
+
+
+class FolderStore:
+    """Image files below a folder; keys are their paths relative to it, in order of class and name."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.keys = sort_keys(list_images(root))
+
+    def read(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def describe(self, key: str = "") -> str:
+        return str(self.root / key)
+
+
+class LmdbStore:
+    """Image files in an LMDB, opened anew in every process that reads it."""
+
+    # LMDB allows a file to be open once a process: stores of the same file share it.
+    _open_files: ClassVar[dict[str, tuple[int, Any]]] = {}
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._begin() as transaction:
+            self.keys = sort_keys([bytes(key).decode() for key in transaction.cursor().iternext(values=False)])
+
+    def _begin(self) -> Any:
+        import lmdb
+
+        name = str(self.path.resolve())
+        pid, environment = self._open_files.get(name, (None, None))
+        if pid != os.getpid():
+            if environment is not None:
+                environment.close()  # inherited by fork; its owner keeps its own
+            try:
+                environment = lmdb.open(
+                    name, subdir=self.path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False
+                )
+            except lmdb.Error as error:
+                raise ValueError(f"{self.path}: cannot be opened as LMDB ({error})") from None
+            self._open_files[name] = (os.getpid(), environment)
+        return environment.begin()
+
+    def read(self, key: str) -> bytes:
+        with self._begin() as transaction:
+            return transaction.get(key.encode())
+
+    def describe(self, key: str = "") -> str:
+        return f"{self.path}:{key}" if key else str(self.path)
+
+
+Store = FolderStore | LmdbStore
+
+
+def list_images(root: Path) -> list[str]:
+    """Return the paths of all image files below `root`, relative to it, with forward slashes."""
+    found = []
+    for folder, _, names in os.walk(root, followlinks=True):
+        found += [
+            Path(folder, name).relative_to(root).as_posix()
+            for name in names
+            if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")
+        ]
+    return found
+
+
+def sort_keys(keys: Sequence[str]) -> list[str]:
+    """Order keys by class, then by path, as torchvision's ImageFolder does."""
+    return sorted(keys, key=lambda key: (_class_of(key) or "", key))
+
+
+def _class_of(key: str) -> str | None:
+    folder, slash, _ = key.partition("/")
+    return folder if slash else None
+
+
+# --- The data set ----------------------------------------------------------------------------------------------------
+
+
+class ImageDataset(Dataset):
+    """Square images of one split: `read(index)` gives the 8-bit clean image, its partner if paired, and its label."""
+
+    def __init__(self, clean: Store, degraded: Store | None, image_size: int, image_channels: int) -> None:
+        self.clean, self.degraded = clean, degraded
+        self.keys = clean.keys
+        self.image_size = image_size
+        self.mode = {1: "L", 3: "RGB"}[image_channels]
+        classes = sorted({name for name in map(_class_of, self.keys) if name is not None})
+        self.classes = {name: number for number, name in enumerate(classes)}
+
+    @property
+    def paired(self) -> bool:
+        return self.degraded is not None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def label(self, index: int) -> int:
+        return self.classes.get(_class_of(self.keys[index]) or "", NO_CLASS)
+
+    def read(self, index: int, flip: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Decode, resize (shorter side, PIL bilinear), crop (centre), and perhaps mirror: uint8 [C, H, W] each.
+
+        Raises UnreadableImageError naming the file if it is damaged, of an unsuitable kind, or unlike its partner.
+        """
+        key = self.keys[index]
+        image = self._decode(self.clean, key)
+        partner = self._decode(self.degraded, key) if self.degraded is not None else None
+        if partner is not None and partner.size != image.size:
+            raise UnreadableImageError(
+                f"{self.degraded.describe(key)} is {partner.width}x{partner.height} pixels, its clean partner "
+                f"{image.width}x{image.height}: pairs must have the same size"
+            )
+        return self._to_square(image, flip), None if partner is None else self._to_square(partner, flip)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None, int, int] | _Unreadable:
+        return self.item(index, number=index)
+
+    def item(self, index: int, number: int, flip: bool = False) -> tuple[Tensor, Tensor | None, int, int] | _Unreadable:
+        try:
+            return (*self.read(index, flip), self.label(index), number)
+        except UnreadableImageError as error:
+            return _Unreadable(str(error))
+
+    def _decode(self, store: Store, key: str) -> Image.Image:
+        try:
+            image = Image.open(io.BytesIO(store.read(key)))
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"pixels of kind {image.mode}, only 8-bit images are supported")
+            return image.convert(self.mode)
+        except UnidentifiedImageError:
+            reason = "not an image, or cut off"
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split())
+        raise UnreadableImageError(f"{store.describe(key)}: unreadable image ({reason}); remove or replace it")
+
+    def _to_square(self, image: Image.Image, flip: bool) -> Tensor:
+        image = TF.center_crop(TF.resize(image, self.image_size, TF.InterpolationMode.BILINEAR), self.image_size)
+        return to_tensor(TF.hflip(image) if flip else image)
+
+
+def open_split(dataset_dir: str | Path, split: str, *, image_size: int, image_channels: int = 3) -> ImageDataset:
+    """Open the split ("train", "val") of a data set folder, whichever of the module's layouts it has.
+
+    Raises ValueError saying what was found if there is no such data, none in it, or pairs do not match.
+    """
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        raise ValueError(f"--dataset-dir {root}: there is no such folder")
+    lmdb_path, folder = root / f"{split}_faster_imagefolder.lmdb", root / split
+    degraded: Store | None = None
+    if lmdb_path.exists():
+        clean: Store = LmdbStore(lmdb_path)
+    elif (folder / "clean").is_dir() and (folder / "degraded").is_dir():
+        clean, degraded = FolderStore(folder / "clean"), FolderStore(folder / "degraded")
+        _check_pairs(clean, degraded)
+    elif folder.is_dir():
+        clean = FolderStore(folder)
+        _check_flat_or_classes(clean)
+    else:
+        found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
+        raise ValueError(f"--dataset-dir {root}: needs {lmdb_path.name} or a folder {split}/; found {found}")
+    if not clean.keys:
+        raise ValueError(f"{clean.describe()}: holds no images (looked for {', '.join(sorted(IMAGE_ENDINGS))})")
+    return ImageDataset(clean, degraded, image_size, image_channels)
+
+
+def _check_pairs(clean: FolderStore, degraded: FolderStore) -> None:
+    for one, other in ((clean, degraded), (degraded, clean)):
+        missing = sorted(set(one.keys) - set(other.keys))
+        if missing:
+            raise ValueError(
+                f"{other.root}: lacks {len(missing)} of the {len(one.keys)} images in {one.root}, first {missing[0]}; "
+                "partners need the same name"
+            )
+
+
+def _check_flat_or_classes(store: FolderStore) -> None:
+    loose = [key for key in store.keys if _class_of(key) is None]
+    if loose and len(loose) != len(store.keys):
+        raise ValueError(
+            f"{store.root}: holds images both beside and inside folders ({loose[0]}, {store.keys[-1]}); "
+            "put them all in class folders, or none"
+        )
+
+
+# --- Order and loading -----------------------------------------------------------------------------------------------
+
+
+class TrainingStream(Dataset):
+    """The endless training set: what stands at a position is a function of the seed and the position alone."""
+
+    def __init__(self, dataset: ImageDataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, position: int) -> Any:
+        epoch, place = divmod(position, len(self.dataset))
+        index = int(_shuffle(len(self.dataset), self.seed, epoch)[place])
+        flip = bool(ImageNoise(self.seed, Purpose.AUGMENT, [position]).randint(2))
+        return self.dataset.item(index, number=position, flip=flip)
+
+
+@lru_cache(maxsize=2)
+def _shuffle(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the epoch's order, a permutation of {0 … count - 1}."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(make_seed(seed, Purpose.ORDER, epoch)))
+
+
+class TrainingPositions(Sampler[list[int]]):
+    """Deals positions to a rank, a microbatch at a time, for ever, from the `first` position on.
+
+    Global batch i is the same images whatever the number of ranks; each rank has a slice of it, in microbatches.
+    """
+
+    def __init__(self, first: int, batch_size: int, microbatch: int, rank: int = 0, world_size: int = 1) -> None:
+        self.first, self.batch_size, self.microbatch = first, batch_size, microbatch
+        self.share = batch_size // world_size
+        self.offset = rank * self.share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch_start in itertools.count(self.first + self.offset, self.batch_size):
+            for start in range(batch_start, batch_start + self.share, self.microbatch):
+                yield list(range(start, start + self.microbatch))
+
+
+def load_training(
+    dataset: ImageDataset, *, seed: int, positions: TrainingPositions, workers: int, pin_memory: bool = False
+) -> Iterator[Images]:
+    """Yield microbatches for ever. Raises UnreadableImageError when it comes to a file that cannot be decoded."""
+    return _load(TrainingStream(dataset, seed), positions, workers, pin_memory)
+
+
+def load_in_order(
+    dataset: ImageDataset, indices: Sequence[int], *, batch_size: int, workers: int = 0, pin_memory: bool = False
+) -> Iterator[Images]:
+    """Yield the images at `indices` in batches. Raises UnreadableImageError like `load_training`."""
+    batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+    return _load(dataset, batches, min(workers, len(batches)), pin_memory)
+
+
+def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool) -> Iterator[Images]:
+    workers = min(workers, len(os.sched_getaffinity(0)))
+    loader: DataLoader = DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
+    )
+    for batch in loader:
+        if isinstance(batch, _Unreadable):
+            raise UnreadableImageError(batch.message)
+        yield batch
+
+
+def _collate(items: list[Any]) -> Images | _Unreadable:
+    for item in items:
+        if isinstance(item, _Unreadable):
+            return item
+    images, partners, labels, numbers = zip(*items, strict=True)
+    degraded = None if partners[0] is None else torch.stack(partners)
+    return Images(torch.stack(images), degraded, torch.tensor(labels), list(numbers))

@@ -1,0 +1,70 @@
+"""Pixels: the one place where 8-bit images become [-1, 1] and back, and where pictures are drawn and written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """Map uint8 images to float32 in [-1, 1], with the published roundings: divided by 255, then doubled, less one."""
+    return images.float().div(255).mul(2).sub(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map images in [-1, 1] to uint8 as published: clamp((x + 1) · 127.5, 0, 255), truncated."""
+    return ((images.float() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Turn one uint8 image [C, H, W], C of 1 or 3, into a PIL image."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG under a temporary name, then rename it: a file of that name is always whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    image.save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def draw_grid(columns: Sequence[tuple[str, Tensor]], *, scale: int | None = None, per_row: int = 2) -> Image.Image:
+    """Draw images side by side with their columns' titles above.
+
+    columns: (title, uint8 [B, C, H, W]) pairs, equal in shape. Small images are enlarged by whole `scale`
+    (default: to about 128 pixels a side); `per_row` images with all their columns share a row.
+    """
+    titles = [title for title, _ in columns]
+    count, _, height, width = columns[0][1].shape
+    scale = scale or max(1, 128 // max(height, width))
+    gap, head = 4, 16
+    cell_w, cell_h = width * scale + gap, height * scale + gap
+    per_row = min(per_row, count)
+    rows = -(-count // per_row)
+    group_w = cell_w * len(columns) + 3 * gap
+    sheet = Image.new("RGB", (group_w * per_row - 4 * gap, cell_h * rows - gap + head), "white")
+    pen = ImageDraw.Draw(sheet)
+    for group in range(per_row):
+        for c, title in enumerate(titles):
+            pen.text((group * group_w + c * cell_w + 2, 2), title, fill="black")
+    for i in range(count):
+        row, group = divmod(i, per_row)
+        for c, (_, images) in enumerate(columns):
+            tile = to_pil(images[i]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            sheet.paste(tile.convert("RGB"), (group * group_w + c * cell_w, head + row * cell_h))
+    return sheet
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Turn a PIL image of mode L or RGB into uint8 [C, H, W]."""
+    pixels = np.asarray(image)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -1,0 +1,36 @@
+"""The training objective: regress the network onto (x_t - x0) / σ_t at a random place on the bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from i2sb.bridge import Bridge, Randn
+
+
+def bridge_loss(
+    bridge: Bridge,
+    net: Callable[..., Tensor],
+    step: Tensor,
+    x0: Tensor,
+    x1: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cond: Tensor | None = None,
+    ot_ode: bool = False,
+    randn: Randn = torch.randn_like,
+) -> Tensor:
+    """Return the mean squared error (a scalar) of net(xt, step, cond=cond) at `step` [B], drawn from {0 … N - 1}.
+
+    x0, x1 are [B, C, H, W] in [-1, 1]. With a mask (1 inside the hole) only the hole counts, yet the mean is taken
+    over all pixels, as published: the loss of a small hole is small.
+    """
+    xt = bridge.q_sample(step, x0, x1, ot_ode=ot_ode, randn=randn)
+    label = bridge.compute_label(step, x0, xt)
+    pred = net(xt, step, cond=cond)
+    if mask is not None:
+        pred, label = mask * pred, mask * label
+    return F.mse_loss(pred, label)

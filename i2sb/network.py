@@ -1,0 +1,84 @@
+"""The bridge's network: a U-Net that is told the bridge step and, if conditioned, sees the degraded image again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from i2sb.unet import UNet
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The size of a U-Net; field names are UNet's."""
+
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    attention_resolutions: tuple[int, ...]
+    num_head_channels: int
+
+    @property
+    def downsampling(self) -> int:
+        """Sides of images must be multiples of this."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+PRESETS = {
+    # ADM at 256 pixels, the network of all published results: 552.8 M parameters.
+    "adm256": Preset(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 64),
+    # For 64-pixel images or crops: 12.9 M, 1.9 M and 0.3 M parameters.
+    "base64": Preset(96, (1, 2, 3), 1, (4,), 32),
+    "small64": Preset(32, (1, 2, 4), 1, (4,), 32),
+    "tiny": Preset(32, (1, 1), 1, (2,), 32),
+}
+
+
+class BridgeNetwork(nn.Module):
+    """Wraps a U-Net so that it is called with step indices.
+
+    unet: stored as `diffusion_model`, the prefix of every key in the released checkpoints.
+    noise_levels: float32 [N], the U-Net's time input at each step; not part of the state dict.
+    """
+
+    def __init__(self, unet: UNet, noise_levels: Tensor) -> None:
+        super().__init__()
+        self.diffusion_model = unet
+        self.register_buffer("noise_levels", noise_levels.clone(), persistent=False)
+
+    def forward(self, xt: Tensor, step: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Map xt [B, C, H, W] at `step` [B], with `cond` [B, C, H, W] where conditioned, to [B, C, H, W]."""
+        x = xt if cond is None else torch.cat([xt, cond], dim=1)
+        return self.diffusion_model(x, self.noise_levels[step])
+
+
+def find_preset(name: str) -> Preset:
+    """Return the preset of that name; ValueError lists the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"--network {name}: unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def check_image_size(name: str, image_size: int) -> None:
+    """Raise ValueError unless the preset `name` can take square images of `image_size` pixels a side."""
+    multiple = find_preset(name).downsampling
+    if image_size < multiple or image_size % multiple:
+        below = max(image_size // multiple, 1) * multiple
+        raise ValueError(
+            f"--image-size {image_size}: --network {name} takes multiples of {multiple}, "
+            f"such as {below} or {below + multiple}"
+        )
+
+
+def build_network(
+    preset: str, noise_levels: Tensor, *, image_channels: int = 3, cond_x1: bool = False
+) -> BridgeNetwork:
+    """Build the network of a preset with fresh weights from torch's global random state.
+
+    image_channels: 3 for RGB, 1 for grey, any number for multispectral images; doubled at the input with `cond_x1`.
+    """
+    in_channels = 2 * image_channels if cond_x1 else image_channels
+    unet = UNet(in_channels=in_channels, out_channels=image_channels, **asdict(find_preset(preset)))
+    return BridgeNetwork(unet, noise_levels)

@@ -1,0 +1,112 @@
+"""From YAML files and flags to a validated config: defaults < YAML < flags.
+
+jsonargparse does the reading and the type checks (docs/method.md says why it and not another); this module gives it
+the dataclasses' fields as flags and turns its complaints into one line each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+
+from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
+
+C = TypeVar("C", TrainConfig, SampleConfig, EvalConfig)
+
+
+def make_parser(config_class: type[C]) -> ArgumentParser:
+    """Return a parser with a flag for every field of the config."""
+    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
+    types = get_type_hints(config_class)
+    for f in fields(config_class):
+        if types[f.name] is bool:
+            kind: dict[str, Any] = {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
+        else:
+            kind = {"type": types[f.name]}
+        parser.add_argument(flag(f.name), default=f.default, help=f.metadata["help"], **kind)
+    return parser
+
+
+def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | Path | None = None) -> C:
+    """Build a config from `flags` over the values in the YAML file, if any, over the defaults.
+
+    Raises ValueError for unknown names (with the nearest right one), for wrong types and for wrong values.
+    """
+    parser = make_parser(config_class)
+    names = [f.name for f in fields(config_class)]
+    known = [flag(name) for name in names] + [flag(f"no_{f.name}") for f in fields(config_class) if f.default is False]
+    given = [token.split("=")[0] for token in flags if token.startswith("--")]
+    _refuse_unknown("", given, known)
+    if config_file is not None:
+        values = _read_yaml(Path(config_file))
+        _refuse_unknown(f"{config_file}: ", values, names)
+        parser.set_defaults(**_parse(parser.parse_object, values, config_class, f"{config_file}: "))
+    return config_class(**_parse(parser.parse_args, list(flags), config_class, ""))
+
+
+def read_config(config_class: type[C], path: Path) -> C:
+    """Read the config that a run saved at `path`. Raises ValueError naming the file if it cannot be read."""
+    try:
+        return read_flags(config_class, [], path)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+
+
+def to_yaml(config: TrainConfig | SampleConfig | EvalConfig) -> str:
+    """Return the settings as YAML that `read_config` and `--config` take back."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: must hold lines of the form 'name: value', not a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def _refuse_unknown(where: str, given: Iterable[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "--help lists what there is"
+            raise ValueError(f"{where}unknown setting {name}: {hint}")
+
+
+def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, where: str) -> dict[str, Any]:
+    try:
+        return parse(given).as_dict()
+    except ArgumentError as error:
+        message = _one_line(error)
+    key = re.search(r'Parser key "(\w+)"', message)
+    value = re.search(r"(?:Got|Given) value: (.*)$", message)
+    if key and value:
+        wanted = _in_words(get_type_hints(config_class)[key[1]])
+        message = f"{flag(key[1])} {value[1]}: must be {wanted}"
+    raise ValueError(where + message)
+
+
+def _in_words(kind: Any) -> str:
+    """Say what values a field's type admits."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words.get(kind) or " or ".join(words[member] for member in get_args(kind))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

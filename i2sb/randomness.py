@@ -1,0 +1,52 @@
+"""Every image's own randomness, made from (run seed, purpose, image number).
+
+So a result does not depend on the batch size, the number of GPUs, or where a run was interrupted, and a run's random
+state needs no saving: it is a function of the seed and of how many images were seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What a draw is for; different purposes never share a stream."""
+
+    ORDER = 0
+    AUGMENT = 1
+    TRAIN = 2
+    SAMPLE = 3
+    WEIGHTS = 4
+    GLOBAL = 5
+
+
+def make_seed(run_seed: int, purpose: Purpose, number: int) -> int:
+    """Return a 64-bit seed for the `number`-th image (or epoch) of a run."""
+    return int(np.random.SeedSequence([run_seed, purpose, number]).generate_state(1, np.uint64)[0])
+
+
+class ImageNoise:
+    """A stream of noise for each image of a batch.
+
+    numbers: what the images are counted by, [B]. Draws stand on `device`; two devices' streams differ, so sampling
+    draws on the CPU whatever the device of the images.
+    """
+
+    def __init__(self, run_seed: int, purpose: Purpose, numbers: Sequence[int], device: torch.device | str = "cpu"):
+        self.generators = [
+            torch.Generator(device).manual_seed(make_seed(run_seed, purpose, number)) for number in numbers
+        ]
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Return standard normal noise of the shape, type and device of x [B, …]."""
+        draws = [torch.randn(x.shape[1:], generator=g, device=g.device) for g in self.generators]
+        return torch.stack(draws).to(x.device, x.dtype)
+
+    def randint(self, high: int) -> Tensor:
+        """Return an index from {0 … high - 1} for each image, int64 [B]."""
+        return torch.cat([torch.randint(high, (1,), generator=g, device=g.device) for g in self.generators])

@@ -1,0 +1,82 @@
+"""A folder of restored images: numbered PNGs in folders of a thousand, and the settings they were made with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from i2sb.checkpoint import write_atomically
+from i2sb.images import save_png, to_pil, to_tensor, to_uint8
+
+SETTINGS = "settings.yaml"
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """All that decides what image i of the folder looks like."""
+
+    run: str
+    iteration: int
+    nfe: int
+    clip_denoise: bool
+    use_fp16: bool
+    seed: int
+    dataset_dir: str
+    num_images: int
+
+
+class SampleFolder:
+    """Restored images by their index in the split."""
+
+    def __init__(self, path: Path, settings: SampleSettings) -> None:
+        self.path, self.settings = path, settings
+
+    @classmethod
+    def begin(cls, path: Path, settings: SampleSettings) -> SampleFolder:
+        """Start a folder, or go on with one made with the same settings. Raises ValueError if they differ."""
+        if (path / SETTINGS).exists():
+            there = cls.open(path).settings
+            differences = [
+                f"{f.name} {getattr(there, f.name)} there, {getattr(settings, f.name)} now"
+                for f in fields(SampleSettings)
+                if getattr(there, f.name) != getattr(settings, f.name)
+            ]
+            if differences:
+                raise ValueError(
+                    f"{path} holds images made with other settings ({'; '.join(differences)}): "
+                    "move it away, or ask for the same again"
+                )
+        else:
+            write_atomically(path / SETTINGS, lambda file: file.write(yaml.safe_dump(asdict(settings)).encode()))
+        return cls(path, settings)
+
+    @classmethod
+    def open(cls, path: Path) -> SampleFolder:
+        """Open a folder that sample.py made. Raises ValueError if it is none."""
+        try:
+            settings = SampleSettings(**yaml.safe_load((path / SETTINGS).read_text()))
+        except FileNotFoundError:
+            raise ValueError(f"{path}: holds no {SETTINGS}, so no images that sample.py restored") from None
+        except (TypeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path / SETTINGS}: cannot be read ({' '.join(str(error).split())})") from None
+        return cls(path, settings)
+
+    def image_path(self, index: int) -> Path:
+        return self.path / f"{index // 1000:03d}" / f"{index:06d}.png"
+
+    def save(self, index: int, image: Tensor) -> None:
+        """Write image [C, H, W] in [-1, 1] as number `index`."""
+        save_png(to_pil(to_uint8(image)), self.image_path(index))
+
+    def load(self, index: int) -> Tensor:
+        """Return image number `index`, uint8 [C, H, W]."""
+        with Image.open(self.image_path(index)) as image:
+            return to_tensor(image)
+
+    def missing(self, indices: range) -> list[int]:
+        """Return those of `indices` whose images are not there."""
+        return [index for index in indices if not self.image_path(index).exists()]

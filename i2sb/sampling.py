@@ -1,0 +1,88 @@
+"""Restoring a split: clean images in, degraded and restored, numbered images out, one batch in memory at a time."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+
+from i2sb.batch import make_batch
+from i2sb.config import PAIRED, SampleConfig
+from i2sb.data import load_in_order, open_split
+from i2sb.distributed import join_world, leave_world
+from i2sb.randomness import ImageNoise, Purpose
+from i2sb.restore import load_model
+from i2sb.sample_folder import SampleFolder, SampleSettings
+from i2sb.sampler import step_grid
+from i2sb.tasks import build_task_corruption
+
+
+def run(config: SampleConfig) -> None:
+    """Restore the val split (or the part of it that --partition names) with a trained run.
+
+    Images that are in the folder already are not made again, so a stopped run goes on where it was. Raises ValueError
+    for settings that do not fit, or if the folder holds images made with others.
+    """
+    world = join_world(config.device)
+    try:
+        model = load_model(config.run_dir, world.device)
+        nfe = config.nfe if config.nfe is not None else model.config.interval - 1
+        step_grid(model.config.interval, nfe)  # refuses an nfe out of range before any image is read
+        if config.use_fp16:
+            model.network.diffusion_model.half_convolutions()
+        corruption = build_task_corruption(model.config)
+        if corruption is not None:
+            corruption = corruption.to(world.device)
+        images = open_split(
+            config.dataset_dir or model.config.dataset_dir,
+            "val",
+            image_size=model.config.image_size,
+            image_channels=model.config.image_channels,
+        )
+        if images.paired != (corruption is None):
+            found = "pairs (degraded/ with clean/)" if images.paired else "single images"
+            wanted = f"--corrupt {PAIRED}" if corruption is None else f"--corrupt {model.config.corrupt}"
+            raise ValueError(f"{images.clean.describe()} holds {found}, but {config.ckpt} was trained with {wanted}")
+
+        settings = SampleSettings(
+            run=config.ckpt,
+            iteration=model.iteration,
+            nfe=nfe,
+            clip_denoise=config.clip_denoise,
+            use_fp16=config.use_fp16,
+            seed=config.seed,
+            dataset_dir=config.dataset_dir or model.config.dataset_dir,
+            num_images=len(images),
+        )
+        name = f"samples_nfe{nfe}" + ("_clip" if config.clip_denoise else "")
+        folder = SampleFolder.begin(config.run_dir / name, settings)
+
+        part, parts = config.part
+        mine = range(len(images) * part // parts, len(images) * (part + 1) // parts)
+        missing = folder.missing(mine)[world.rank :: world.world_size]
+        if world.is_main:
+            print(f"{folder.path}: {len(mine)} images asked for, {len(folder.missing(mine))} to restore at NFE {nfe}")
+        progress = tqdm(total=len(missing), unit="image", dynamic_ncols=True, disable=not world.is_main)
+        for part_images in load_in_order(
+            images,
+            missing,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            pin_memory=world.device.type == "cuda",
+        ):
+            noise = ImageNoise(config.seed, Purpose.SAMPLE, part_images.numbers)
+            batch = make_batch(
+                part_images.image,
+                part_images.degraded,
+                part_images.label,
+                corruption,
+                noise,
+                device=world.device,
+                cond_x1=model.config.cond_x1,
+                add_x1_noise=model.config.add_x1_noise,
+            )
+            restored = model.restore_batch(batch, noise, nfe=nfe, clip_denoise=config.clip_denoise)
+            for index, image in zip(part_images.numbers, restored, strict=True):
+                folder.save(index, image)
+            progress.update(len(batch))
+        progress.close()
+    finally:
+        leave_world()

@@ -1,0 +1,326 @@
+"""Training a bridge, read top to bottom: build the parts, resume, then step, log, validate and save."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from i2sb.batch import Batch, make_batch
+from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint, write_atomically
+from i2sb.config import PAIRED, TrainConfig, check_resumable
+from i2sb.data import (
+    ImageDataset,
+    Images,
+    TrainingPositions,
+    UnreadableImageError,
+    load_in_order,
+    load_training,
+    open_split,
+)
+from i2sb.distributed import World, join_world, leave_world
+from i2sb.ema import ExponentialMovingAverage
+from i2sb.images import draw_grid, save_png, to_uint8
+from i2sb.loss import bridge_loss
+from i2sb.metrics import psnr
+from i2sb.network import BridgeNetwork, build_network, check_image_size
+from i2sb.optim import build_optimizer, build_scheduler
+from i2sb.parsing import read_config, to_yaml
+from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.run_log import RunLog
+from i2sb.sampler import sample
+from i2sb.tasks import build_bridge, build_task_corruption
+
+
+@dataclass
+class Progress:
+    """How far a run has come: all that weights and optimizer do not hold.
+
+    There is no random state to keep: every draw is made from the seed (a setting) and one of these numbers.
+    """
+
+    iteration: int = 0
+    num_images_seen: int = 0
+
+
+class Trainer:
+    """The parts of a run, as they stand after `progress.iteration` optimizer iterations."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config, self.world = config, world
+        check_image_size(config.network, config.image_size)
+        step_images = config.microbatch * world.world_size
+        if config.batch_size % step_images:
+            raise ValueError(
+                f"--batch-size {config.batch_size}: must be a multiple of --microbatch {config.microbatch} "
+                f"times {world.world_size} processes, such as {-(-config.batch_size // step_images) * step_images}"
+            )
+        self.accumulation = config.batch_size // step_images
+        self.bridge = build_bridge(config).to(world.device)
+        corruption = build_task_corruption(config)
+        self.corruption = corruption if corruption is None else corruption.to(world.device)
+
+        self.train_images = self._open("train")
+        self.val_images = self._open("val") if config.eval_every else None
+        if len(self.train_images) < config.batch_size:
+            raise ValueError(
+                f"--batch-size {config.batch_size}: larger than the {len(self.train_images)} images "
+                f"in {self.train_images.clean.describe()}"
+            )
+
+        torch.manual_seed(make_seed(config.seed, Purpose.WEIGHTS, 0))
+        self.network: BridgeNetwork = build_network(
+            config.network, self.bridge.noise_levels, image_channels=config.image_channels, cond_x1=config.cond_x1
+        ).to(world.device)
+        self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
+        self.optimizer = build_optimizer(self.network.parameters(), lr=config.lr, weight_decay=config.l2_norm)
+        self.scheduler = build_scheduler(self.optimizer, gamma=config.lr_gamma, step_size=config.lr_step)
+        self.progress = Progress()
+        self.saved_iteration = 0
+
+    def _open(self, split: str) -> ImageDataset:
+        config = self.config
+        images = open_split(
+            config.dataset_dir, split, image_size=config.image_size, image_channels=config.image_channels
+        )
+        if images.paired != (config.corrupt == PAIRED):
+            found = "pairs (degraded/ with clean/)" if images.paired else "single images"
+            raise ValueError(f"--corrupt {config.corrupt}: but {images.clean.describe()} holds {found}")
+        return images
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "net": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sched": None if self.scheduler is None else self.scheduler.state_dict(),
+            "progress": asdict(self.progress),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+        load_weights(self.network, state["net"], source)
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["sched"])
+        self.progress = Progress(**state["progress"])
+
+    def resume(self) -> Path | None:
+        """Take up the newest whole checkpoint of this run, or of --ckpt; returns its path, None when starting anew.
+
+        Raises ValueError if the run was made with settings that do not agree.
+        """
+        config = self.config
+        places = [config.run_dir]
+        if config.ckpt:
+            places.append(Path(config.results_dir) / config.ckpt)
+        for run_dir in places:
+            settings = run_dir / "config.yaml"
+            if settings.exists():
+                check_resumable(read_config(TrainConfig, settings), config, run_dir)
+            elif run_dir.exists() and any(run_dir.iterdir()):
+                raise ValueError(f"{run_dir} holds files but no config.yaml, so no run to resume: give another --name")
+            found = find_checkpoint(run_dir)
+            if found is not None:
+                path, state = found
+                self.load_state_dict(state, path)
+                self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0
+                return path
+        if config.ckpt and not places[1].is_dir():
+            raise ValueError(f"--ckpt {config.ckpt}: there is no run {places[1]}")
+        return None
+
+    def save(self) -> None:
+        """Write a checkpoint, unless this very state is on the disk already."""
+        iteration = self.progress.iteration
+        if self.world.is_main and self.saved_iteration != iteration:
+            save_checkpoint(self.config.run_dir, self.state_dict(), iteration, self.config.keep_last)
+        self.saved_iteration = iteration
+
+    # --- one iteration -----------------------------------------------------------------------------------------------
+
+    def make_batch(self, images: Images, noise: ImageNoise) -> Batch:
+        return make_batch(
+            images.image,
+            images.degraded,
+            images.label,
+            self.corruption,
+            noise,
+            device=self.world.device,
+            cond_x1=self.config.cond_x1,
+            add_x1_noise=self.config.add_x1_noise,
+        )
+
+    def step(self, net: nn.Module, stream: Any) -> torch.Tensor:
+        """Make one optimizer iteration over the next global batch; returns this process's mean loss, on its device."""
+        # Nothing below draws from torch's global random state; what might (dropout, a degradation of the user's own)
+        # draws the same after a restart.
+        number = self.progress.iteration * self.world.world_size + self.world.rank
+        torch.manual_seed(make_seed(self.config.seed, Purpose.GLOBAL, number))
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.world.device)
+        for microstep in range(self.accumulation):
+            images = next(stream)
+            noise = ImageNoise(self.config.seed, Purpose.TRAIN, images.numbers, self.world.device)
+            batch = self.make_batch(images, noise)
+            # Gradients are averaged over the microbatches, and over the processes once, after the last of them.
+            last = microstep == self.accumulation - 1
+            with nullcontext() if last or self.world.world_size == 1 else net.no_sync():
+                loss = bridge_loss(
+                    self.bridge,
+                    net,
+                    noise.randint(self.config.interval),
+                    batch.x0,
+                    batch.x1,
+                    mask=batch.mask,
+                    cond=batch.cond,
+                    ot_ode=self.config.ot_ode,
+                    randn=noise.randn_like,
+                )
+                (loss / self.accumulation).backward()
+            total += loss.detach() / self.accumulation
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.ema.update()
+        self.progress.iteration += 1
+        self.progress.num_images_seen += self.config.batch_size
+        return total
+
+    # --- validation --------------------------------------------------------------------------------------------------
+
+    def validate(self, log: RunLog) -> None:
+        """Restore some validation images with the averaged weights; record their PSNR and draw them."""
+        config, world, images = self.config, self.world, self.val_images
+        count = min(config.eval_images, len(images))
+        chosen = [i * len(images) // count for i in range(count)]
+        sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+        drawn: list[tuple[torch.Tensor, ...]] = []
+        self.network.eval()
+        with self.ema.applied():
+            for part in load_in_order(images, chosen[world.rank :: world.world_size], batch_size=config.microbatch):
+                noise = ImageNoise(config.seed, Purpose.SAMPLE, part.numbers)
+                batch = self.make_batch(part, noise)
+                restored = sample(
+                    self.bridge,
+                    self.network,
+                    batch.x1,
+                    nfe=config.eval_nfe,
+                    mask=batch.mask,
+                    cond=batch.cond,
+                    ot_ode=config.ot_ode,
+                    clip_denoise=config.clip_denoise,
+                    randn=noise.randn_like,
+                ).x0
+                columns = (to_uint8(batch.shown), to_uint8(restored), part.image.to(world.device))
+                before, after = psnr(columns[0], columns[2]), psnr(columns[1], columns[2])
+                sums += torch.stack([before.sum(), after.sum(), sums.new_tensor(len(batch))])
+                drawn.append(columns)
+        self.network.train()
+
+        degraded_psnr, restored_psnr, total = world.sum(sums).tolist()
+        iteration = self.progress.iteration
+        values = {"psnr_degraded": degraded_psnr / total, "psnr_restored": restored_psnr / total}
+        log.record("validation", iteration, values)
+        log.say(
+            f"iteration {iteration}: PSNR {values['psnr_restored']:.2f} dB restored, "
+            f"{values['psnr_degraded']:.2f} dB degraded ({total:.0f} val images, NFE {config.eval_nfe})"
+        )
+        if world.is_main:
+            titles = ("degraded", "restored", "clean")
+            grid = draw_grid([(t, torch.cat(c)) for t, c in zip(titles, zip(*drawn, strict=True), strict=True)])
+            save_png(grid, config.run_dir / "validation" / f"iteration_{iteration:08d}.png")
+            log.picture("validation", iteration, grid)
+
+
+def train(config: TrainConfig) -> None:
+    """Train a bridge to `config.num_itr` iterations, from the newest checkpoint of the run if it has one.
+
+    Leaves in results/NAME: config.yaml, checkpoints, log.jsonl, TensorBoard logs, validation pictures. Raises
+    ValueError for settings or data that do not fit, before anything is written.
+    """
+    world = join_world(config.device)
+    try:
+        _train(config, world)
+    finally:
+        leave_world()
+
+
+def _train(config: TrainConfig, world: World) -> None:
+    trainer = Trainer(config, world)
+    resumed_from = trainer.resume()
+    world.barrier()
+    if world.is_main:
+        write_atomically(config.run_dir / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
+    progress = trainer.progress
+
+    with RunLog(
+        config.run_dir,
+        writer=config.log_writer,
+        writer_dir=Path(config.log_dir) if config.log_dir else config.run_dir / "tensorboard",
+        iteration=progress.iteration,
+        num_itr=config.num_itr,
+        silent=not world.is_main,
+    ) as log:
+        _introduce(trainer, log, resumed_from)
+        net: nn.Module = trainer.network
+        if world.world_size > 1:
+            net = DistributedDataParallel(trainer.network)
+        stream = load_training(
+            trainer.train_images,
+            seed=config.seed,
+            positions=TrainingPositions(
+                progress.num_images_seen, config.batch_size, config.microbatch, world.rank, world.world_size
+            ),
+            workers=config.workers,
+            pin_memory=world.device.type == "cuda",
+        )
+        clock, logged_at = time.perf_counter(), progress.iteration
+        while progress.iteration < config.num_itr:
+            try:
+                loss = trainer.step(net, stream)
+            except UnreadableImageError:
+                trainer.save()
+                raise
+            iteration = progress.iteration
+            log.advance(iteration)
+            last = iteration == config.num_itr
+            if iteration % config.log_every == 0 or last:
+                value = world.mean(loss).item()
+                elapsed = time.perf_counter() - clock
+                speed = (iteration - logged_at) * config.batch_size / elapsed
+                lr = trainer.optimizer.param_groups[0]["lr"]
+                log.record("train", iteration, {"loss": value, "lr": lr, "images_per_second": speed})
+                clock, logged_at = time.perf_counter(), iteration
+            if iteration % config.save_every == 0 or last:
+                trainer.save()
+            if config.eval_every and (iteration % config.eval_every == 0 or last):
+                trainer.validate(log)
+                clock, logged_at = time.perf_counter(), iteration
+        trainer.save()
+        log.say(f"done: {config.run_dir} is ready for python sample.py --ckpt {config.name}")
+
+
+def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
+    config, world = trainer.config, trainer.world
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    log.say(f"data      {len(trainer.train_images)} training images in {trainer.train_images.clean.describe()}")
+    log.say(f"network   {config.network}, {parameters / 1e6:.1f} M parameters, on {world.device}")
+    log.say(
+        f"batch     {config.batch_size} = {world.world_size} processes x {config.microbatch} x "
+        f"{trainer.accumulation} accumulated"
+    )
+    log.say(f"bridge    {config.interval} steps, total variance {trainer.bridge.betas.sum():.4f}, {_kind(config)}")
+    log.say(f"run       {config.run_dir}, " + (f"resumed from {resumed_from}" if resumed_from else "from scratch"))
+
+
+def _kind(config: TrainConfig) -> str:
+    return "OT-ODE" if config.ot_ode else "SDE"

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The whole path on a handful of real photographs: set up, prepare data, train, restore, score.
+#   bash scripts/demo.sh [--corrupt NAME]      (default: sr4x-pool)
+# Everything that is there already is reused; delete data/demo and results/demo-* to start anew.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+corrupt=sr4x-pool
+if [ $# -eq 2 ] && [ "$1" = --corrupt ]; then
+  corrupt=$2
+elif [ $# -gt 0 ]; then
+  echo "usage: bash scripts/demo.sh [--corrupt NAME]" >&2
+  exit 2
+fi
+name=demo-$corrupt
+nfe=2
+
+bash scripts/setup.sh requirements.txt scripts/requirements-demo.txt
+python=.venv/bin/python
+
+echo "== photographs"
+"$python" scripts/demo_photos.py data/demo
+echo "== train"
+"$python" train.py --config configs/demo.yaml --name "$name" --corrupt "$corrupt"
+echo "== restore photographs that training never saw"
+"$python" sample.py --ckpt "$name" --nfe "$nfe"
+echo "== score"
+"$python" compute_metrices.py --ckpt "$name" --sample-dir "samples_nfe$nfe"
+echo "Validation pictures from training: results/$name/validation/"

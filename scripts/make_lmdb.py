@@ -1,0 +1,116 @@
+"""Pack a folder of images into one LMDB file, as the field keeps ImageNet.
+
+    python scripts/make_lmdb.py /data/imagenet/train data/imagenet --split train --resize 256
+
+The result, OUT/{split}_faster_imagefolder.lmdb, appears only when it is complete; keys are the images' paths below the
+folder, values the encoded files. Unreadable images are left out and listed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import lmdb
+from PIL import Image
+from torchvision.transforms import functional as TF
+from tqdm import tqdm
+
+from i2sb.data import list_images, sort_keys
+
+MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
+COMMIT_EVERY = 1000
+
+
+def encode(key: str, root: Path, resize: int | None) -> tuple[str, bytes | None, str]:
+    """Return (key, the bytes to store, "") or (key, None, why the image cannot be read)."""
+    try:
+        content = (root / key).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            if resize and min(image.size) > resize:
+                image = TF.resize(image.convert("RGB"), resize, TF.InterpolationMode.BILINEAR)
+                buffer = io.BytesIO()
+                image.save(buffer, format="PNG")
+                content = buffer.getvalue()
+        return key, content, ""
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return key, None, " ".join(str(error).split())
+
+
+def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, workers: int) -> list[tuple[str, str]]:
+    """Write the LMDB of one split; returns (path, reason) of each image left out.
+
+    Raises ValueError if there are no images, none can be read, or the LMDB exists already.
+    """
+    target = out / f"{split}_faster_imagefolder.lmdb"
+    if not source.is_dir():
+        raise ValueError(f"{source}: there is no such folder")
+    if target.exists():
+        raise ValueError(f"{target}: exists already; delete it first to make it anew")
+    keys = sort_keys(list_images(source))
+    if not keys:
+        raise ValueError(f"{source}: holds no images")
+
+    out.mkdir(parents=True, exist_ok=True)
+    partial_file = out / f".{target.name}.partial"
+    partial_file.unlink(missing_ok=True)
+    environment = lmdb.open(str(partial_file), subdir=False, map_size=MAP_SIZE, lock=False, sync=False, writemap=False)
+    unreadable = []
+    transaction = environment.begin(write=True)
+    with multiprocessing.Pool(workers) as pool:
+        results = pool.imap(partial(encode, root=source, resize=resize), keys, chunksize=16)
+        for count, (key, content, reason) in enumerate(tqdm(results, total=len(keys), unit="image", desc=split), 1):
+            if content is None:
+                unreadable.append((key, reason))
+            else:
+                transaction.put(key.encode(), content)
+            if count % COMMIT_EVERY == 0:
+                transaction.commit()
+                transaction = environment.begin(write=True)
+    transaction.commit()
+    environment.sync(True)
+    environment.close()
+    if len(unreadable) == len(keys):
+        partial_file.unlink()
+        raise ValueError(f"{source}: none of its {len(keys)} images can be read, first {keys[0]}: {unreadable[0][1]}")
+    os.replace(partial_file, target)
+    print(f"{target}: {len(keys) - len(unreadable)} images")
+    return unreadable
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder of images: class folders, or flat")
+    parser.add_argument("out", type=Path, help="data set folder to write into")
+    parser.add_argument("--split", default="train", help="name of the split: train or val (default: train)")
+    parser.add_argument(
+        "--resize", type=int, help="shrink so that the shorter side has this many pixels, stored as PNG"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read and resize")
+    options = parser.parse_args()
+    for name in ("resize", "workers"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            sys.exit(f"make_lmdb.py: error: --{name} {value}: must be at least 1")
+    try:
+        unreadable = make_lmdb(
+            options.source, options.out, options.split, resize=options.resize, workers=options.workers
+        )
+    except (ValueError, lmdb.Error, OSError) as error:
+        sys.exit(f"make_lmdb.py: error: {error}")
+    if unreadable:
+        print(f"left out {len(unreadable)} unreadable images:", file=sys.stderr)
+        for key, reason in unreadable:
+            print(f"  {options.source / key}: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Lint and test the project in .venv, set up if need be. Arguments go to pytest: bash scripts/test.sh -k bridge
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh requirements.txt tests/requirements.txt
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest "$@"
