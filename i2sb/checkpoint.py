@@ -96,9 +96,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) ->
         if _shape(own.get(name)) != _shape(weights.get(name))
     ]
     if misfits:
-        raise ValueError(
-            f"{source}: holds another architecture, {len(misfits)} of {len(own)} parameters differ: {_first(misfits)}"
-        )
+        raise ValueError(f"{source}: holds another architecture, {len(misfits)} parameters differ: {_first(misfits)}")
     module.load_state_dict(weights)
 
 

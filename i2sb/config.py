@@ -48,7 +48,9 @@ class TrainConfig:
     )
     image_size: int = option(256, "side of the square training images, in pixels")
     image_channels: Literal[1, 3] = option(3, "3: colour, 1: grey")
-    workers: int = option(4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)")
+    workers: int = option(
+        4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)"
+    )
 
     corrupt: str = option("", "degradation to restore, or 'paired' if the data set holds degraded images itself")
     cond_x1: bool = option(False, "show the degraded image to the network at every step")
@@ -79,6 +81,7 @@ class TrainConfig:
     eval_every: int = option(5000, "iterations between two validations (0: never)")
     eval_nfe: int = option(10, "network evaluations per validation image")
     eval_images: int = option(16, "validation images, spread evenly over the val split")
+    eval_image_size: int | None = option(None, "side of validation images, if another than --image-size")
 
     def __post_init__(self) -> None:
         _require_name("--name", self.name)
@@ -112,6 +115,10 @@ class TrainConfig:
             self.batch_size % self.microbatch == 0,
             f"--batch-size {self.batch_size}: must be a multiple of --microbatch {self.microbatch}",
         )
+        _require(
+            self.eval_image_size is None or self.eval_image_size >= 1,
+            f"--eval-image-size {self.eval_image_size}: must be at least 1",
+        )
         _require(self.lr > 0, f"--lr {self.lr}: must be positive")
         _require(0 < self.lr_gamma <= 1, f"--lr-gamma {self.lr_gamma}: must be above 0 and at most 1")
         _require(0 <= self.ema < 1, f"--ema {self.ema}: must be at least 0 and below 1")
@@ -124,6 +131,11 @@ class TrainConfig:
     def run_dir(self) -> Path:
         return Path(self.results_dir) / self.name
 
+    @property
+    def restored_size(self) -> int:
+        """Side of the images that validation, and sampling unless told otherwise, restore."""
+        return self.eval_image_size or self.image_size
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -132,6 +144,7 @@ class SampleConfig:
     ckpt: str = option("", "name of the run in --results-dir")
     results_dir: str = option("results", "folder of all runs")
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
+    image_size: int | None = option(None, "side of the square images, in pixels (default: the run's validation size)")
     nfe: int | None = option(None, "network evaluations per image (default: interval - 1)")
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
@@ -143,7 +156,9 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _require_name("--ckpt", self.ckpt)
-        _require(self.nfe is None or self.nfe >= 1, f"--nfe {self.nfe}: must be at least 1")
+        for name in ("image_size", "nfe"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{flag(name)} {value}: must be at least 1")
         _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
         for name in ("workers", "seed"):
             _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
@@ -200,7 +215,7 @@ def flag(field_name: str) -> str:
 # Settings that may differ when a run goes on: they change neither the weights' meaning nor the order of the data.
 _MAY_CHANGE = frozenset(
     "results_dir name ckpt device dataset_dir workers microbatch num_itr clip_denoise save_every keep_last "
-    "log_every log_writer log_dir eval_every eval_nfe eval_images".split()
+    "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size".split()
 )
 
 

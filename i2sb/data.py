@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
-from i2sb.images import to_tensor
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -194,7 +193,7 @@ class ImageDataset(Dataset):
 
     def _to_square(self, image: Image.Image, flip: bool) -> Tensor:
         image = TF.center_crop(TF.resize(image, self.image_size, TF.InterpolationMode.BILINEAR), self.image_size)
-        return to_tensor(TF.hflip(image) if flip else image)
+        return TF.pil_to_tensor(TF.hflip(image) if flip else image)
 
 
 def open_split(dataset_dir: str | Path, split: str, *, image_size: int, image_channels: int = 3) -> ImageDataset:

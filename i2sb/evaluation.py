@@ -12,14 +12,14 @@ from tqdm import tqdm
 from i2sb.batch import make_batch
 from i2sb.checkpoint import write_atomically
 from i2sb.config import EvalConfig, TrainConfig
-from i2sb.data import load_in_order, open_split
+from i2sb.data import load_in_order
 from i2sb.distributed import join_world
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.metrics import psnr, ssim
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sample_folder import SampleFolder
-from i2sb.tasks import build_task_corruption
+from i2sb.tasks import build_task_corruption, open_task_split
 
 METRICS = {
     "psnr": (psnr, "dB", "PSNR of 8-bit RGB, mean over images"),
@@ -37,12 +37,8 @@ def run(config: EvalConfig) -> None:
     run_config = read_config(TrainConfig, config.run_dir / "config.yaml")
     folder = SampleFolder.open(config.run_dir / config.sample_dir)
     settings = folder.settings
-    images = open_split(
-        config.dataset_dir or settings.dataset_dir,
-        "val",
-        image_size=run_config.image_size,
-        image_channels=run_config.image_channels,
-    )
+    dataset_dir = config.dataset_dir or settings.dataset_dir
+    images = open_task_split(run_config, dataset_dir, "val", settings.image_size)
     if len(images) != settings.num_images:
         raise ValueError(
             f"{images.clean.describe()} holds {len(images)} images, but those in {folder.path} were restored from "
@@ -55,7 +51,7 @@ def run(config: EvalConfig) -> None:
             "finish sample.py first"
         )
 
-    corruption = build_task_corruption(run_config)
+    corruption = build_task_corruption(run_config, settings.image_size)
     scores: dict[str, dict[str, list[Tensor]]] = {name: {"degraded": [], "restored": []} for name in METRICS}
     wanted = {i * len(images) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)}
     drawn: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.transforms import functional as TF
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -24,8 +24,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def to_pil(image: Tensor) -> Image.Image:
     """Turn one uint8 image [C, H, W], C of 1 or 3, into a PIL image."""
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return TF.to_pil_image(image.cpu())
 
 
 def save_png(image: Image.Image, path: Path) -> None:
@@ -61,10 +60,3 @@ def draw_grid(columns: Sequence[tuple[str, Tensor]], *, scale: int | None = None
             tile = to_pil(images[i]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             sheet.paste(tile.convert("RGB"), (group * group_w + c * cell_w, head + row * cell_h))
     return sheet
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Turn a PIL image of mode L or RGB into uint8 [C, H, W]."""
-    pixels = np.asarray(image)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -61,13 +61,13 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def check_image_size(name: str, image_size: int) -> None:
-    """Raise ValueError unless the preset `name` can take square images of `image_size` pixels a side."""
+def check_image_size(name: str, image_size: int, flag: str = "--image-size") -> None:
+    """Raise ValueError, naming the `flag`, unless the preset can take square images of `image_size` pixels a side."""
     multiple = find_preset(name).downsampling
     if image_size < multiple or image_size % multiple:
         below = max(image_size // multiple, 1) * multiple
         raise ValueError(
-            f"--image-size {image_size}: --network {name} takes multiples of {multiple}, "
+            f"{flag} {image_size}: --network {name} takes multiples of {multiple}, "
             f"such as {below} or {below + multiple}"
         )
 

@@ -47,6 +47,9 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
     if config_file is not None:
         values = _read_yaml(Path(config_file))
         _refuse_unknown(f"{config_file}: ", values, names)
+        for name, kind in get_type_hints(config_class).items():  # jsonargparse would not name the setting
+            if kind is bool and not isinstance(values.get(name, False), bool):
+                raise ValueError(f"{config_file}: {flag(name)} {values[name]}: must be {_in_words(bool)}")
         parser.set_defaults(**_parse(parser.parse_object, values, config_class, f"{config_file}: "))
     return config_class(**_parse(parser.parse_args, list(flags), config_class, ""))
 

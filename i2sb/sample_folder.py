@@ -8,9 +8,10 @@ from pathlib import Path
 import yaml
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional as TF
 
 from i2sb.checkpoint import write_atomically
-from i2sb.images import save_png, to_pil, to_tensor, to_uint8
+from i2sb.images import save_png, to_pil, to_uint8
 
 SETTINGS = "settings.yaml"
 
@@ -26,6 +27,7 @@ class SampleSettings:
     use_fp16: bool
     seed: int
     dataset_dir: str
+    image_size: int
     num_images: int
 
 
@@ -75,7 +77,7 @@ class SampleFolder:
     def load(self, index: int) -> Tensor:
         """Return image number `index`, uint8 [C, H, W]."""
         with Image.open(self.image_path(index)) as image:
-            return to_tensor(image)
+            return TF.pil_to_tensor(image)
 
     def missing(self, indices: range) -> list[int]:
         """Return those of `indices` whose images are not there."""

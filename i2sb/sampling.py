@@ -5,14 +5,15 @@ from __future__ import annotations
 from tqdm import tqdm
 
 from i2sb.batch import make_batch
-from i2sb.config import PAIRED, SampleConfig
-from i2sb.data import load_in_order, open_split
+from i2sb.config import SampleConfig
+from i2sb.data import load_in_order
 from i2sb.distributed import join_world, leave_world
+from i2sb.network import check_image_size
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import load_model
 from i2sb.sample_folder import SampleFolder, SampleSettings
 from i2sb.sampler import step_grid
-from i2sb.tasks import build_task_corruption
+from i2sb.tasks import build_task_corruption, open_task_split
 
 
 def run(config: SampleConfig) -> None:
@@ -28,19 +29,13 @@ def run(config: SampleConfig) -> None:
         step_grid(model.config.interval, nfe)  # refuses an nfe out of range before any image is read
         if config.use_fp16:
             model.network.diffusion_model.half_convolutions()
-        corruption = build_task_corruption(model.config)
+        image_size = config.image_size or model.config.restored_size
+        check_image_size(model.config.network, image_size)
+        corruption = build_task_corruption(model.config, image_size)
         if corruption is not None:
             corruption = corruption.to(world.device)
-        images = open_split(
-            config.dataset_dir or model.config.dataset_dir,
-            "val",
-            image_size=model.config.image_size,
-            image_channels=model.config.image_channels,
-        )
-        if images.paired != (corruption is None):
-            found = "pairs (degraded/ with clean/)" if images.paired else "single images"
-            wanted = f"--corrupt {PAIRED}" if corruption is None else f"--corrupt {model.config.corrupt}"
-            raise ValueError(f"{images.clean.describe()} holds {found}, but {config.ckpt} was trained with {wanted}")
+        dataset_dir = config.dataset_dir or model.config.dataset_dir
+        images = open_task_split(model.config, dataset_dir, "val", image_size)
 
         settings = SampleSettings(
             run=config.ckpt,
@@ -49,7 +44,8 @@ def run(config: SampleConfig) -> None:
             clip_denoise=config.clip_denoise,
             use_fp16=config.use_fp16,
             seed=config.seed,
-            dataset_dir=config.dataset_dir or model.config.dataset_dir,
+            dataset_dir=dataset_dir,
+            image_size=image_size,
             num_images=len(images),
         )
         name = f"samples_nfe{nfe}" + ("_clip" if config.clip_denoise else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from corruption import Corruption, build_corruption
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, TrainConfig
+from i2sb.data import ImageDataset, open_split
 
 
 def build_bridge(config: TrainConfig) -> Bridge:
@@ -12,6 +13,15 @@ def build_bridge(config: TrainConfig) -> Bridge:
     return Bridge(config.interval, config.beta_max, t0=config.t0, T=config.T)
 
 
-def build_task_corruption(config: TrainConfig) -> Corruption | None:
-    """Build the degradation of a run; None if its data set brings degraded images itself."""
-    return None if config.corrupt == PAIRED else build_corruption(config.corrupt, config.image_size)
+def build_task_corruption(config: TrainConfig, image_size: int) -> Corruption | None:
+    """Build the degradation of a run for images of this size; None if its data set brings degraded images itself."""
+    return None if config.corrupt == PAIRED else build_corruption(config.corrupt, image_size)
+
+
+def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_size: int) -> ImageDataset:
+    """Open a split as a run needs it. Raises ValueError if it holds pairs and the run makes its own, or vice versa."""
+    images = open_split(dataset_dir, split, image_size=image_size, image_channels=config.image_channels)
+    if images.paired != (config.corrupt == PAIRED):
+        found = "pairs (degraded/ with clean/)" if images.paired else "single images"
+        raise ValueError(f"--corrupt {config.corrupt}: but {images.clean.describe()} holds {found}")
+    return images

@@ -12,18 +12,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from corruption import Corruption
 from i2sb.batch import Batch, make_batch
 from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint, write_atomically
-from i2sb.config import PAIRED, TrainConfig, check_resumable
-from i2sb.data import (
-    ImageDataset,
-    Images,
-    TrainingPositions,
-    UnreadableImageError,
-    load_in_order,
-    load_training,
-    open_split,
-)
+from i2sb.config import TrainConfig, check_resumable
+from i2sb.data import Images, TrainingPositions, UnreadableImageError, load_in_order, load_training
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.ema import ExponentialMovingAverage
 from i2sb.images import draw_grid, save_png, to_uint8
@@ -35,7 +28,7 @@ from i2sb.parsing import read_config, to_yaml
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.run_log import RunLog
 from i2sb.sampler import sample
-from i2sb.tasks import build_bridge, build_task_corruption
+from i2sb.tasks import build_bridge, build_task_corruption, open_task_split
 
 
 @dataclass
@@ -55,6 +48,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world = config, world
         check_image_size(config.network, config.image_size)
+        check_image_size(config.network, config.restored_size, "--eval-image-size")
         step_images = config.microbatch * world.world_size
         if config.batch_size % step_images:
             raise ValueError(
@@ -63,11 +57,13 @@ class Trainer:
             )
         self.accumulation = config.batch_size // step_images
         self.bridge = build_bridge(config).to(world.device)
-        corruption = build_task_corruption(config)
-        self.corruption = corruption if corruption is None else corruption.to(world.device)
+        self.train_corruption = self._build_corruption(config.image_size)
+        self.val_corruption = self._build_corruption(config.restored_size)
 
-        self.train_images = self._open("train")
-        self.val_images = self._open("val") if config.eval_every else None
+        self.train_images = open_task_split(config, config.dataset_dir, "train", config.image_size)
+        self.val_images = None
+        if config.eval_every:
+            self.val_images = open_task_split(config, config.dataset_dir, "val", config.restored_size)
         if len(self.train_images) < config.batch_size:
             raise ValueError(
                 f"--batch-size {config.batch_size}: larger than the {len(self.train_images)} images "
@@ -84,15 +80,9 @@ class Trainer:
         self.progress = Progress()
         self.saved_iteration = 0
 
-    def _open(self, split: str) -> ImageDataset:
-        config = self.config
-        images = open_split(
-            config.dataset_dir, split, image_size=config.image_size, image_channels=config.image_channels
-        )
-        if images.paired != (config.corrupt == PAIRED):
-            found = "pairs (degraded/ with clean/)" if images.paired else "single images"
-            raise ValueError(f"--corrupt {config.corrupt}: but {images.clean.describe()} holds {found}")
-        return images
+    def _build_corruption(self, image_size: int) -> Corruption | None:
+        corruption = build_task_corruption(self.config, image_size)
+        return corruption if corruption is None else corruption.to(self.world.device)
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -126,7 +116,7 @@ class Trainer:
             settings = run_dir / "config.yaml"
             if settings.exists():
                 check_resumable(read_config(TrainConfig, settings), config, run_dir)
-            elif run_dir.exists() and any(run_dir.iterdir()):
+            elif run_dir.exists() and any(path.suffix != ".partial" for path in run_dir.iterdir()):
                 raise ValueError(f"{run_dir} holds files but no config.yaml, so no run to resume: give another --name")
             found = find_checkpoint(run_dir)
             if found is not None:
@@ -147,12 +137,12 @@ class Trainer:
 
     # --- one iteration -----------------------------------------------------------------------------------------------
 
-    def make_batch(self, images: Images, noise: ImageNoise) -> Batch:
+    def make_batch(self, images: Images, corruption: Corruption | None, noise: ImageNoise) -> Batch:
         return make_batch(
             images.image,
             images.degraded,
             images.label,
-            self.corruption,
+            corruption,
             noise,
             device=self.world.device,
             cond_x1=self.config.cond_x1,
@@ -170,7 +160,7 @@ class Trainer:
         for microstep in range(self.accumulation):
             images = next(stream)
             noise = ImageNoise(self.config.seed, Purpose.TRAIN, images.numbers, self.world.device)
-            batch = self.make_batch(images, noise)
+            batch = self.make_batch(images, self.train_corruption, noise)
             # Gradients are averaged over the microbatches, and over the processes once, after the last of them.
             last = microstep == self.accumulation - 1
             with nullcontext() if last or self.world.world_size == 1 else net.no_sync():
@@ -208,7 +198,7 @@ class Trainer:
         with self.ema.applied():
             for part in load_in_order(images, chosen[world.rank :: world.world_size], batch_size=config.microbatch):
                 noise = ImageNoise(config.seed, Purpose.SAMPLE, part.numbers)
-                batch = self.make_batch(part, noise)
+                batch = self.make_batch(part, self.val_corruption, noise)
                 restored = sample(
                     self.bridge,
                     self.network,

@@ -35,7 +35,7 @@ PHOTOS = {
     },
 }
 TRAIN_CROP, TRAIN_STRIDE = 32, 16
-VAL_CROP = 64
+VAL_CROP = 128
 
 
 def find_photo(path: str) -> Path:

@@ -1,0 +1,106 @@
+"""What the tests share: golden vectors, a small data set, tiny settings, and the programs as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+# Small networks gain nothing from threads, and equal counts make equal sums.
+torch.set_num_threads(1)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+
+
+def golden(name: str) -> dict[str, torch.Tensor]:
+    """Load a golden .npz as tensors."""
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def golden_json(name: str) -> dict:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def run_python(*arguments: object, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run python as a real process; with `check` its failure fails the test, showing what it printed."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def make_image(number: int, width: int = 24, height: int = 20) -> Image.Image:
+    """A smooth colour image that depends on `number`."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(0.11 * (number + 2) * x + 0.07 * (c + 1) * y + c) for c in range(3)]
+    return Image.fromarray((127.5 + 127 * np.stack(waves, axis=-1)).astype(np.uint8))
+
+
+def write_images(folder: Path, names: list[str], first: int = 0) -> None:
+    for number, name in enumerate(names, first):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_image(number).save(path)
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of class folders: 12 training and 5 validation images of 24x20 pixels."""
+    root = tmp_path_factory.mktemp("dataset")
+    write_images(root / "train", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(6)])
+    write_images(root / "val", ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"], first=50)
+    return root
+
+
+# The smallest run that has every part: 16-pixel images, two microbatches an iteration, validation, checkpoints.
+TINY = {
+    "corrupt": "sr4x-pool",
+    "image_size": 16,
+    "network": "tiny",
+    "batch_size": 4,
+    "microbatch": 2,
+    "num_itr": 6,
+    "lr": 1e-3,
+    "lr_step": 2,
+    "save_every": 2,
+    "log_every": 1,
+    "eval_every": 4,
+    "eval_nfe": 2,
+    "eval_images": 3,
+    "workers": 0,
+    "log_writer": "none",
+    "device": "cpu",
+}
+
+
+def as_flags(settings: dict[str, object]) -> list[str]:
+    """Turn settings into flags."""
+    flags = []
+    for name, value in settings.items():
+        dashed = name.replace("_", "-")
+        flags += (
+            [f"--{dashed}" if value else f"--no-{dashed}"] if isinstance(value, bool) else [f"--{dashed}", str(value)]
+        )
+    return flags
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, dataset_dir: Path) -> Path:
+    """results/NAME of a finished tiny run; treat it as read-only."""
+    from i2sb.config import TrainConfig
+    from i2sb.training import train
+
+    results = tmp_path_factory.mktemp("results")
+    config = TrainConfig(name="tiny", results_dir=str(results), dataset_dir=str(dataset_dir), **TINY)
+    train(config)
+    return config.run_dir

@@ -1,0 +1,91 @@
+"""Checkpoints: whole or not at all, newest first, broken ones named, nothing in them runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from i2sb.checkpoint import BrokenCheckpointError, find_checkpoint, load_weights, read_checkpoint, save_checkpoint
+
+
+def state(value: float) -> dict:
+    return {"net": {"w": torch.full((300,), value)}, "progress": {"iteration": int(value)}}
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_keeps_the_newest_and_points_to_it(tmp_path):
+    for iteration in (5, 10, 15, 100):
+        save_checkpoint(tmp_path, state(iteration), iteration, keep_last=2)
+    assert names(tmp_path) == ["checkpoint_00000015.pt", "checkpoint_00000100.pt", "latest.pt"]
+    assert os.readlink(tmp_path / "latest.pt") == "checkpoint_00000100.pt"
+    path, found = find_checkpoint(tmp_path)
+    assert path.name == "checkpoint_00000100.pt" and found["progress"]["iteration"] == 100
+
+
+def test_none_at_all_is_no_error(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+
+
+def test_a_lone_latest_is_read(tmp_path):
+    torch.save(state(1), tmp_path / "latest.pt")
+    assert find_checkpoint(tmp_path)[0].name == "latest.pt"
+
+
+def test_cut_off_anywhere_is_named_and_the_one_before_is_used(tmp_path, capsys):
+    save_checkpoint(tmp_path, state(1), 1, keep_last=5)
+    newest = save_checkpoint(tmp_path, state(2), 2, keep_last=5)
+    whole = newest.read_bytes()
+    for length in [0, 1, 50, *range(100, len(whole), 97), len(whole) - 1]:
+        newest.write_bytes(whole[:length])
+        path, found = find_checkpoint(tmp_path)
+        assert path.name == "checkpoint_00000001.pt" and found["net"]["w"][0] == 1
+        said = capsys.readouterr().err
+        assert "checkpoint_00000002.pt: broken checkpoint" in said and said.count("\n") == 1
+    (tmp_path / "checkpoint_00000001.pt").write_bytes(b"")
+    with pytest.raises(BrokenCheckpointError, match="none of its 2 checkpoints is whole"):
+        find_checkpoint(tmp_path)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it_ran"),)
+
+    for name, save in (
+        ("torch.pt", torch.save),
+        ("plain.pt", lambda value, path: path.write_bytes(pickle.dumps(value))),
+    ):
+        save({"net": Hostile()}, tmp_path / name)
+        with pytest.raises(BrokenCheckpointError, match=name):
+            read_checkpoint(tmp_path / name)
+    torch.save([1, 2], tmp_path / "other.pt")
+    with pytest.raises(BrokenCheckpointError, match="holds no 'net'"):
+        read_checkpoint(tmp_path / "other.pt")
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    save_checkpoint(tmp_path, state(1), 1, keep_last=1)
+    with pytest.raises(AttributeError):
+        save_checkpoint(tmp_path, {"net": lambda: None}, 2, keep_last=1)  # a local function cannot be pickled
+    path, found = find_checkpoint(tmp_path)
+    assert path.name == "checkpoint_00000001.pt" and found["net"]["w"][0] == 1
+
+
+def test_other_architectures_are_listed_shortest_first_and_cut_at_ten(tmp_path):
+    net = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(8)])
+    other = torch.nn.Sequential(*[torch.nn.Linear(3, 5 if i else 3) for i in range(8)], torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError) as error:
+        load_weights(net, other.state_dict(), tmp_path / "x.pt")
+    message = str(error.value)
+    assert "x.pt: holds another architecture" in message
+    assert "architecture, 16 parameters differ: 1.bias 5 in the file, 3 in the network; 2.bias" in message
+    assert message.count(" in the file") == 10 and message.endswith("; …")
+    load_weights(net, {name: torch.zeros_like(p) for name, p in net.state_dict().items()}, tmp_path / "x.pt")
+    assert net[3].weight.abs().sum() == 0

@@ -1,0 +1,265 @@
+"""Bad input at the command line: one clear line, exit status 2, nothing lost."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, as_flags, run_python, write_images
+
+from i2sb.config import EvalConfig, SampleConfig, TrainConfig
+from i2sb.program import run_program
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """Run a program's main in this process; returns its exit status and what it said on standard error."""
+
+    def run(config_class, main, arguments):
+        monkeypatch.setattr(sys, "argv", ["program.py"])
+        capsys.readouterr()
+        try:
+            run_program(config_class, main, [str(argument) for argument in arguments])
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def train(program, tmp_path, dataset_dir):
+    def run(**changes):
+        from i2sb.training import train
+
+        settings = {**TINY, "name": "run", "results_dir": tmp_path / "results", "dataset_dir": dataset_dir, **changes}
+        return program(TrainConfig, train, as_flags(settings))
+
+    return run
+
+
+def assert_one_line(status, said, *words):
+    assert status == 2, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("program.py: error: ") and "Traceback" not in said, said
+    for word in words:
+        assert word in last, last
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset_dir": "/nowhere"}, ["--dataset-dir /nowhere: there is no such folder"]),
+        ({"interval": 11, "eval_nfe": 2}, ["--interval 11: must be even", "such as 12"]),
+        ({"eval_nfe": 1000}, ["--eval-nfe 1000: must be between 1 and 999"]),
+        ({"batch_size": 5}, ["--batch-size 5: must be a multiple of --microbatch 2"]),
+        ({"batch_size": 14}, ["--batch-size 14: larger than the 12 images"]),
+        ({"corrupt": "sr4x-poll"}, ["--corrupt sr4x-poll: unknown degradation", "did you mean sr4x-pool?"]),
+        ({"corrupt": "paired"}, ["--corrupt paired: but", "holds single images"]),
+        ({"image_size": 100, "network": "adm256"}, ["--image-size 100: --network adm256", "96 or 128"]),
+        ({"image_size": 18}, ["images of 18x18 pixels: sr4x needs multiples of 4"]),
+        ({"eval_image_size": 17}, ["--eval-image-size 17: --network tiny takes multiples of 2"]),
+        ({"network": "tinny"}, ["--network tinny: unknown"]),
+        ({"ckpt": "other"}, ["--ckpt other: there is no run"]),
+    ],
+)
+def test_wrong_settings(train, tmp_path, changes, words):
+    assert_one_line(*train(**changes), *words)
+    assert not (tmp_path / "results").exists(), "something was written"
+
+
+def test_gpu_that_is_not_there(train):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert_one_line(*train(device="cuda"), "--device cuda: torch finds no GPU")
+
+
+def test_empty_data_folder(train, tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    assert_one_line(*train(dataset_dir=tmp_path / "data"), "data/train: holds no images")
+
+
+def test_truncated_image_saves_what_was_learned_and_the_run_goes_on_once_it_is_mended(train, tmp_path, dataset_dir):
+    data, results = tmp_path / "data", tmp_path / "results"
+    shutil.copytree(dataset_dir, data)
+    image = data / "train" / "dog" / "3.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:60])
+    status, said = train(dataset_dir=data, save_every=100, eval_every=0, num_itr=9)
+    assert_one_line(status, said, "train/dog/3.png: unreadable image", "remove or replace it")
+    assert not list(results.glob("run/checkpoint_00000009.pt"))
+    image.write_bytes(whole)
+    assert train(dataset_dir=data, save_every=100, eval_every=0, num_itr=9)[0] == 0
+    assert list(results.glob("run/checkpoint_00000009.pt"))
+
+
+def test_run_of_another_architecture_or_setting_is_refused_and_kept(train, tmp_path):
+    assert train(num_itr=2, eval_every=0)[0] == 0
+    run = tmp_path / "results" / "run"
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert_one_line(*train(network="small64"), "--network tiny there, small64 now", "another --name")
+    assert_one_line(*train(interval=100, eval_nfe=2), "--interval 1000 there, 100 now")
+    # The settings agree, the weights do not: someone put another run's checkpoint there.
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("network: tiny", "network: small64"))
+    assert_one_line(*train(network="small64"), "checkpoint_00000002.pt: holds another architecture", "missing")
+    (run / "config.yaml").write_bytes(before["config.yaml"])
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_checkpoint_cut_off_in_the_middle(train, program, tmp_path):
+    assert train(num_itr=4, eval_every=0)[0] == 0
+    run = tmp_path / "results" / "run"
+    newest = run / "checkpoint_00000004.pt"
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    status, said = train(num_itr=4, eval_every=0)
+    assert status == 0 and "checkpoint_00000004.pt: broken checkpoint" in said
+    for path in run.glob("checkpoint_*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert_one_line(*train(num_itr=4, eval_every=0), "none of its 2 checkpoints is whole")
+
+    from i2sb.sampling import run as restore
+
+    flags = ["--ckpt", "run", "--results-dir", run.parent]
+    assert_one_line(*program(SampleConfig, restore, flags), "none of its 2 checkpoints is whole")
+
+
+def test_folder_that_is_no_run(train, tmp_path):
+    (tmp_path / "results" / "run").mkdir(parents=True)
+    (tmp_path / "results" / "run" / "thesis.tex").write_text("years of work")
+    assert_one_line(*train(), "holds files but no config.yaml")
+    assert [path.name for path in (tmp_path / "results" / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--nfe", "0"], ["--nfe 0: must be at least 1"]),
+        (["--nfe", "1000"], ["--nfe 1000", "between 1 and 999 evaluations"]),
+        (["--partition", "2_2"], ["--partition 2_2: write i_n"]),
+        (["--dataset-dir", "/nowhere"], ["--dataset-dir /nowhere: there is no such folder"]),
+        (["--image-size", "15"], ["--image-size 15: --network tiny takes multiples of 2"]),
+        (["--ckpt", "nobody"], ["nobody: there is no such run"]),
+        (["--batch-size", "0"], ["--batch-size 0: must be at least 1"]),
+    ],
+)
+def test_wrong_sampling(program, trained_run, flags, words):
+    from i2sb.sampling import run
+
+    before = sorted(trained_run.rglob("*"))
+    common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
+    assert_one_line(*program(SampleConfig, run, [*common, *flags]), *words)
+    assert sorted(trained_run.rglob("*")) == before
+
+
+def test_wrong_scoring(program, trained_run, tmp_path):
+    from i2sb.evaluation import run
+
+    common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
+    assert_one_line(*program(EvalConfig, run, common), "--sample-dir is missing")
+    assert_one_line(*program(EvalConfig, run, [*common, "--sample-dir", "none"]), "holds no settings.yaml")
+    assert_one_line(
+        *program(EvalConfig, run, [*common, "--sample-dir", "a", "--mode", "best"]), "--mode best: must be one of"
+    )
+
+
+def test_scoring_an_unfinished_folder_or_another_data_set(program, trained_run, tmp_path, dataset_dir):
+    from i2sb.evaluation import run
+    from i2sb.sampling import run as restore
+
+    results = tmp_path / "results"
+    (results / "tiny").mkdir(parents=True)
+    for name in ("config.yaml", "latest.pt"):
+        (results / "tiny" / name).symlink_to(trained_run / name)
+    common = ["--ckpt", "tiny", "--results-dir", results, "--device", "cpu", "--workers", 0]
+    assert program(SampleConfig, restore, [*common, "--nfe", 1, "--partition", "0_2"])[0] == 0
+    score = [*common, "--sample-dir", "samples_nfe1"]
+    assert_one_line(*program(EvalConfig, run, score), "3 of 5 images are missing, first number 2")
+    write_images(tmp_path / "other" / "val", ["a.png"])
+    assert_one_line(
+        *program(EvalConfig, run, [*score, "--dataset-dir", tmp_path / "other"]), "holds 1 images", "restored from 5"
+    )
+
+
+def test_a_fault_of_ours_keeps_its_traceback(program):
+    def main(config):
+        torch.zeros(3).view(2, 2)
+
+    def library(config):
+        torch.distributions.Normal(torch.tensor(0.0), torch.tensor(-1.0))
+
+    flags = ["--ckpt", "a"]
+    with pytest.raises(RuntimeError):
+        program(SampleConfig, main, flags)
+    with pytest.raises(ValueError, match="scale"):
+        program(SampleConfig, library, flags)
+
+
+@pytest.mark.parametrize("name", ["train.py", "sample.py", "compute_metrices.py"])
+def test_programs_as_processes(name):
+    shown = run_python(name, "--help")
+    assert "--config FILE.yaml" in shown.stdout and "--dry-run" in shown.stdout
+    wrong = run_python(name, "--workres", "1", check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith(f"{name}: error: unknown setting --workres: did you mean --workers?")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_dry_run_prints_settings_that_config_reads_back(tmp_path):
+    flags = as_flags({**TINY, "name": "a", "dataset_dir": "/nowhere"})
+    printed = run_python("train.py", *flags, "--dry-run").stdout
+    (tmp_path / "a.yaml").write_text(printed)
+    assert run_python("train.py", "--config", tmp_path / "a.yaml", "--dry-run").stdout == printed
+
+
+# --- scripts ---------------------------------------------------------------------------------------------------------
+
+
+def make_lmdb(*arguments, check=True):
+    return run_python(ROOT / "scripts/make_lmdb.py", *arguments, "--workers", 1, check=check)
+
+
+def test_make_lmdb_lists_unreadable_images_and_resizes(tmp_path):
+    from i2sb.data import open_split
+
+    write_images(tmp_path / "in", ["a/0.png", "a/1.png", "b/0.png"])
+    (tmp_path / "in" / "a" / "1.png").write_bytes(b"\x89PNG broken")
+    done = make_lmdb(tmp_path / "in", tmp_path / "out", "--split", "val", "--resize", "10")
+    assert "left out 1 unreadable images" in done.stderr and "in/a/1.png" in done.stderr
+    images = open_split(tmp_path / "out", "val", image_size=10)
+    assert images.keys == ["a/0.png", "b/0.png"] and images.label(1) == 1
+    assert not list((tmp_path / "out").glob(".*"))
+
+    before = (tmp_path / "out" / "val_faster_imagefolder.lmdb").read_bytes()
+    again = make_lmdb(tmp_path / "in", tmp_path / "out", "--split", "val", check=False)
+    assert again.returncode == 1 and "exists already; delete it first" in again.stderr
+    assert (tmp_path / "out" / "val_faster_imagefolder.lmdb").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("nowhere", "there is no such folder"), ("empty", "holds no images"), ("bad", "none of its 1")],
+)
+def test_make_lmdb_refuses(tmp_path, source, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"")
+    done = make_lmdb(tmp_path / source, tmp_path / "out", check=False)
+    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_interrupted_make_lmdb_is_never_mistaken_for_a_finished_one(tmp_path):
+    """Killed between writing and naming the file: no LMDB is there, and the next build succeeds."""
+    write_images(tmp_path / "in", ["0.png", "1.png"])
+    killed = f"""
+import os, runpy, signal, sys
+os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+sys.argv = ["make_lmdb.py", {str(tmp_path / "in")!r}, {str(tmp_path / "out")!r}, "--workers", "1"]
+runpy.run_path({str(ROOT / "scripts/make_lmdb.py")!r}, run_name="__main__")
+"""
+    assert run_python("-c", killed, check=False).returncode == -9
+    assert not (tmp_path / "out" / "train_faster_imagefolder.lmdb").exists()
+    make_lmdb(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train_faster_imagefolder.lmdb"]

@@ -1,0 +1,145 @@
+"""Settings: defaults < YAML < flags, and every mistake named before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from i2sb.config import EvalConfig, SampleConfig, TrainConfig, check_resumable
+from i2sb.parsing import make_parser, read_config, read_flags, to_yaml
+
+NEEDED = ["--name", "run", "--dataset-dir", "data", "--corrupt", "sr4x-pool"]
+
+# The released program's flags that have a meaning here, as its command lines spell them.
+RELEASED = {
+    TrainConfig: "--name --corrupt --dataset-dir --image-size --interval --beta-max --t0 --T --ot-ode --clip-denoise "
+    "--cond-x1 --add-x1-noise --batch-size --microbatch --num-itr --lr --lr-gamma --lr-step --l2-norm --ema --log-dir "
+    "--log-writer --ckpt --seed",
+    SampleConfig: "--ckpt --nfe --partition --use-fp16 --clip-denoise --batch-size --dataset-dir --image-size --seed",
+    EvalConfig: "--ckpt --sample-dir --mode --batch-size --dataset-dir",
+}
+
+
+@pytest.mark.parametrize("config_class", RELEASED)
+def test_released_flags_are_there(config_class):
+    flags = {flag for action in make_parser(config_class)._actions for flag in action.option_strings}
+    assert set(RELEASED[config_class].split()) <= flags
+
+
+def test_published_defaults():
+    config = read_flags(TrainConfig, NEEDED)
+    published = {"interval": 1000, "beta_max": 0.3, "t0": 1e-4, "T": 1.0, "lr": 5e-5, "lr_gamma": 0.99, "lr_step": 1000}
+    published |= {"l2_norm": 0.0, "ema": 0.99, "batch_size": 256, "microbatch": 2, "image_size": 256, "seed": 0}
+    assert {name: getattr(config, name) for name in published} == published
+    assert not (config.ot_ode or config.cond_x1 or config.add_x1_noise)
+
+
+def test_precedence_is_defaults_yaml_flags(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("lr: 1\not_ode: true\nbatch_size: 8\neval_image_size: null\n")
+    config = read_flags(TrainConfig, [*NEEDED, "--batch-size", "6", "--no-ot-ode"], file)
+    assert (config.lr, config.ot_ode, config.batch_size, config.interval) == (1.0, False, 6, 1000)
+    assert isinstance(config.lr, float)
+    assert read_flags(TrainConfig, NEEDED, file).ot_ode
+
+
+@pytest.mark.parametrize(
+    ("config_class", "flags"),
+    [
+        (TrainConfig, [*NEEDED, "--ot-ode"]),
+        (SampleConfig, ["--ckpt", "a"]),
+        (EvalConfig, ["--ckpt", "a", "--sample-dir", "b"]),
+    ],
+)
+def test_saved_settings_read_back(tmp_path, config_class, flags):
+    config = read_flags(config_class, flags)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(config_class, tmp_path / "config.yaml") == config
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        read_flags(TrainConfig, NEEDED).lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--bach-size", "3"], "unknown setting --bach-size: did you mean --batch-size?"),
+        (["--batch_size", "3"], "unknown setting --batch_size: did you mean --batch-size?"),
+        (["--no-lr"], "unknown setting --no-lr"),
+        (["--batch-size", "many"], "--batch-size many: must be a whole number"),
+        (["--lr", "fast"], "--lr fast: must be a number"),
+        (["--log-writer", "paper"], "--log-writer paper: must be one of tensorboard, none"),
+        (["--interval", "999"], "--interval 999: must be even and at least 2, such as 1000"),
+        (["--interval", "0"], "--interval 0: must be even"),
+        (["--batch-size", "5"], "--batch-size 5: must be a multiple of --microbatch 2"),
+        (["--microbatch", "0"], "--microbatch 0: must be at least 1"),
+        (["--beta-max", "-1"], "--beta-max -1.0: must be positive"),
+        (["--t0", "2"], "--t0 2.0 --T 1.0: 0 < t0 < T must hold"),
+        (["--lr", "0"], "--lr 0.0: must be positive"),
+        (["--lr", "nan"], "--lr nan: must be a number"),
+        (["--lr-gamma", "1.5"], "--lr-gamma 1.5"),
+        (["--ema", "1"], "--ema 1.0: must be at least 0 and below 1"),
+        (["--eval-nfe", "1000"], "--eval-nfe 1000: must be between 1 and 999"),
+        (["--seed", "-1"], "--seed -1: must not be negative"),
+        (["--name", "../elsewhere"], "--name ../elsewhere: use letters"),
+        (["--name", "/absolute"], "--name /absolute: use letters"),
+        (["--name", ""], "--name is missing"),
+        (["--corrupt", ""], "--corrupt is missing"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_wrong_flags_are_named(flags, words):
+    with pytest.raises(ValueError) as error:
+        read_flags(TrainConfig, [*NEEDED, *flags])
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("batc_size: 8", "a.yaml: unknown setting batc_size: did you mean batch_size?"),
+        ("batch_size: many", "a.yaml: --batch-size many: must be a whole number"),
+        ("ot_ode: perhaps", "a.yaml: --ot-ode perhaps: must be true or false"),
+        ("- 1\n- 2", "a.yaml: must hold lines of the form 'name: value', not a list"),
+        ("a: b: c", "a.yaml: cannot be read as YAML"),
+        ("lr: !!python/object/apply:os.getcwd []", "a.yaml: cannot be read as YAML"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, content, words):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(ValueError) as error:
+        read_flags(TrainConfig, NEEDED, tmp_path / "a.yaml")
+    assert words in str(error.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.yaml: there is no such file"):
+        read_flags(TrainConfig, NEEDED, tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(("text", "part"), [("", (0, 1)), ("0_4", (0, 4)), ("3_4", (3, 4))])
+def test_partitions(text, part):
+    assert SampleConfig(ckpt="a", partition=text).part == part
+
+
+@pytest.mark.parametrize("text", ["4_4", "1", "a_b", "1_0", "-1_4", "1/4"])
+def test_wrong_partitions_are_named(text):
+    with pytest.raises(ValueError, match=f"--partition {text}: write i_n"):
+        SampleConfig(ckpt="a", partition=text)
+
+
+def test_resuming_allows_what_does_not_change_the_result(tmp_path):
+    saved = read_flags(TrainConfig, NEEDED)
+    check_resumable(saved, dataclasses.replace(saved, num_itr=5, workers=0, eval_every=7), tmp_path)
+    with pytest.raises(ValueError) as error:
+        check_resumable(saved, dataclasses.replace(saved, interval=100, network="tiny"), tmp_path)
+    assert "--interval 1000 there, 100 now; --network adm256 there, tiny now" in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_yaml_is_plain(tmp_path):
+    assert yaml.safe_load(to_yaml(read_flags(TrainConfig, NEEDED)))["corrupt"] == "sr4x-pool"

@@ -1,0 +1,84 @@
+"""Every shipped config and every command of the README and docs can be parsed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from corruption import build_corruption
+from i2sb.config import PAIRED, EvalConfig, SampleConfig, TrainConfig
+from i2sb.network import check_image_size
+from i2sb.parsing import read_flags
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PROGRAMS = {"train.py": TrainConfig, "sample.py": SampleConfig, "compute_metrices.py": EvalConfig}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configs_load_and_fit_together(path):
+    config = read_flags(TrainConfig, ["--name", "x", "--dataset-dir", "y"], path)
+    check_image_size(config.network, config.image_size)
+    if config.corrupt != PAIRED:
+        build_corruption(config.corrupt, config.image_size)
+    if path.stem not in ("demo", "paired"):
+        assert config.corrupt == path.stem
+        assert (config.ot_ode, config.beta_max) == ((True, 1.0) if "inpaint" in path.stem else (False, 0.3))
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """All calls of the three programs in the documents' code blocks: (program, its flags)."""
+    found = []
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", document.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                for program in PROGRAMS:
+                    if program in words:
+                        found.append((program, words[words.index(program) + 1 :]))
+    return found
+
+
+def test_documents_hold_commands():
+    assert {program for program, _ in commands()} == set(PROGRAMS)
+
+
+@pytest.mark.parametrize(("program", "flags"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_documented_commands_parse(program, flags):
+    config_file = None
+    if "--config" in flags:
+        place = flags.index("--config")
+        config_file = ROOT / flags[place + 1]
+        flags = flags[:place] + flags[place + 2 :]
+    read_flags(PROGRAMS[program], flags, config_file)
+
+
+def test_documents_name_files_that_exist():
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_names_in_the_method_table_exist():
+    """docs/method.md maps symbols to functions as `module.name`; each must be there."""
+    import importlib
+
+    names = re.findall(r"`((?:i2sb|corruption)(?:\.\w+)+)`", (ROOT / "docs" / "method.md").read_text())
+    assert len(names) > 15
+    for name in names:
+        if (ROOT / Path(*name.split(".")).with_suffix(".py")).exists():
+            continue
+        parts = name.split(".")
+        for cut in range(len(parts) - 1, 0, -1):
+            try:
+                owner = importlib.import_module(".".join(parts[:cut]))
+            except ImportError:
+                continue
+            for part in parts[cut:]:
+                owner = getattr(owner, part)
+            break
+        else:
+            raise AssertionError(f"{name}: no such module")

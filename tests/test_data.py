@@ -1,0 +1,204 @@
+"""Data sets on disk, their order, and what happens when they are not as they should be."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_image, run_python, write_images
+from PIL import Image
+
+from i2sb.data import (
+    NO_CLASS,
+    TrainingPositions,
+    TrainingStream,
+    UnreadableImageError,
+    load_in_order,
+    load_training,
+    open_split,
+)
+
+
+def open_tiny(root, split="train", **options):
+    return open_split(root, split, image_size=16, **options)
+
+
+@pytest.fixture(scope="module")
+def lmdb_dir(dataset_dir, tmp_path_factory):
+    """The shared data set, packed by scripts/make_lmdb.py."""
+    out = tmp_path_factory.mktemp("lmdb")
+    for split in ("train", "val"):
+        run_python(ROOT / "scripts/make_lmdb.py", dataset_dir / split, out, "--split", split, "--workers", "1")
+    return out
+
+
+def test_class_folders_have_classes_in_order(dataset_dir):
+    images = open_tiny(dataset_dir)
+    assert images.keys == [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(6)]
+    assert [images.label(i) for i in range(12)] == [0] * 6 + [1] * 6
+    assert not images.paired
+
+
+def test_flat_folder_has_no_classes(tmp_path):
+    write_images(tmp_path / "train", ["b.png", "a.PNG", "c.webp"])
+    (tmp_path / "train" / "notes.txt").write_text("not an image")
+    images = open_tiny(tmp_path)
+    assert images.keys == ["a.PNG", "b.png", "c.webp"]
+    assert images.label(0) == NO_CLASS
+
+
+def test_lmdb_gives_the_same_as_its_folder(dataset_dir, lmdb_dir):
+    for split in ("train", "val"):
+        folder, packed = open_tiny(dataset_dir, split), open_tiny(lmdb_dir, split)
+        assert packed.keys == folder.keys
+        for i in range(len(folder)):
+            assert packed.label(i) == folder.label(i)
+            assert torch.equal(packed.read(i)[0], folder.read(i)[0])
+
+
+def test_lmdb_is_read_in_worker_processes_while_open_here(lmdb_dir):
+    images = open_tiny(lmdb_dir)
+    images.read(0)
+    (batch,) = load_in_order(images, range(5), batch_size=5, workers=1)
+    assert torch.equal(batch.image[3], images.read(3)[0])
+    assert torch.equal(pickle.loads(pickle.dumps(images)).read(2)[0], images.read(2)[0])
+
+
+def test_paired_folders_keep_pairs_together(tmp_path):
+    write_images(tmp_path / "train" / "clean", ["x/a.png", "b.png"])
+    write_images(tmp_path / "train" / "degraded", ["x/a.png", "b.png"], first=7)
+    images = open_tiny(tmp_path)
+    assert images.paired
+    (batch,) = load_in_order(images, [0, 1], batch_size=2)
+    assert batch.image.shape == batch.degraded.shape == (2, 3, 16, 16)
+    assert not torch.equal(batch.image, batch.degraded)
+    clean, degraded = images.read(0)
+    mirrored, mirrored_degraded = images.read(0, flip=True)
+    assert torch.equal(mirrored, clean.flip(-1)) and torch.equal(mirrored_degraded, degraded.flip(-1))
+
+
+def test_transform_is_resize_of_the_shorter_side_then_centre_crop(tmp_path):
+    (tmp_path / "train").mkdir()
+    make_image(3, width=48, height=32).save(tmp_path / "train" / "a.png")
+    small = make_image(3, width=48, height=32).resize((24, 16), Image.Resampling.BILINEAR)
+    want = np.asarray(small)[:, 4:20].transpose(2, 0, 1)
+    assert np.array_equal(open_tiny(tmp_path).read(0)[0].numpy(), want)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_kinds_of_pixels(tmp_path, mode):
+    (tmp_path / "train").mkdir()
+    make_image(0).convert(mode).save(tmp_path / "train" / ("a.jpg" if mode == "CMYK" else "a.png"))
+    assert open_tiny(tmp_path).read(0)[0].shape == (3, 16, 16)
+    assert open_tiny(tmp_path, image_channels=1).read(0)[0].shape == (1, 16, 16)
+
+
+def sixteen_bit(path):
+    Image.fromarray(np.zeros((20, 20), dtype=np.uint16)).save(path)
+
+
+def cut_off(path):
+    make_image(0, 64, 64).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut_off, "truncated"),
+        (lambda path: path.write_bytes(b""), "not an image, or cut off"),
+        (lambda path: path.write_text("hello"), "not an image, or cut off"),
+        (sixteen_bit, "only 8-bit"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_named_in_one_line(tmp_path, spoil, words, workers):
+    write_images(tmp_path / "train", ["a.png", "b.png"])
+    spoil(tmp_path / "train" / "b.png")
+    with pytest.raises(UnreadableImageError) as error:
+        list(load_in_order(open_tiny(tmp_path), [0, 1], batch_size=1, workers=workers))
+    assert "train/b.png: unreadable image" in str(error.value) and words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_pairs_of_other_sizes_are_named(tmp_path):
+    write_images(tmp_path / "train" / "clean", ["a.png"])
+    (tmp_path / "train" / "degraded").mkdir()
+    make_image(0, 10, 20).save(tmp_path / "train" / "degraded" / "a.png")
+    with pytest.raises(UnreadableImageError, match=r"degraded/a.png is 10x20 pixels, its clean partner 24x20"):
+        open_tiny(tmp_path).read(0)
+
+
+def test_missing_empty_and_mismatched_sets_say_what_was_found(tmp_path):
+    def message(root=tmp_path):
+        with pytest.raises(ValueError) as error:
+            open_tiny(root)
+        return str(error.value)
+
+    assert message(tmp_path / "nowhere").endswith("nowhere: there is no such folder")
+    assert message().endswith("needs train_faster_imagefolder.lmdb or a folder train/; found nothing")
+    (tmp_path / "training").mkdir()
+    assert message().endswith("found training")
+    (tmp_path / "train").mkdir()
+    assert "train: holds no images" in message()
+    write_images(tmp_path / "train", ["loose.png", "cat/a.png"])
+    assert "beside and inside folders (loose.png, cat/a.png)" in message()
+    shutil.rmtree(tmp_path / "train")
+    write_images(tmp_path / "train" / "clean", ["a.png", "b.png", "c.png"])
+    write_images(tmp_path / "train" / "degraded", ["c.png"])
+    assert "degraded: lacks 2 of the 3 images" in message() and "first a.png" in message()
+    (tmp_path / "train_faster_imagefolder.lmdb").write_bytes(b"not a database")
+    assert "cannot be opened as LMDB" in message()
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_is_a_new_order_of_all_images(dataset_dir):
+    stream = TrainingStream(open_tiny(dataset_dir), seed=0)
+    images = [stream[p][0] for p in range(24)]
+    both = [{image.numpy().tobytes() for image in epoch} for epoch in (images[:12], images[12:])]
+    originals = {stream.dataset.read(i, flip)[0].numpy().tobytes() for i in range(12) for flip in (False, True)}
+    assert all(len(epoch) == 12 and epoch <= originals for epoch in both)
+    assert [i.numpy().tobytes() for i in images[:12]] != [i.numpy().tobytes() for i in images[12:]]
+
+
+def test_order_depends_on_the_seed_alone(dataset_dir):
+    one, same, other = (TrainingStream(open_tiny(dataset_dir), seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(one[p][0], same[p][0]) for p in range(20))
+    assert not all(torch.equal(one[p][0], other[p][0]) for p in range(20))
+
+
+def test_about_half_the_images_are_mirrored(dataset_dir):
+    images = open_tiny(dataset_dir)
+    stream = TrainingStream(images, seed=3)
+    straight = {images.read(i)[0].numpy().tobytes() for i in range(12)}
+    count = sum(stream[p][0].numpy().tobytes() in straight for p in range(240))
+    assert 90 < count < 150
+
+
+def take(positions, count):
+    return list(itertools.islice(positions, count))
+
+
+@pytest.mark.parametrize(("world_size", "microbatch"), [(1, 8), (1, 2), (2, 4), (4, 1)])
+def test_ranks_share_the_same_global_batches(world_size, microbatch):
+    rounds = 8 // world_size // microbatch
+    dealt = [
+        sum(take(TrainingPositions(24, 8, microbatch, rank, world_size), 2 * rounds), []) for rank in range(world_size)
+    ]
+    half = 8 // world_size
+    first, second = [sum((d[:half] for d in dealt), []), sum((d[half:] for d in dealt), [])]
+    assert first == list(range(24, 32)) and second == list(range(32, 40))
+
+
+def test_loading_from_a_position_continues_what_loading_from_the_start_gave(dataset_dir):
+    images = open_tiny(dataset_dir)
+    load = lambda first: load_training(images, seed=5, positions=TrainingPositions(first, 4, 2), workers=0)
+    whole, late = take(load(0), 10), take(load(8), 6)
+    assert [b.numbers for b in late] == [b.numbers for b in whole[4:]]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(late, whole[4:], strict=True))

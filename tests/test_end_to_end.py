@@ -1,0 +1,265 @@
+"""The whole path in real processes: train, kill, resume, several processes, restore, score."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, ROOT, TINY, as_flags, run_python, write_images
+from PIL import Image
+
+from i2sb import load_model
+from i2sb.checkpoint import find_checkpoint, read_checkpoint
+
+ITERATIONS = 8
+SETTINGS = {**TINY, "num_itr": ITERATIONS, "eval_every": 0}
+
+
+def train(results: Path, dataset_dir: Path, name: str = "run", **changes) -> subprocess.CompletedProcess[str]:
+    flags = as_flags({**SETTINGS, "name": name, "results_dir": results, "dataset_dir": dataset_dir, **changes})
+    return run_python("train.py", *flags)
+
+
+def final_state(results: Path, name: str = "run") -> dict:
+    path, state = find_checkpoint(results / name)
+    assert path.name == f"checkpoint_{ITERATIONS:08d}.pt"
+    return state
+
+
+def assert_equal_states(one, other, where=""):
+    """Compare nested dicts and lists of tensors and numbers, to the last bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal_states(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal_states(a, b, f"{where}/{i}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, dataset_dir) -> dict:
+    results = tmp_path_factory.mktemp("uninterrupted")
+    train(results, dataset_dir)
+    return final_state(results)
+
+
+# Runs train.py and sends SIGKILL to itself at the n-th call of one function: between any two lines of what matters.
+KILL_AT = """
+import os, runpy, signal, sys
+place, count = sys.argv[1], int(sys.argv[2])
+sys.argv = ["train.py", *sys.argv[3:]]
+import torch, importlib
+module, name = place.rsplit(".", 1)
+owner = importlib.import_module(module) if module != "torch.optim.AdamW" else torch.optim.AdamW
+original, calls = getattr(owner, name), 0
+def killer(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+setattr(owner, name, killer)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+# Each list is one run, killed at each place in turn and started again with the same command.
+PLACES = [
+    ["os.fsync 1", "torch.optim.AdamW.step 3", "os.fsync 2", "torch.save 1"],
+    ["torch.save 3", "os.replace 4", "torch.optim.AdamW.step 1", "os.fsync 1"],
+]
+
+
+@pytest.mark.parametrize("places", PLACES, ids=["first", "second"])
+def test_killed_at_any_moment_and_started_again_ends_the_same(tmp_path, dataset_dir, uninterrupted, places):
+    flags = as_flags({**SETTINGS, "name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir})
+    for place in places:
+        command = [sys.executable, "-c", KILL_AT, *place.split(), *flags]
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == -signal.SIGKILL, (place, done.stderr)
+    train(tmp_path, dataset_dir)
+    assert_equal_states(final_state(tmp_path), uninterrupted)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["event"] == "resumed"]
+    assert not list((tmp_path / "run").glob(".*")), "a temporary file is left"
+
+
+def test_killed_from_outside_while_it_runs(tmp_path, dataset_dir, uninterrupted):
+    """SIGKILL as soon as the log's third line is there, wherever the program is by then; with loader processes."""
+    flags = as_flags(
+        {**SETTINGS, "name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir, "workers": 1, "save_every": 1}
+    )
+    with subprocess.Popen(
+        [sys.executable, "train.py", *flags],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        said = b""
+        while b" 3/8 " not in said:  # the progress bar after three iterations
+            byte = process.stdout.read(1)
+            assert byte, said.decode()
+            said += byte
+        process.kill()
+    train(tmp_path, dataset_dir, workers=1, save_every=1)
+    assert_equal_states(final_state(tmp_path), uninterrupted)
+
+
+def assert_learned_the_same(state: dict, other: dict) -> None:
+    """Compare runs that add up the same numbers in another order: the optimizer's mean gradients and the weights.
+
+    Adam's updates do not depend on the gradient's scale, its means do: they would show gradients summed, not averaged.
+    """
+    assert state["progress"] == other["progress"]
+    for index, moments in state["optimizer"]["state"].items():
+        want = other["optimizer"]["state"][index]["exp_avg"]
+        assert (moments["exp_avg"] - want).norm() < 1e-2 * want.norm() + 1e-6, index
+    # Where a gradient is nearly zero, its sign and so Adam's update is up to rounding: weights are compared as a whole.
+    one, want = (torch.cat([p.flatten() for p in s["ema"]["shadow_params"]]) for s in (state, other))
+    assert (one - want).norm() < 1e-3 * want.norm()
+
+
+def test_microbatch_and_workers_do_not_change_what_is_learned(tmp_path, dataset_dir, uninterrupted):
+    train(tmp_path, dataset_dir, microbatch=4, workers=1)
+    assert_learned_the_same(final_state(tmp_path), uninterrupted)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path, dataset_dir, uninterrupted):
+    settings = {**SETTINGS, "name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir}
+    flags = as_flags({**settings, "eval_every": ITERATIONS, "microbatch": 1})
+    run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *flags)
+    assert_learned_the_same(final_state(tmp_path), uninterrupted)
+    assert len(list((tmp_path / "run" / "validation").iterdir())) == 1
+
+
+def test_going_on_beyond_the_end_and_from_another_run(tmp_path, dataset_dir, uninterrupted):
+    train(tmp_path, dataset_dir, num_itr=4)
+    again = train(tmp_path, dataset_dir, num_itr=4)
+    assert "resumed from" in again.stderr + again.stdout
+    train(tmp_path, dataset_dir, name="other", ckpt="run")
+    assert_equal_states(final_state(tmp_path, "other"), uninterrupted)
+    assert read_checkpoint(tmp_path / "run" / "checkpoint_00000004.pt")["progress"]["iteration"] == 4
+
+
+def test_a_finished_run_is_ready_to_restore(trained_run):
+    there = {path.name for path in trained_run.iterdir()}
+    assert {"config.yaml", "latest.pt", "log.jsonl", "validation"} <= there
+    lines = [json.loads(line) for line in (trained_run / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["iteration"] for line in lines if line["event"] == "validation"] == [4, 6]
+    state = read_checkpoint(trained_run / "latest.pt")
+    assert set(state) == {"net", "ema", "optimizer", "sched", "progress"}
+    assert all(name.startswith("diffusion_model.") for name in state["net"])
+    with Image.open(trained_run / "validation" / "iteration_00000006.png") as image:
+        assert image.size[0] > 300
+
+
+def copy_run(trained_run: Path, results: Path) -> Path:
+    """Link a finished run's files into a fresh results folder."""
+    run = results / trained_run.name
+    run.mkdir(parents=True)
+    for name in ("config.yaml", "latest.pt"):
+        (run / name).symlink_to(trained_run / name)
+    return run
+
+
+def test_restoring_and_scoring_a_split(tmp_path, dataset_dir, trained_run):
+    run = copy_run(trained_run, tmp_path)
+    common = ["--ckpt", "tiny", "--results-dir", tmp_path, "--device", "cpu", "--workers", 0]
+    run_python("sample.py", *common, "--nfe", 3, "--batch-size", 2)
+    folder = run / "samples_nfe3"
+    images = sorted(folder.glob("000/*.png"))
+    assert [path.name for path in images] == [f"{i:06d}.png" for i in range(5)]
+
+    # The same images in two parts, other batches, another command after an interruption: the same bytes.
+    before = [path.read_bytes() for path in images]
+    images[1].unlink()
+    images[4].unlink()
+    run_python("sample.py", *common, "--nfe", 3, "--batch-size", 1, "--partition", "1_2")
+    run_python("sample.py", *common, "--nfe", 3, "--batch-size", 1, "--partition", "0_2")
+    assert [path.read_bytes() for path in images] == before
+
+    refused = run_python("sample.py", *common, "--nfe", 3, "--seed", 1, check=False)
+    assert refused.returncode == 2 and "made with other settings (seed 0 there, 1 now)" in refused.stderr
+
+    done = run_python("compute_metrices.py", *common, "--sample-dir", "samples_nfe3")
+    assert "PSNR" in done.stdout and "FID (legacy_pytorch) not computed" in done.stdout
+    report = json.loads((folder / "metrics.json").read_text())
+    assert report["images"] == 5 and report["fid"]["value"] is None
+    assert 5 < report["metrics"]["psnr"]["degraded"] < 60 and 0 < report["metrics"]["ssim"]["restored"] <= 1
+    assert (folder / "comparison.png").exists()
+
+
+def test_python_gives_the_same_as_the_command(tmp_path, dataset_dir, trained_run):
+    from torchvision.transforms.functional import pil_to_tensor
+
+    from corruption import build_corruption
+    from i2sb.data import open_split
+    from i2sb.images import from_uint8, to_uint8
+
+    run = copy_run(trained_run, tmp_path)
+    run_python("sample.py", "--ckpt", "tiny", "--results-dir", tmp_path, "--nfe", 2, "--device", "cpu", "--workers", 0)
+    model = load_model(run)
+    images = open_split(dataset_dir, "val", image_size=16)
+    clean = from_uint8(torch.stack([images.read(i)[0] for i in range(5)]))
+    restored = to_uint8(model.restore(build_corruption("sr4x-pool", 16)(clean).image, nfe=2))
+    for i in range(5):
+        with Image.open(run / "samples_nfe2" / "000" / f"{i:06d}.png") as image:
+            assert (pil_to_tensor(image).int() - restored[i].int()).abs().max() <= 1
+
+
+def test_averaged_weights_are_the_default(trained_run):
+    averaged, raw = load_model(trained_run), load_model(trained_run, ema=False)
+    state = read_checkpoint(trained_run / "latest.pt")
+    for p, shadow in zip(averaged.network.parameters(), state["ema"]["shadow_params"], strict=True):
+        assert torch.equal(p, shadow)
+    assert_equal_states(dict(raw.network.state_dict()), dict(state["net"]))
+    assert averaged.iteration == 6 and averaged.config.corrupt == "sr4x-pool"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"corrupt": "inpaint-center", "cond_x1": True, "ot_ode": True, "beta_max": 1.0},
+        {"corrupt": "inpaint-center", "image_channels": 1, "clip_denoise": True},
+        {"corrupt": "sr4x-bicubic", "add_x1_noise": True, "cond_x1": True, "eval_image_size": 20},
+    ],
+    ids=["conditioned-inpainting", "grey-inpainting", "decolouring-noise"],
+)
+def test_other_tasks_take_the_same_path(tmp_path, dataset_dir, changes):
+    """In this process: train two iterations, restore, score."""
+    from i2sb import evaluation, sampling, training
+    from i2sb.config import EvalConfig, SampleConfig, TrainConfig
+
+    places = {"results_dir": str(tmp_path), "device": "cpu", "workers": 0}
+    settings = {**TINY, "num_itr": 2, "dataset_dir": str(dataset_dir), **places, **changes}
+    training.train(TrainConfig(name="other", **settings))
+    sampling.run(SampleConfig(ckpt="other", nfe=2, clip_denoise=True, use_fp16=True, **places))
+    evaluation.run(EvalConfig(ckpt="other", sample_dir="samples_nfe2_clip", **places))
+    report = json.loads((tmp_path / "other" / "samples_nfe2_clip" / "metrics.json").read_text())
+    assert report["settings"]["image_size"] == changes.get("eval_image_size", 16)
+    assert report["metrics"]["psnr"]["restored"] > 5
+
+
+def test_paired_folders_take_the_same_path(tmp_path):
+    from i2sb import sampling, training
+    from i2sb.config import SampleConfig, TrainConfig
+
+    for split, count in (("train", 6), ("val", 2)):
+        write_images(tmp_path / "pairs" / split / "clean", [f"{i}.png" for i in range(count)])
+        write_images(tmp_path / "pairs" / split / "degraded", [f"{i}.png" for i in range(count)], first=3)
+    places = {"results_dir": str(tmp_path), "device": "cpu", "workers": 0, "dataset_dir": str(tmp_path / "pairs")}
+    training.train(TrainConfig(name="pairs-run", **{**TINY, "corrupt": "paired", "num_itr": 2, **places}))
+    sampling.run(SampleConfig(ckpt="pairs-run", nfe=1, **places))
+    assert len(list((tmp_path / "pairs-run" / "samples_nfe1" / "000").iterdir())) == 2

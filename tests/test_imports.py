@@ -1,0 +1,114 @@
+"""Who may import whom (docs/method.md): the architecture, held by a test."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# Modules of the project that a module may import; "external" lists what else matters. Absent modules: anything.
+ALLOWED = {
+    "train": {"i2sb.config", "i2sb.program", "i2sb.training"},
+    "sample": {"i2sb.config", "i2sb.program", "i2sb.sampling"},
+    "compute_metrices": {"i2sb.config", "i2sb.program", "i2sb.evaluation"},
+    "i2sb.bridge": set(),
+    "i2sb.loss": {"i2sb.bridge"},
+    "i2sb.sampler": {"i2sb.bridge"},
+    "i2sb.unet": set(),
+    "i2sb.network": {"i2sb.unet"},
+    "i2sb.images": set(),
+    "i2sb.randomness": set(),
+    "i2sb.metrics": set(),
+    "i2sb.ema": set(),
+    "i2sb.optim": set(),
+    "i2sb.distributed": set(),
+    "i2sb.checkpoint": set(),
+    "i2sb.run_log": set(),
+    "i2sb.config": set(),
+    "i2sb.parsing": {"i2sb.config"},
+    "i2sb.program": {"i2sb.parsing"},
+    "i2sb.batch": {"corruption", "i2sb.images", "i2sb.randomness"},
+    "i2sb.data": {"i2sb.randomness"},
+}
+# Imported only inside the functions that need them, so that a machine lacking one still runs the rest.
+LAZY = {"tensorboard", "wandb", "lmdb", "torchmetrics", "ipdb"}
+TOUCH_DISTRIBUTED = {
+    "i2sb.training",
+    "i2sb.sampling",
+    "i2sb.evaluation",
+    "i2sb.data",
+    "i2sb.checkpoint",
+    "i2sb.run_log",
+}
+
+
+def modules() -> dict[str, Path]:
+    files = [*ROOT.glob("*.py"), *ROOT.glob("i2sb/*.py"), *ROOT.glob("corruption/*.py")]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imports(file: Path, *, at_top: bool = False) -> set[str]:
+    """Names of the modules a file imports; `at_top` leaves out those inside functions and for type checkers."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if at_top and isinstance(child, ast.FunctionDef):
+                continue
+            if at_top and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{file}: relative import"
+                found.add(child.module)
+            visit(child)
+
+    visit(ast.parse(file.read_text()))
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    return {name for name in names if name.split(".")[0] in ("i2sb", "corruption")}
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+def test_modules_import_only_what_they_may(name):
+    assert own(imports(modules()[name])) <= ALLOWED[name]
+
+
+def test_corruption_never_imports_i2sb():
+    for name, file in modules().items():
+        if name.startswith("corruption"):
+            assert not any(imported.startswith("i2sb") for imported in imports(file)), name
+
+
+def test_bridge_needs_torch_and_numpy_only():
+    assert imports(modules()["i2sb.bridge"]) <= {"__future__", "collections.abc", "numpy", "torch"}
+
+
+def test_the_three_applications_never_import_each_other():
+    applications = {"i2sb.training", "i2sb.sampling", "i2sb.evaluation"}
+    for name, file in modules().items():
+        if name.startswith("i2sb"):
+            assert not imports(file) & applications, name
+
+
+def test_distributed_stays_in_few_hands():
+    for name, file in modules().items():
+        if name not in TOUCH_DISTRIBUTED | {"i2sb.distributed"}:
+            assert not imports(file) & {"i2sb.distributed", "torch.distributed"}, name
+
+
+def test_optional_packages_are_imported_where_used():
+    for name, file in modules().items():
+        assert not {top.split(".")[0] for top in imports(file, at_top=True)} & LAZY, name
+
+
+def test_programs_answer_without_loading_torch():
+    """Flags are read before torch is imported: --help and mistakes answer at once."""
+    reach = {"i2sb.config", "i2sb.program", "i2sb.parsing", "i2sb"}
+    for name in reach:
+        assert not {top.split(".")[0] for top in imports(modules()[name], at_top=True)} & {"torch", "torchvision"}, name

@@ -1,0 +1,177 @@
+"""Small rooms: randomness, pixels, batches, averages, logs, metrics."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from corruption import Corrupted, build_corruption
+from i2sb.batch import begin_bridge, make_batch
+from i2sb.ema import ExponentialMovingAverage
+from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
+from i2sb.metrics import psnr, ssim
+from i2sb.optim import build_optimizer, build_scheduler
+from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.run_log import RunLog
+
+# --- randomness ------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_differ_by_run_purpose_and_number():
+    seeds = {make_seed(run, purpose, number) for run in range(3) for purpose in Purpose for number in range(50)}
+    assert len(seeds) == 3 * len(Purpose) * 50
+    assert make_seed(0, Purpose.TRAIN, 7) == 893270077250725738, "what existing runs draw must not change"
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch():
+    x = torch.empty(4, 3, 8, 8)
+    whole, part = ImageNoise(0, Purpose.SAMPLE, range(4)), ImageNoise(0, Purpose.SAMPLE, [2, 3])
+    for _ in range(3):
+        assert torch.equal(whole.randn_like(x)[2:], part.randn_like(x[2:]))
+        assert torch.equal(whole.randint(1000)[2:], part.randint(1000))
+    draws = ImageNoise(0, Purpose.SAMPLE, range(500)).randn_like(torch.empty(500, 1, 8, 8))
+    assert abs(draws.mean()) < 0.03 and abs(draws.std() - 1) < 0.03
+    assert draws.flatten(1).unique(dim=0).shape[0] == 500
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def test_8_bit_conversions_follow_the_protocol():
+    x = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.999, 1.0, 3.0])
+    assert to_uint8(x).tolist() == [0, 0, 63, 127, 254, 255, 255]
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert from_uint8(levels).aminmax() == (torch.tensor(-1.0), torch.tensor(1.0))
+    # Truncation may lose one level on the way there and back, never more.
+    assert ((levels.int() - to_uint8(from_uint8(levels)).int()) <= 1).all()
+    assert (to_uint8(from_uint8(levels)) <= levels).all()
+
+
+def test_grid_shows_every_image_under_its_title(tmp_path):
+    columns = [("a", torch.full((3, 3, 16, 16), 10, dtype=torch.uint8)), ("b", torch.full((3, 3, 16, 16), 200).byte())]
+    grid = draw_grid(columns, per_row=2)
+    colours = {colour: count for count, colour in grid.getcolors(10**6)}
+    assert colours[(10, 10, 10)] == colours[(200, 200, 200)] == 3 * 128 * 128
+    save_png(grid, tmp_path / "new" / "grid.png")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["grid.png"]
+    with Image.open(tmp_path / "new" / "grid.png") as image:
+        assert image.size == grid.size
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def make(name, **options):
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = ImageNoise(0, Purpose.TRAIN, [0, 1])
+    return make_batch(pixels, None, torch.tensor([3, 4]), build_corruption(name, 16), noise, **options)
+
+
+def test_hole_is_filled_once_and_the_condition_is_what_the_bridge_starts_from():
+    batch = make("inpaint-center", cond_x1=True)
+    assert batch.cond is batch.x1
+    hole = batch.mask.expand_as(batch.x0) == 1
+    assert torch.equal(batch.x1[~hole], batch.x0[~hole])
+    assert (batch.shown[hole] == 1).all()
+    assert abs(batch.x1[hole].std() - 1) < 0.15 and abs(batch.x1[hole].mean()) < 0.15
+
+
+def test_noise_on_x1_comes_after_the_condition():
+    image = torch.zeros(2, 3, 16, 16)
+    x1, cond = begin_bridge(Corrupted(image), ImageNoise(0, Purpose.TRAIN, [0, 1]), cond_x1=True, add_x1_noise=True)
+    assert torch.equal(cond, image)
+    assert abs(x1.std() - 1) < 0.1
+
+
+def test_paired_images_are_used_as_they_are_and_rows_cut_everything():
+    clean, degraded = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8)
+    batch = make_batch(clean, degraded, torch.arange(3), None, ImageNoise(0, Purpose.TRAIN, [0, 1, 2]))
+    assert torch.equal(batch.x1, from_uint8(degraded)) and torch.equal(batch.x0, from_uint8(clean))
+    assert batch.mask is None and batch.cond is None
+
+
+# --- averages and optimizer ------------------------------------------------------------------------------------------
+
+
+def test_average_follows_its_definition_and_swaps_back():
+    parameter = torch.nn.Parameter(torch.tensor([0.0]))
+    ema = ExponentialMovingAverage([parameter], decay=0.5)
+    want = 0.0
+    for k, value in enumerate([1.0, 2.0, -1.0, 5.0, 4.0, 3.0, 2.0, 1.0], 1):
+        parameter.data.fill_(value)
+        ema.update()
+        keep = min(0.5, (1 + k) / (10 + k))
+        want = keep * want + (1 - keep) * value
+        assert ema.shadow_params[0].item() == pytest.approx(want, rel=1e-6)
+    with ema.applied():
+        assert parameter.item() == pytest.approx(want, rel=1e-6)
+    assert parameter.item() == 1.0 and ema.shadow_params[0].item() == pytest.approx(want, rel=1e-6)
+    assert set(ema.state_dict()) == {"decay", "num_updates", "shadow_params", "collected_params"}
+
+
+def test_learning_rate_falls_in_steps():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer([parameter], lr=1.0, weight_decay=0.0)
+    scheduler = build_scheduler(optimizer, gamma=0.5, step_size=3)
+    rates = []
+    for _ in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+    assert build_scheduler(optimizer, gamma=1.0, step_size=3) is None
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_log_survives_a_line_cut_off_and_says_that_it_resumed(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"event": "train", "iteration": 1, "loss": 2.0}\n{"event": "tr')
+    with RunLog(tmp_path, writer="none", writer_dir=tmp_path, iteration=1, num_itr=3) as log:
+        log.record("train", 2, {"loss": 1.0, "images_per_second": 3.0})
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert lines[1] == '{"event": "tr'
+    assert [json.loads(line) for line in lines[2:]] == [
+        {"event": "resumed", "iteration": 1},
+        {"event": "train", "iteration": 2, "loss": 1.0, "images_per_second": 3.0},
+    ]
+
+
+def test_curves_and_pictures_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, writer="tensorboard", writer_dir=tmp_path / "tb", iteration=0, num_itr=3) as log:
+        log.record("train", 1, {"loss": 0.5, "images_per_second": 3.0})
+        log.picture("validation", 1, Image.new("RGB", (4, 4)))
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.5)]
+    assert len(events.Images("validation")) == 1
+
+
+def test_silent_log_writes_nothing(tmp_path):
+    with RunLog(tmp_path, writer="tensorboard", writer_dir=tmp_path, iteration=0, num_itr=3, silent=True) as log:
+        log.record("train", 1, {"loss": 0.5, "images_per_second": 1.0})
+        log.say("hello")
+        log.advance(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_psnr_and_ssim_agree_with_torchmetrics_and_closed_forms():
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randint(0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    for i in range(3):
+        want = peak_signal_noise_ratio(a[i].float(), b[i].float(), data_range=255.0)
+        assert psnr(a, b)[i].item() == pytest.approx(want.item(), rel=1e-5)
+    off_by_one = psnr(a.clamp(max=254), a.clamp(max=254) + 1)
+    assert off_by_one.tolist() == pytest.approx([48.1308] * 3, abs=1e-3)  # 20 log10 255
+    assert psnr(a, a).isinf().all()
+    assert ssim(a, a).tolist() == pytest.approx([1.0] * 3)
+    assert (ssim(a, b) < 0.1).all() and ssim(a, b).shape == (3,)

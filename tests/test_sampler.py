@@ -1,0 +1,162 @@
+"""The reverse pass against golden vectors, and against a Gaussian whose exact denoiser is known."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import golden
+
+from i2sb.bridge import Bridge
+from i2sb.sampler import sample, step_grid
+
+
+def refuse_noise(x):
+    raise AssertionError("noise was drawn")
+
+
+@pytest.mark.parametrize("case", ["s0", "s1", "s2", "s3", "s4"])
+def test_sampler_equals_golden(case):
+    arrays = golden("sampler")
+    interval, beta_max, ot_ode, nfe, masked, clip = arrays[f"{case}_meta"].tolist()
+    x1 = arrays[f"{case}_x1"]
+    noises = [arrays[f"{case}_noise{j}"] for j in range(sum(key.startswith(f"{case}_noise") for key in arrays))]
+    mask = None
+    if masked:  # the released program fills the hole a second time; here it is filled when x1 is built
+        mask = arrays[f"{case}_mask"]
+        x1 = (1 - mask) * x1 + mask * noises.pop(0)
+    draws = iter(noises)
+
+    def net(xt, step, cond=None):
+        return 0.7 * torch.tanh(xt) + 0.1 * step.view(-1, 1, 1, 1) / interval
+
+    done = sample(
+        Bridge(int(interval), beta_max),
+        net,
+        x1,
+        nfe=int(nfe),
+        mask=mask,
+        ot_ode=bool(ot_ode),
+        clip_denoise=bool(clip),
+        log_count=10,
+        randn=lambda x: next(draws),
+    )
+    torch.testing.assert_close(done.states, arrays[f"{case}_xs"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(done.pred_x0s, arrays[f"{case}_pred_x0"], rtol=0, atol=1e-5)
+    assert torch.equal(done.x0, done.states[:, 0])
+    assert next(draws, None) is None, "fewer draws than the released program"
+
+
+def test_grid_ends_and_refusals():
+    assert step_grid(1000, 999) == list(range(1000))
+    assert step_grid(1000, 1) == [0, 999]
+    for nfe in (0, -1, 1000):
+        with pytest.raises(ValueError, match=f"--nfe {nfe}: .* between 1 and 999"):
+            step_grid(1000, nfe)
+
+
+def test_condition_and_step_reach_the_network():
+    seen = []
+
+    def net(xt, step, cond=None):
+        seen.append((step.tolist(), cond))
+        return torch.zeros_like(xt)
+
+    x1, cond = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    done = sample(Bridge(100), net, x1, nfe=2, cond=cond, ot_ode=True)
+    assert [step for step, _ in seen] == [[99, 99], [50, 50]]
+    assert all(c is cond for _, c in seen)
+    assert done.states is None and done.pred_x0s is None
+    # A silent network predicts x0 = xt, and the deterministic bridge stays where it is.
+    torch.testing.assert_close(done.x0, x1)
+
+
+def test_known_region_survives_exactly_without_noise():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:6, 2:6] = 1
+    x1 = torch.randn(3, 3, 8, 8)
+    done = sample(Bridge(100, 1.0), lambda x, step, cond: x, x1, nfe=5, mask=mask, ot_ode=True, randn=refuse_noise)
+    known = (mask == 0).expand_as(x1)
+    assert torch.equal(done.x0[known], x1[known])
+    assert not torch.allclose(done.x0[~known], x1[~known])
+
+
+class GaussianToy:
+    """x0 ~ N(m, C) in two dimensions, x1 = K x0 + c + noise: E[x0 | xt] is known in closed form."""
+
+    mean = torch.tensor([0.2, -0.1], dtype=torch.float64)
+    covariance = torch.tensor([[1.0, 0.5], [0.5, 0.75]], dtype=torch.float64)
+    K = torch.tensor([[0.7, 0.2], [0.1, 0.8]], dtype=torch.float64)
+    shift = torch.tensor([0.1, 0.0], dtype=torch.float64)
+    noise_var = 0.1
+
+    def __init__(self, bridge: Bridge, ot_ode: bool) -> None:
+        self.bridge, self.ot_ode = bridge, ot_ode
+        self.mean_x1 = self.K @ self.mean + self.shift
+        self.cross = self.covariance @ self.K.T
+        self.covariance_x1 = self.K @ self.covariance @ self.K.T + self.noise_var * torch.eye(2, dtype=torch.float64)
+
+    def draw_x1(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        root = torch.linalg.cholesky(self.covariance_x1)
+        draws = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+        return (self.mean_x1 + draws @ root.T).view(count, 2, 1, 1)
+
+    def denoiser(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gain G and offset o of E[x0 | xt] = G xt + o at step n."""
+        u, v, s = self.bridge.mu_x0[n], self.bridge.mu_x1[n], self.bridge.std_sb[n]
+        spread = u * u * self.covariance + u * v * (self.cross + self.cross.T) + v * v * self.covariance_x1
+        if not self.ot_ode:
+            spread = spread + s * s * torch.eye(2, dtype=torch.float64)
+        gain = (u * self.covariance + v * self.cross) @ torch.linalg.inv(spread)
+        return gain, self.mean - gain @ (u * self.mean + v * self.mean_x1)
+
+    def net(self, xt: torch.Tensor, step: torch.Tensor, cond: torch.Tensor | None = None) -> torch.Tensor:
+        gain, offset = self.denoiser(int(step[0]))
+        x0 = (xt.flatten(1) @ gain.T + offset).view_as(xt)
+        return self.bridge.compute_label(step, x0, xt)
+
+    def propagate(self, nfe: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and covariance at index 0 after `nfe` exact steps, without Monte Carlo: every step is affine."""
+        mean, covariance = self.mean_x1, self.covariance_x1
+        eye = torch.eye(2, dtype=torch.float64)
+        grid = step_grid(self.bridge.interval, nfe)
+        for p, n in reversed(list(pairwise(grid))):
+            gain, offset = self.denoiser(n)
+            var_n, var_p = self.bridge.std_fwd[n] ** 2, self.bridge.std_fwd[p] ** 2
+            pull, keep = (var_n - var_p) / var_n, var_p / var_n
+            step = pull * gain + keep * eye
+            noise = 0.0 if p == 0 or self.ot_ode else var_p * (var_n - var_p) / var_n
+            mean, covariance = step @ mean + pull * offset, step @ covariance @ step.T + noise * eye
+        return mean, covariance
+
+
+@pytest.mark.parametrize("beta_max", [0.3, 1.0])
+@pytest.mark.parametrize("ot_ode", [False, True])
+def test_hundred_steps_reach_a_gaussian_target(beta_max, ot_ode):
+    """Mean and covariance of 20,000 samples agree with the target within Monte-Carlo error (4 standard errors)."""
+    toy = GaussianToy(Bridge(1000, beta_max, dtype=torch.float64), ot_ode)
+    count, generator = 20_000, torch.Generator().manual_seed(1)
+    x1 = toy.draw_x1(count, generator)
+    randn = lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    x0 = sample(toy.bridge, toy.net, x1, nfe=100, ot_ode=ot_ode, randn=randn).x0.flatten(1)
+
+    variances = toy.covariance.diagonal()
+    assert ((x0.mean(0) - toy.mean).abs() < 4 * (variances / count).sqrt()).all()
+    error_of_covariance = ((variances[:, None] * variances + toy.covariance**2) / count).sqrt()
+    assert ((torch.cov(x0.T) - toy.covariance).abs() < 4 * error_of_covariance).all()
+    # The start is far from the target by the same measure: the bridge did the work.
+    assert ((toy.covariance_x1 - toy.covariance).abs() > 8 * error_of_covariance).any()
+
+
+@pytest.mark.parametrize("ot_ode", [False, True])
+def test_error_falls_with_the_number_of_steps(ot_ode):
+    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode)
+    errors = []
+    for nfe in (1, 5, 25, 125):
+        mean, covariance = toy.propagate(nfe)
+        assert (mean - toy.mean).abs().max() < 1e-3
+        errors.append((covariance - toy.covariance).abs().max().item())
+    assert all(later < 0.6 * earlier for earlier, later in pairwise(errors)), errors
+    assert errors[-1] < 0.01 and math.isfinite(errors[0])

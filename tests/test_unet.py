@@ -1,0 +1,119 @@
+"""The U-Net: ADM's names, order and arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import golden, golden_json
+
+from i2sb.unet import UNet, timestep_embedding
+
+
+def formula_network(case: str) -> tuple[UNet, torch.Tensor]:
+    """Build the golden case's network, its weights from the formula in golden/README's source, and its input."""
+    settings = golden_json(f"unet_formula_{case}")
+    height, width = settings.pop("hw")
+    net = UNet(out_channels=3, **settings)
+    with torch.no_grad():
+        for i, (name, parameter) in enumerate(net.named_parameters()):
+            values = torch.sin(0.7 * torch.arange(parameter.numel(), dtype=torch.float64) + i)
+            if parameter.ndim > 1:
+                values = values / parameter[0].numel() ** 0.5
+            else:
+                values = 1 + 0.1 * values if name.endswith("weight") else 0.1 * values
+            parameter.copy_(values.view_as(parameter))
+    count = 2 * settings["in_channels"] * height * width
+    x = torch.sin(0.37 * torch.arange(count, dtype=torch.float64) + 1).float()
+    return net, x.view(2, settings["in_channels"], height, width)
+
+
+# The largest network's golden output lies 1.0e-4 from a float64 evaluation of the same arithmetic (ours: 1.4e-5), so
+# two correct float32 programs may differ by that much.
+@pytest.mark.parametrize(
+    ("case", "tolerance"), [("tiny", 1e-5), ("mid_cond", 1e-4), pytest.param("adm256", 2e-4, marks=pytest.mark.slow)]
+)
+def test_output_equals_golden(case, tolerance):
+    want = golden("unet_formula")
+    net, x = formula_network(case)
+    if case == "adm256":
+        expected = golden_json("adm256_state_dict")["uncond"]
+        assert sum(p.numel() for p in net.parameters()) == expected["parameters"] == 552_807_171
+        assert [[name, list(p.shape)] for name, p in net.state_dict().items()] == expected["state_dict"]
+    with torch.no_grad():
+        y = net(x, want[f"{case}_t"])
+    error = (y - want[f"{case}_y"]).norm() / want[f"{case}_y"].norm()
+    assert error < tolerance, error
+
+
+def test_conditioned_adm_has_six_inputs_and_the_published_size():
+    expected = golden_json("adm256_state_dict")["cond"]
+    settings = golden_json("unet_formula_adm256")
+    settings.pop("hw")
+    with torch.device("meta"):
+        net = UNet(out_channels=3, **{**settings, "in_channels": 6})
+    assert [[name, list(p.shape)] for name, p in net.state_dict().items()] == expected["state_dict"]
+    assert sum(p.numel() for p in net.parameters()) == expected["parameters"] == 552_814_083
+
+
+def test_time_embedding_equals_golden():
+    want = golden("time_embedding")
+    torch.testing.assert_close(timestep_embedding(want["t"], 256), want["embedding_256"], rtol=0, atol=1e-4)
+
+
+def small(in_channels: int = 3, out_channels: int = 3) -> UNet:
+    torch.manual_seed(0)
+    net = UNet(in_channels, 32, out_channels, 1, (2,), (1, 2, 2), num_head_channels=16)
+    for parameter in net.parameters():  # nothing silent: every path shows in the output
+        torch.nn.init.normal_(parameter, std=0.05)
+    return net
+
+
+def test_fresh_network_is_silent():
+    assert UNet(3, 32, 3, 1, (2,), (1, 2))(torch.randn(1, 3, 8, 8), torch.tensor([5.0])).abs().max() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 7])
+@pytest.mark.parametrize("size", [(4, 4), (8, 20), (32, 12)])
+def test_any_multiple_of_the_rate_and_any_channels(channels, size):
+    net = small(channels, channels)
+    assert net.downsampling == 4
+    y = net(torch.randn(2, channels, *size), torch.tensor([0.1, 700.0]))
+    assert y.shape == (2, channels, *size)
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(6, 8), (8, 9), (2, 4)])
+def test_other_sizes_are_named(size):
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels: this network takes multiples of 4"):
+        small()(torch.randn(1, 3, *size), torch.tensor([1.0]))
+
+
+def test_images_do_not_see_each_other():
+    net, x, t = small(), torch.randn(3, 3, 8, 8), torch.tensor([1.0, 50.0, 999.0])
+    together = net(x, t)
+    for i in range(3):
+        torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1]), together[i : i + 1], rtol=1e-5, atol=1e-5)
+
+
+def test_half_convolutions_keep_float32_around_them():
+    net, x, t = small(), torch.randn(2, 3, 8, 8), torch.tensor([1.0, 500.0])
+    with torch.no_grad():
+        full = net(x, t)
+        half = net.half_convolutions()(x, t)
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).norm() / full.norm() < 5e-3
+    dtypes = {name: p.dtype for name, p in net.named_parameters()}
+    halved = {name for name, dtype in dtypes.items() if dtype == torch.float16}
+    assert "input_blocks.0.0.weight" in halved and "middle_block.1.qkv.bias" in halved
+    assert not any(
+        part in name for name in halved for part in ("emb_layers", "time_embed", "norm", "layers.0", "out.2")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [((3, 48, 3, 1, (), (1,)), "model_channels 48.*multiple of 32"), ((3, 32, 3, 1, (1,), (1,)), "heads of 64")],
+)
+def test_impossible_sizes_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        UNet(*arguments)
