@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from i2sb.files import PARTIAL, write_atomically
+
 LATEST = "latest.pt"
 _NAME = "checkpoint_{:08d}.pt"
 _PATTERN = re.compile(r"checkpoint_(\d+)\.pt")
@@ -27,22 +29,11 @@ class BrokenCheckpointError(ValueError):
     """A checkpoint file that is cut off or no checkpoint at all."""
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Call write(file) on a temporary file beside `path`, bring it to the disk, and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_last: int) -> Path:
     """Write the state reached after `iteration`, point latest.pt to it, and delete all but the `keep_last` newest."""
     path = run_dir / _NAME.format(iteration)
     write_atomically(path, lambda file: torch.save(state, file))
-    link = run_dir / f".{LATEST}.partial"
+    link = run_dir / f".{LATEST}{PARTIAL}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     os.replace(link, run_dir / LATEST)
@@ -51,8 +42,8 @@ def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_l
     return path
 
 
-def find_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Load the newest checkpoint of a run that is whole; None if it has none at all.
+def find_checkpoint(run_dir: Path, *, mmap: bool = False) -> tuple[Path, dict[str, Any]] | None:
+    """Load the newest checkpoint of a run that is whole; None if it has none at all. `mmap` as in read_checkpoint.
 
     A broken one is named on standard error and passed over. Raises BrokenCheckpointError if all are broken.
     """
@@ -61,7 +52,7 @@ def find_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
         candidates = [run_dir / LATEST]
     for path in candidates:
         try:
-            return path, read_checkpoint(path)
+            return path, read_checkpoint(path, mmap=mmap)
         except BrokenCheckpointError as error:
             print(f"warning: {error}; passed over", file=sys.stderr)
     if candidates:
@@ -72,13 +63,13 @@ def find_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Load one checkpoint onto the CPU. Raises BrokenCheckpointError naming the file if it cannot be read.
 
-    Tensors are mapped from the file and come into memory as they are used.
+    With `mmap` tensors come into memory as they are used: for taking some of them, while the file stays in place.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:100]
         raise BrokenCheckpointError(f"{path}: broken checkpoint ({reason})") from None

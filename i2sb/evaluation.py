@@ -10,10 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from i2sb.batch import make_batch
-from i2sb.checkpoint import write_atomically
 from i2sb.config import EvalConfig, TrainConfig
 from i2sb.data import load_in_order
 from i2sb.distributed import join_world
+from i2sb.files import write_text
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.metrics import psnr, ssim
 from i2sb.parsing import read_config
@@ -79,7 +79,7 @@ def run(config: EvalConfig) -> None:
         "fid": {"value": None, "mode": config.mode, "reason": "not computed: this version has no Inception network"},
         "versions": {package: version(package) for package in ("torch", "torchvision", "torchmetrics")},
     }
-    write_atomically(folder.path / "metrics.json", lambda file: file.write(json.dumps(report, indent=2).encode()))
+    write_text(folder.path / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False))
     columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
     picture = folder.path / "comparison.png"
     save_png(draw_grid(list(zip(("degraded", "restored", "clean"), columns, strict=True))), picture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms import functional as TF
+
+from i2sb.files import write_atomically
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -28,11 +29,8 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name, then rename it: a file of that name is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    image.save(partial, format="PNG")
-    os.replace(partial, path)
+    """Write a PNG, whole or not at all."""
+    write_atomically(path, lambda file: image.save(file, format="PNG"), sync=False)
 
 
 def draw_grid(columns: Sequence[tuple[str, Tensor]], *, scale: int | None = None, per_row: int = 2) -> Image.Image:

@@ -83,7 +83,7 @@ def load_model(run_dir: str | Path, device: str | torch.device = "cpu", ema: boo
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: there is no such run")
     config = read_config(TrainConfig, run_dir / "config.yaml")
-    found = find_checkpoint(run_dir)
+    found = find_checkpoint(run_dir, mmap=True)
     if found is None:
         raise ValueError(f"{run_dir}: holds no checkpoint yet")
     path, state = found

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from i2sb.checkpoint import write_atomically
+from i2sb.files import write_text
 from i2sb.images import save_png, to_pil, to_uint8
 
 SETTINGS = "settings.yaml"
@@ -53,7 +53,7 @@ class SampleFolder:
                     "move it away, or ask for the same again"
                 )
         else:
-            write_atomically(path / SETTINGS, lambda file: file.write(yaml.safe_dump(asdict(settings)).encode()))
+            write_text(path / SETTINGS, yaml.safe_dump(asdict(settings), sort_keys=False))
         return cls(path, settings)
 
     @classmethod

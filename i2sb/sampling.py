@@ -49,6 +49,9 @@ def run(config: SampleConfig) -> None:
             num_images=len(images),
         )
         name = f"samples_nfe{nfe}" + ("_clip" if config.clip_denoise else "")
+        if world.is_main:
+            SampleFolder.begin(config.run_dir / name, settings)
+        world.barrier()
         folder = SampleFolder.begin(config.run_dir / name, settings)
 
         part, parts = config.part

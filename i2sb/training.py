@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from corruption import Corruption
 from i2sb.batch import Batch, make_batch
-from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint, write_atomically
+from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint
 from i2sb.config import TrainConfig, check_resumable
 from i2sb.data import Images, TrainingPositions, UnreadableImageError, load_in_order, load_training
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.ema import ExponentialMovingAverage
+from i2sb.files import PARTIAL, remove_partials, write_text
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.loss import bridge_loss
 from i2sb.metrics import psnr
@@ -116,7 +117,7 @@ class Trainer:
             settings = run_dir / "config.yaml"
             if settings.exists():
                 check_resumable(read_config(TrainConfig, settings), config, run_dir)
-            elif run_dir.exists() and any(path.suffix != ".partial" for path in run_dir.iterdir()):
+            elif run_dir.exists() and any(path.suffix != PARTIAL for path in run_dir.iterdir()):
                 raise ValueError(f"{run_dir} holds files but no config.yaml, so no run to resume: give another --name")
             found = find_checkpoint(run_dir)
             if found is not None:
@@ -249,7 +250,8 @@ def _train(config: TrainConfig, world: World) -> None:
     resumed_from = trainer.resume()
     world.barrier()
     if world.is_main:
-        write_atomically(config.run_dir / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
+        remove_partials(config.run_dir)
+        write_text(config.run_dir / "config.yaml", to_yaml(config))
     progress = trainer.progress
 
     with RunLog(

@@ -1,0 +1,37 @@
+"""Writing files so that one of the given name is always whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+# Ends the names of files being written.
+PARTIAL = ".partial"
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what a process left that was killed while it wrote into `folder`."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink()
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: bool = True) -> None:
+    """Call write(file) on a temporary file beside `path`, bring it to the disk if `sync`, and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in the same way."""
+    write_atomically(path, lambda file: file.write(text.encode()))
