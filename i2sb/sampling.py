@@ -31,9 +31,7 @@ def run(config: SampleConfig) -> None:
             model.network.diffusion_model.half_convolutions()
         image_size = config.image_size or model.config.restored_size
         check_image_size(model.config.network, image_size)
-        corruption = build_task_corruption(model.config, image_size)
-        if corruption is not None:
-            corruption = corruption.to(world.device)
+        corruption = build_task_corruption(model.config, image_size, world.device)
         dataset_dir = config.dataset_dir or model.config.dataset_dir
         images = open_task_split(model.config, dataset_dir, "val", image_size)
 
@@ -56,9 +54,10 @@ def run(config: SampleConfig) -> None:
 
         part, parts = config.part
         mine = range(len(images) * part // parts, len(images) * (part + 1) // parts)
-        missing = folder.missing(mine)[world.rank :: world.world_size]
+        # Dealt out by index, not by what is missing: other processes may be writing already.
+        missing = folder.missing(mine[world.rank :: world.world_size])
         if world.is_main:
-            print(f"{folder.path}: {len(mine)} images asked for, {len(folder.missing(mine))} to restore at NFE {nfe}")
+            print(f"{folder.path}: images {mine.start} to {mine.stop - 1} at NFE {nfe}, {len(missing)} to restore here")
         progress = tqdm(total=len(missing), unit="image", dynamic_ncols=True, disable=not world.is_main)
         for part_images in load_in_order(
             images,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from corruption import Corruption, build_corruption
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, TrainConfig
@@ -13,9 +15,11 @@ def build_bridge(config: TrainConfig) -> Bridge:
     return Bridge(config.interval, config.beta_max, t0=config.t0, T=config.T)
 
 
-def build_task_corruption(config: TrainConfig, image_size: int) -> Corruption | None:
+def build_task_corruption(
+    config: TrainConfig, image_size: int, device: torch.device | str = "cpu"
+) -> Corruption | None:
     """Build the degradation of a run for images of this size; None if its data set brings degraded images itself."""
-    return None if config.corrupt == PAIRED else build_corruption(config.corrupt, image_size)
+    return None if config.corrupt == PAIRED else build_corruption(config.corrupt, image_size).to(device)
 
 
 def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_size: int) -> ImageDataset:

@@ -58,8 +58,8 @@ class Trainer:
             )
         self.accumulation = config.batch_size // step_images
         self.bridge = build_bridge(config).to(world.device)
-        self.train_corruption = self._build_corruption(config.image_size)
-        self.val_corruption = self._build_corruption(config.restored_size)
+        self.train_corruption = build_task_corruption(config, config.image_size, world.device)
+        self.val_corruption = build_task_corruption(config, config.restored_size, world.device)
 
         self.train_images = open_task_split(config, config.dataset_dir, "train", config.image_size)
         self.val_images = None
@@ -80,10 +80,6 @@ class Trainer:
         self.scheduler = build_scheduler(self.optimizer, gamma=config.lr_gamma, step_size=config.lr_step)
         self.progress = Progress()
         self.saved_iteration = 0
-
-    def _build_corruption(self, image_size: int) -> Corruption | None:
-        corruption = build_task_corruption(self.config, image_size)
-        return corruption if corruption is None else corruption.to(self.world.device)
 
     # --- state -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ elif [ $# -gt 0 ]; then
   exit 2
 fi
 name=demo-$corrupt
-nfe=2
+nfe=1
 
 bash scripts/setup.sh requirements.txt scripts/requirements-demo.txt
 python=.venv/bin/python

@@ -20,8 +20,10 @@ PROGRAMS = {"train.py": TrainConfig, "sample.py": SampleConfig, "compute_metrice
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_configs_load_and_fit_together(path):
-    config = read_flags(TrainConfig, ["--name", "x", "--dataset-dir", "y"], path)
+    flags = ["--name", "x", "--dataset-dir", "y"]
+    config = read_flags(TrainConfig, [*flags, "--corrupt", "sr4x-pool"] if path.stem == "demo" else flags, path)
     check_image_size(config.network, config.image_size)
+    check_image_size(config.network, config.restored_size)
     if config.corrupt != PAIRED:
         build_corruption(config.corrupt, config.image_size)
     if path.stem not in ("demo", "paired"):

@@ -182,12 +182,13 @@ def test_restoring_and_scoring_a_split(tmp_path, dataset_dir, trained_run):
     images = sorted(folder.glob("000/*.png"))
     assert [path.name for path in images] == [f"{i:06d}.png" for i in range(5)]
 
-    # The same images in two parts, other batches, another command after an interruption: the same bytes.
+    # The same images in another part, batch, number of processes, after an interruption: the same bytes.
     before = [path.read_bytes() for path in images]
     images[1].unlink()
     images[4].unlink()
-    run_python("sample.py", *common, "--nfe", 3, "--batch-size", 1, "--partition", "1_2")
     run_python("sample.py", *common, "--nfe", 3, "--batch-size", 1, "--partition", "0_2")
+    assert not images[4].exists()
+    run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "sample.py", *common, "--nfe", 3)
     assert [path.read_bytes() for path in images] == before
 
     refused = run_python("sample.py", *common, "--nfe", 3, "--seed", 1, check=False)
