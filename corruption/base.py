@@ -26,7 +26,8 @@ class Corruption(nn.Module):
     """A degradation. Subclasses say `degrade`; tables they need are buffers, so that `.to(device)` moves them.
 
     Calling it computes in float32 under any autocast. `generator` gives random degradations their draws: one for the
-    batch, or one an image (then an image's degradation does not depend on its neighbours).
+    batch, or one an image (then an image's degradation does not depend on its neighbours). Generators may stand on
+    another device than the images (sampling draws on the CPU): draw where the generator is, then move.
     """
 
     def forward(self, clean: Tensor, generator: Generators = None) -> Corrupted:

@@ -31,11 +31,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x1)
 
-    def rows(self, start: int, stop: int) -> Batch:
-        """Return the images from `start` to before `stop`."""
-        parts = {name: None if value is None else value[start:stop] for name, value in vars(self).items()}
-        return Batch(**parts)
-
 
 def begin_bridge(
     corrupted: Corrupted, noise: ImageNoise, *, cond_x1: bool = False, add_x1_noise: bool = False

@@ -30,14 +30,16 @@ class BrokenCheckpointError(ValueError):
 
 
 def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_last: int) -> Path:
-    """Write the state reached after `iteration`, point latest.pt to it, and delete all but the `keep_last` newest."""
+    """Write the state reached after `iteration`, point latest.pt to it, and keep the `keep_last` newest up to it."""
     path = run_dir / _NAME.format(iteration)
     write_atomically(path, lambda file: torch.save(state, file))
     link = run_dir / f".{LATEST}{PARTIAL}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     os.replace(link, run_dir / LATEST)
-    for old in _list_checkpoints(run_dir)[keep_last:]:
+    # Those beyond it are broken ones that were passed over: not ours to delete, nor to count.
+    reached = [other for other in _list_checkpoints(run_dir) if _iteration(other) <= iteration]
+    for old in reached[keep_last:]:
         old.unlink()
     return path
 
@@ -103,4 +105,8 @@ def _first(misfits: Iterable[str], count: int = 10) -> str:
 def _list_checkpoints(run_dir: Path) -> list[Path]:
     """Return the run's checkpoint files, newest first."""
     found = [path for path in run_dir.glob("checkpoint_*.pt") if _PATTERN.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(_PATTERN.fullmatch(path.name)[1]), reverse=True)
+    return sorted(found, key=_iteration, reverse=True)
+
+
+def _iteration(path: Path) -> int:
+    return int(_PATTERN.fullmatch(path.name)[1])

@@ -190,7 +190,7 @@ class EvalConfig:
     sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
     dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
     mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
-        "legacy_pytorch", "how images are resized for FID (legacy_pytorch: as published)"
+        "legacy_pytorch", "how images are resized for FID, once it is computed: recorded only, so far"
     )
     batch_size: int = option(16, "images scored at once")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
@@ -198,7 +198,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _require_name("--ckpt", self.ckpt)
-        _require_name("--sample-dir", self.sample_dir)
+        _require(
+            bool(self.sample_dir) and Path(self.sample_dir).name == self.sample_dir.rstrip("/"),
+            f"--sample-dir {self.sample_dir}: name a folder of restored images inside the run, such as samples_nfe10",
+        )
         _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
         _require(self.workers >= 0, f"--workers {self.workers}: must not be negative")
 

@@ -64,9 +64,11 @@ class FolderStore:
         self.keys = sort_keys(list_images(root))
 
     def read(self, key: str) -> bytes:
+        """Return the encoded file."""
         return (self.root / key).read_bytes()
 
     def describe(self, key: str = "") -> str:
+        """Name the store, or one of its files, in a message."""
         return str(self.root / key)
 
 
@@ -95,14 +97,21 @@ class LmdbStore:
                 )
             except lmdb.Error as error:
                 raise ValueError(f"{self.path}: cannot be opened as LMDB ({error})") from None
+            file = self.path / "data.mdb" if self.path.is_dir() else self.path
+            size, needed = file.stat().st_size, (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if size < needed:  # reading beyond the end would kill the process
+                environment.close()
+                raise ValueError(f"{self.path}: is cut off ({size} of {needed} bytes); copy it again")
             self._open_files[name] = (os.getpid(), environment)
         return environment.begin()
 
     def read(self, key: str) -> bytes:
+        """Return the encoded file."""
         with self._begin() as transaction:
             return transaction.get(key.encode())
 
     def describe(self, key: str = "") -> str:
+        """Name the store, or one of its files, in a message."""
         return f"{self.path}:{key}" if key else str(self.path)
 
 
@@ -153,6 +162,7 @@ class ImageDataset(Dataset):
         return len(self.keys)
 
     def label(self, index: int) -> int:
+        """Return the number of the image's class folder, or NO_CLASS."""
         return self.classes.get(_class_of(self.keys[index]) or "", NO_CLASS)
 
     def read(self, index: int, flip: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -174,6 +184,7 @@ class ImageDataset(Dataset):
         return self.item(index, number=index)
 
     def item(self, index: int, number: int, flip: bool = False) -> tuple[Tensor, Tensor | None, int, int] | _Unreadable:
+        """Return (image, partner, label, number), what `_collate` makes batches of."""
         try:
             return (*self.read(index, flip), self.label(index), number)
         except UnreadableImageError as error:
@@ -296,7 +307,8 @@ def load_in_order(
 
 
 def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool) -> Iterator[Images]:
-    workers = min(workers, len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers, cores)
     loader: DataLoader = DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
     )

@@ -40,20 +40,32 @@ class World:
             dist.barrier()
 
 
+def find_device(device: str = "auto") -> torch.device:
+    """Return the device that --device names: "cpu", "cuda", or "auto", the GPU if there is one.
+
+    Under torchrun each process of a machine has a GPU of its own. Raises ValueError if there are not so many.
+    """
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise ValueError("--device cuda: torch finds no GPU here; use --device cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if gpus and local_rank >= gpus:
+        raise ValueError(f"torchrun --nproc-per-node: more processes were started than the {gpus} GPUs here")
+    return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+
+
 def join_world(device: str = "auto") -> World:
     """Find the device and, under torchrun, join the other processes (NCCL on GPUs, gloo on CPUs).
 
-    Raises ValueError if a GPU is asked for and there is none.
+    Raises ValueError like `find_device`.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU here; use --device cpu")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+    place = find_device(device)
+    on_gpu = place.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(place)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=place if on_gpu else None)
     return World(rank, world_size, place)
 
 

@@ -56,12 +56,15 @@ class ExponentialMovingAverage:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved average. The decay stays the one given now."""
-        self.num_updates = state["num_updates"]
         load_shadow(self.shadow_params, state["shadow_params"])
+        self.num_updates = state["num_updates"]
 
 
 @torch.no_grad()
 def load_shadow(parameters: Iterable[Tensor], shadow_params: Iterable[Tensor]) -> None:
-    """Copy averaged weights, a list in parameter order, into `parameters`."""
+    """Copy averaged weights, a list in parameter order, into `parameters`. Raises ValueError if they do not match."""
+    parameters, shadow_params = list(parameters), list(shadow_params)
+    if [p.shape for p in parameters] != [s.shape for s in shadow_params]:
+        raise ValueError("the averaged weights (ema) are not those of this network")
     for parameter, shadow in zip(parameters, shadow_params, strict=True):
         parameter.copy_(shadow)

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from i2sb.batch import make_batch
 from i2sb.config import EvalConfig, TrainConfig
 from i2sb.data import load_in_order
-from i2sb.distributed import join_world
+from i2sb.distributed import find_device
 from i2sb.files import write_text
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.metrics import psnr, ssim
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sample_folder import SampleFolder
-from i2sb.tasks import build_task_corruption, open_task_split
+from i2sb.tasks import build_task_corruption, make_task_batch, open_task_split
+
+IMAGES_DRAWN = 12
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is computed, one number an image, and how it is shown."""
+
+    compute: Callable[[Tensor, Tensor], Tensor]
+    unit: str
+    digits: int
+    definition: str
+    needs: str = "torch"
+
 
 METRICS = {
-    "psnr": (psnr, "dB", "PSNR of 8-bit RGB, mean over images"),
-    "ssim": (ssim, "", "SSIM, Gaussian window 11, σ 1.5, mean over images and channels"),
+    "psnr": Metric(psnr, "dB", 2, "PSNR of 8-bit images, mean over images"),
+    "ssim": Metric(ssim, "", 4, "SSIM, Gaussian window 11, σ 1.5, mean over images and channels", needs="torchmetrics"),
 }
-IMAGES_DRAWN = 12
 
 
 def run(config: EvalConfig) -> None:
@@ -33,7 +49,7 @@ def run(config: EvalConfig) -> None:
 
     Raises ValueError if the folder is not one of sample.py's, is unfinished, or does not fit the data set.
     """
-    device = join_world(config.device).device
+    device = find_device(config.device)
     run_config = read_config(TrainConfig, config.run_dir / "config.yaml")
     folder = SampleFolder.open(config.run_dir / config.sample_dir)
     settings = folder.settings
@@ -51,33 +67,39 @@ def run(config: EvalConfig) -> None:
             "finish sample.py first"
         )
 
+    metrics = {name: metric for name, metric in METRICS.items() if find_spec(metric.needs) is not None}
+    scores: dict[str, dict[str, list[Tensor]]] = {name: {"degraded": [], "restored": []} for name in metrics}
     corruption = build_task_corruption(run_config, settings.image_size)
-    scores: dict[str, dict[str, list[Tensor]]] = {name: {"degraded": [], "restored": []} for name in METRICS}
     wanted = {i * len(images) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)}
     drawn: list[tuple[Tensor, Tensor, Tensor]] = []
     loaded = load_in_order(images, range(len(images)), batch_size=config.batch_size, workers=config.workers)
     for part in tqdm(loaded, total=-(-len(images) // config.batch_size), unit="batch", dynamic_ncols=True):
         noise = ImageNoise(settings.seed, Purpose.SAMPLE, part.numbers)
-        batch = make_batch(part.image, part.degraded, part.label, corruption, noise)
+        batch = make_task_batch(run_config, part, corruption, noise)
         degraded, clean = to_uint8(batch.shown), part.image
         restored = torch.stack([folder.load(index) for index in part.numbers])
-        for name, (metric, _, _) in METRICS.items():
-            scores[name]["degraded"].append(metric(degraded.to(device), clean.to(device)).cpu())
-            scores[name]["restored"].append(metric(restored.to(device), clean.to(device)).cpu())
+        for name, metric in metrics.items():
+            scores[name]["degraded"].append(metric.compute(degraded.to(device), clean.to(device)).cpu())
+            scores[name]["restored"].append(metric.compute(restored.to(device), clean.to(device)).cpu())
         drawn += [(degraded[i], restored[i], clean[i]) for i, index in enumerate(part.numbers) if index in wanted]
 
     means = {
         name: {column: torch.cat(values).mean().item() for column, values in columns.items()}
         for name, columns in scores.items()
     }
+    reasons = {name: f"not computed: needs {METRICS[name].needs}" for name in METRICS if name not in metrics}
+    reasons["fid"] = f"({config.mode}) not computed: this version has no Inception network"
     report = {
         "images": len(images),
         "settings": vars(settings),
         "metrics": {
-            name: {**means[name], "unit": METRICS[name][1], "definition": METRICS[name][2]} for name in METRICS
+            # JSON knows no infinity, the PSNR of equal images.
+            name: {column: value if math.isfinite(value) else None for column, value in columns.items()}
+            | {"unit": METRICS[name].unit, "definition": METRICS[name].definition}
+            for name, columns in means.items()
         },
-        "fid": {"value": None, "mode": config.mode, "reason": "not computed: this version has no Inception network"},
-        "versions": {package: version(package) for package in ("torch", "torchvision", "torchmetrics")},
+        "not_computed": reasons,
+        "versions": {name: version(name) for name in ("torch", "torchvision", "torchmetrics") if find_spec(name)},
     }
     write_text(folder.path / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False))
     columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
@@ -86,10 +108,10 @@ def run(config: EvalConfig) -> None:
 
     print(f"\n{len(images)} images of {images.clean.describe()}, {settings.run}, NFE {settings.nfe}")
     print(f"{'':10}{'degraded':>10}{'restored':>10}{'gain':>10}")
-    for name in METRICS:
-        before, after = means[name]["degraded"], means[name]["restored"]
-        digits = 2 if name == "psnr" else 4
-        gain = after - before
-        print(f"{name.upper():10}{before:10.{digits}f}{after:10.{digits}f}{gain:+10.{digits}f} {METRICS[name][1]}")
-    print(f"FID ({config.mode}) {report['fid']['reason']}")
+    for name, columns in means.items():
+        before, after, digits = columns["degraded"], columns["restored"], METRICS[name].digits
+        row = f"{name.upper():10}{before:10.{digits}f}{after:10.{digits}f}{after - before:+10.{digits}f}"
+        print(f"{row} {METRICS[name].unit}".rstrip())
+    for name, reason in reasons.items():
+        print(f"{name.upper()} {reason}")
     print(f"{folder.path / 'metrics.json'}\n{picture}")

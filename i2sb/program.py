@@ -10,7 +10,8 @@ from pathlib import Path
 
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 
-SOURCE_ROOT = Path(__file__).resolve().parent.parent
+I2SB = Path(__file__).resolve().parent
+OWN_PACKAGES = (I2SB, I2SB.parent / "corruption")
 
 
 def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
@@ -50,12 +51,11 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
 
 
 def _is_message(error: Exception) -> bool:
-    """Whether an error speaks to the user: a wrong value or file that this project's own code reported.
+    """Whether an error speaks to the user: a wrong value that this project's own code reported, or a file's trouble.
 
-    The same types raised inside a library are faults of ours, and keep their traceback.
+    A ValueError raised inside a library is a fault of ours, and keeps its traceback.
     """
-    if not isinstance(error, (ValueError, OSError)):
-        return False
-    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    own_code = Path(innermost).resolve()
-    return own_code.is_relative_to(SOURCE_ROOT) and "site-packages" not in own_code.parts
+    if isinstance(error, OSError):
+        return error.filename is not None
+    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return isinstance(error, ValueError) and any(innermost.is_relative_to(package) for package in OWN_PACKAGES)

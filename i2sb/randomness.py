@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a draw is for; different purposes never share a stream."""
+    """What a draw is for; each purpose has streams of its own."""
 
     ORDER = 0
     AUGMENT = 1
@@ -33,8 +33,9 @@ def make_seed(run_seed: int, purpose: Purpose, number: int) -> int:
 class ImageNoise:
     """A stream of noise for each image of a batch.
 
-    numbers: what the images are counted by, [B]. Draws stand on `device`; two devices' streams differ, so sampling
-    draws on the CPU whatever the device of the images.
+    numbers: what the images are counted by, [B]. Draws are made on `device` (two devices' streams differ, so sampling
+    draws on the CPU) and handed out on the device of the images. On the CPU torch keeps 32 bits of a seed: among very
+    many images two may share their noise.
     """
 
     def __init__(self, run_seed: int, purpose: Purpose, numbers: Sequence[int], device: torch.device | str = "cpu"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,9 +31,12 @@ class RunLog:
             self._write_line({"event": "resumed", "iteration": iteration})
         self._writer: Any = None
         if writer == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(writer_dir), purge_step=iteration + 1)
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                print("warning: --log-writer tensorboard: not installed, only log.jsonl is written", file=sys.stderr)
+            else:
+                self._writer = SummaryWriter(str(writer_dir), purge_step=iteration + 1)
         self._bar = tqdm(total=num_itr, initial=iteration, unit="it", dynamic_ncols=True, smoothing=0.05)
 
     def __enter__(self) -> RunLog:
@@ -71,7 +76,9 @@ class RunLog:
             self._writer.add_image(name, np.asarray(image), iteration, dataformats="HWC")
 
     def _write_line(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        # JSON knows no infinity (the PSNR of equal images, a loss that exploded).
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
 
 

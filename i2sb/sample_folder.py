@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
@@ -68,6 +68,7 @@ class SampleFolder:
         return cls(path, settings)
 
     def image_path(self, index: int) -> Path:
+        """Return where image number `index` lies: in folders of a thousand."""
         return self.path / f"{index // 1000:03d}" / f"{index:06d}.png"
 
     def save(self, index: int, image: Tensor) -> None:
@@ -75,9 +76,14 @@ class SampleFolder:
         save_png(to_pil(to_uint8(image)), self.image_path(index))
 
     def load(self, index: int) -> Tensor:
-        """Return image number `index`, uint8 [C, H, W]."""
-        with Image.open(self.image_path(index)) as image:
-            return TF.pil_to_tensor(image)
+        """Return image number `index`, uint8 [C, H, W]. Raises ValueError naming the file if it cannot be decoded."""
+        path = self.image_path(index)
+        try:
+            with Image.open(path) as image:
+                return TF.pil_to_tensor(image)
+        except (OSError, SyntaxError) as error:
+            reason = "not an image, or cut off" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(f"{path}: unreadable image ({reason}); delete it and run sample.py again") from None
 
     def missing(self, indices: range) -> list[int]:
         """Return those of `indices` whose images are not there."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tqdm import tqdm
 
-from i2sb.batch import make_batch
 from i2sb.config import SampleConfig
 from i2sb.data import load_in_order
 from i2sb.distributed import join_world, leave_world
@@ -13,7 +14,7 @@ from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import load_model
 from i2sb.sample_folder import SampleFolder, SampleSettings
 from i2sb.sampler import step_grid
-from i2sb.tasks import build_task_corruption, open_task_split
+from i2sb.tasks import build_task_corruption, make_task_batch, open_task_split
 
 
 def run(config: SampleConfig) -> None:
@@ -42,7 +43,7 @@ def run(config: SampleConfig) -> None:
             clip_denoise=config.clip_denoise,
             use_fp16=config.use_fp16,
             seed=config.seed,
-            dataset_dir=dataset_dir,
+            dataset_dir=str(Path(dataset_dir)),
             image_size=image_size,
             num_images=len(images),
         )
@@ -67,16 +68,7 @@ def run(config: SampleConfig) -> None:
             pin_memory=world.device.type == "cuda",
         ):
             noise = ImageNoise(config.seed, Purpose.SAMPLE, part_images.numbers)
-            batch = make_batch(
-                part_images.image,
-                part_images.degraded,
-                part_images.label,
-                corruption,
-                noise,
-                device=world.device,
-                cond_x1=model.config.cond_x1,
-                add_x1_noise=model.config.add_x1_noise,
-            )
+            batch = make_task_batch(model.config, part_images, corruption, noise, world.device)
             restored = model.restore_batch(batch, noise, nfe=nfe, clip_denoise=config.clip_denoise)
             for index, image in zip(part_images.numbers, restored, strict=True):
                 folder.save(index, image)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from corruption import Corruption, build_corruption
+from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, TrainConfig
-from i2sb.data import ImageDataset, open_split
+from i2sb.data import ImageDataset, Images, open_split
+from i2sb.randomness import ImageNoise
 
 
 def build_bridge(config: TrainConfig) -> Bridge:
@@ -20,6 +22,26 @@ def build_task_corruption(
 ) -> Corruption | None:
     """Build the degradation of a run for images of this size; None if its data set brings degraded images itself."""
     return None if config.corrupt == PAIRED else build_corruption(config.corrupt, image_size).to(device)
+
+
+def make_task_batch(
+    config: TrainConfig,
+    images: Images,
+    corruption: Corruption | None,
+    noise: ImageNoise,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """Make a batch of loaded images as the run's settings say."""
+    return make_batch(
+        images.image,
+        images.degraded,
+        images.label,
+        corruption,
+        noise,
+        device=device,
+        cond_x1=config.cond_x1,
+        add_x1_noise=config.add_x1_noise,
+    )
 
 
 def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_size: int) -> ImageDataset:

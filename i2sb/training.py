@@ -12,11 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from corruption import Corruption
-from i2sb.batch import Batch, make_batch
 from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint
 from i2sb.config import TrainConfig, check_resumable
-from i2sb.data import Images, TrainingPositions, UnreadableImageError, load_in_order, load_training
+from i2sb.data import TrainingPositions, UnreadableImageError, load_in_order, load_training
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.ema import ExponentialMovingAverage
 from i2sb.files import PARTIAL, remove_partials, write_text
@@ -27,9 +25,9 @@ from i2sb.network import BridgeNetwork, build_network, check_image_size
 from i2sb.optim import build_optimizer, build_scheduler
 from i2sb.parsing import read_config, to_yaml
 from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.restore import RestorationModel
 from i2sb.run_log import RunLog
-from i2sb.sampler import sample
-from i2sb.tasks import build_bridge, build_task_corruption, open_task_split
+from i2sb.tasks import build_bridge, build_task_corruption, make_task_batch, open_task_split
 
 
 @dataclass
@@ -84,6 +82,7 @@ class Trainer:
     # --- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        """Return all that a checkpoint holds."""
         return {
             "net": self.network.state_dict(),
             "ema": self.ema.state_dict(),
@@ -93,6 +92,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+        """Take over a checkpoint read from `source`. Raises ValueError naming the file if it does not fit."""
         load_weights(self.network, state["net"], source)
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -110,41 +110,29 @@ class Trainer:
         if config.ckpt:
             places.append(Path(config.results_dir) / config.ckpt)
         for run_dir in places:
-            settings = run_dir / "config.yaml"
-            if settings.exists():
-                check_resumable(read_config(TrainConfig, settings), config, run_dir)
-            elif run_dir.exists() and any(path.suffix != PARTIAL for path in run_dir.iterdir()):
-                raise ValueError(f"{run_dir} holds files but no config.yaml, so no run to resume: give another --name")
             found = find_checkpoint(run_dir)
-            if found is not None:
-                path, state = found
-                self.load_state_dict(state, path)
-                self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0
-                return path
-        if config.ckpt and not places[1].is_dir():
-            raise ValueError(f"--ckpt {config.ckpt}: there is no run {places[1]}")
+            if found is None:
+                continue
+            path, state = found
+            check_resumable(read_config(TrainConfig, run_dir / "config.yaml"), config, run_dir)
+            self.load_state_dict(state, path)
+            self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0
+            return path
+        if config.ckpt:
+            raise ValueError(f"--ckpt {config.ckpt}: there is no run {places[1]} with a checkpoint")
+        there = {path.name for path in config.run_dir.glob("*") if path.suffix != PARTIAL}
+        if there and "config.yaml" not in there:
+            raise ValueError(f"{config.run_dir} holds files but no config.yaml, so no run: give another --name")
         return None
 
     def save(self) -> None:
         """Write a checkpoint, unless this very state is on the disk already."""
         iteration = self.progress.iteration
-        if self.world.is_main and self.saved_iteration != iteration:
+        if self.saved_iteration != iteration:
             save_checkpoint(self.config.run_dir, self.state_dict(), iteration, self.config.keep_last)
-        self.saved_iteration = iteration
+            self.saved_iteration = iteration
 
     # --- one iteration -----------------------------------------------------------------------------------------------
-
-    def make_batch(self, images: Images, corruption: Corruption | None, noise: ImageNoise) -> Batch:
-        return make_batch(
-            images.image,
-            images.degraded,
-            images.label,
-            corruption,
-            noise,
-            device=self.world.device,
-            cond_x1=self.config.cond_x1,
-            add_x1_noise=self.config.add_x1_noise,
-        )
 
     def step(self, net: nn.Module, stream: Any) -> torch.Tensor:
         """Make one optimizer iteration over the next global batch; returns this process's mean loss, on its device."""
@@ -157,7 +145,7 @@ class Trainer:
         for microstep in range(self.accumulation):
             images = next(stream)
             noise = ImageNoise(self.config.seed, Purpose.TRAIN, images.numbers, self.world.device)
-            batch = self.make_batch(images, self.train_corruption, noise)
+            batch = make_task_batch(self.config, images, self.train_corruption, noise, self.world.device)
             # Gradients are averaged over the microbatches, and over the processes once, after the last of them.
             last = microstep == self.accumulation - 1
             with nullcontext() if last or self.world.world_size == 1 else net.no_sync():
@@ -191,22 +179,13 @@ class Trainer:
         chosen = [i * len(images) // count for i in range(count)]
         sums = torch.zeros(3, dtype=torch.float64, device=world.device)
         drawn: list[tuple[torch.Tensor, ...]] = []
+        model = RestorationModel(self.network, self.bridge, config, self.progress.iteration)
         self.network.eval()
         with self.ema.applied():
             for part in load_in_order(images, chosen[world.rank :: world.world_size], batch_size=config.microbatch):
                 noise = ImageNoise(config.seed, Purpose.SAMPLE, part.numbers)
-                batch = self.make_batch(part, self.val_corruption, noise)
-                restored = sample(
-                    self.bridge,
-                    self.network,
-                    batch.x1,
-                    nfe=config.eval_nfe,
-                    mask=batch.mask,
-                    cond=batch.cond,
-                    ot_ode=config.ot_ode,
-                    clip_denoise=config.clip_denoise,
-                    randn=noise.randn_like,
-                ).x0
+                batch = make_task_batch(config, part, self.val_corruption, noise, world.device)
+                restored = model.restore_batch(batch, noise, nfe=config.eval_nfe, clip_denoise=config.clip_denoise)
                 columns = (to_uint8(batch.shown), to_uint8(restored), part.image.to(world.device))
                 before, after = psnr(columns[0], columns[2]), psnr(columns[1], columns[2])
                 sums += torch.stack([before.sum(), after.sum(), sums.new_tensor(len(batch))])
@@ -261,7 +240,8 @@ def _train(config: TrainConfig, world: World) -> None:
         _introduce(trainer, log, resumed_from)
         net: nn.Module = trainer.network
         if world.world_size > 1:
-            net = DistributedDataParallel(trainer.network)
+            # The only buffer is a constant.
+            net = DistributedDataParallel(trainer.network, broadcast_buffers=False, gradient_as_bucket_view=True)
         stream = load_training(
             trainer.train_images,
             seed=config.seed,
@@ -275,40 +255,41 @@ def _train(config: TrainConfig, world: World) -> None:
         while progress.iteration < config.num_itr:
             try:
                 loss = trainer.step(net, stream)
+                iteration = progress.iteration
+                log.advance(iteration)
+                last = iteration == config.num_itr
+                if iteration % config.log_every == 0 or last:
+                    value = world.mean(loss).item()
+                    elapsed = time.perf_counter() - clock
+                    speed = (iteration - logged_at) * config.batch_size / elapsed
+                    lr = trainer.optimizer.param_groups[0]["lr"]
+                    log.record("train", iteration, {"loss": value, "lr": lr, "images_per_second": speed})
+                    clock, logged_at = time.perf_counter(), iteration
+                if world.is_main and (iteration % config.save_every == 0 or last):
+                    trainer.save()
+                if config.eval_every and (iteration % config.eval_every == 0 or last):
+                    trainer.validate(log)
+                    clock, logged_at = time.perf_counter(), iteration
             except UnreadableImageError:
+                # Every process holds the same weights, and nothing of the failed iteration was applied: whichever
+                # process met the file saves what was learned up to here.
                 trainer.save()
                 raise
-            iteration = progress.iteration
-            log.advance(iteration)
-            last = iteration == config.num_itr
-            if iteration % config.log_every == 0 or last:
-                value = world.mean(loss).item()
-                elapsed = time.perf_counter() - clock
-                speed = (iteration - logged_at) * config.batch_size / elapsed
-                lr = trainer.optimizer.param_groups[0]["lr"]
-                log.record("train", iteration, {"loss": value, "lr": lr, "images_per_second": speed})
-                clock, logged_at = time.perf_counter(), iteration
-            if iteration % config.save_every == 0 or last:
-                trainer.save()
-            if config.eval_every and (iteration % config.eval_every == 0 or last):
-                trainer.validate(log)
-                clock, logged_at = time.perf_counter(), iteration
-        trainer.save()
+        if world.is_main:
+            trainer.save()  # a run continued from --ckpt that had nothing left to do
         log.say(f"done: {config.run_dir} is ready for python sample.py --ckpt {config.name}")
 
 
 def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
+    """Say what is about to be trained, on what, and from where."""
     config, world = trainer.config, trainer.world
     parameters = sum(p.numel() for p in trainer.network.parameters())
+    kind = "OT-ODE" if config.ot_ode else "SDE"
     log.say(f"data      {len(trainer.train_images)} training images in {trainer.train_images.clean.describe()}")
     log.say(f"network   {config.network}, {parameters / 1e6:.1f} M parameters, on {world.device}")
     log.say(
         f"batch     {config.batch_size} = {world.world_size} processes x {config.microbatch} x "
         f"{trainer.accumulation} accumulated"
     )
-    log.say(f"bridge    {config.interval} steps, total variance {trainer.bridge.betas.sum():.4f}, {_kind(config)}")
+    log.say(f"bridge    {config.interval} steps, total variance {trainer.bridge.betas.sum():.4f}, {kind}")
     log.say(f"run       {config.run_dir}, " + (f"resumed from {resumed_from}" if resumed_from else "from scratch"))
-
-
-def _kind(config: TrainConfig) -> str:
-    return "OT-ODE" if config.ot_ode else "SDE"

@@ -86,8 +86,10 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
-        qkv = self.qkv(self.norm(flat)).unflatten(1, (self.heads, 3, -1)).transpose(-1, -2)
-        h = F.scaled_dot_product_attention(*qkv.unbind(2))
+        qkv = self.qkv(self.norm(flat)).unflatten(1, (self.heads, 3, -1))
+        # Contiguous channels: the fused kernels take nothing else.
+        q, k, v = qkv.transpose(-1, -2).contiguous().unbind(2)
+        h = F.scaled_dot_product_attention(q, k, v)
         h = self.proj_out(h.transpose(-1, -2).flatten(1, 2))
         return (flat + h).view_as(x)
 

@@ -24,6 +24,7 @@ from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
 from i2sb.data import list_images, sort_keys
+from i2sb.files import PARTIAL
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
 COMMIT_EVERY = 1000
@@ -45,6 +46,17 @@ def encode(key: str, root: Path, resize: int | None) -> tuple[str, bytes | None,
         return key, None, " ".join(str(error).split())
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, workers: int) -> list[tuple[str, str]]:
     """Write the LMDB of one split; returns (path, reason) of each image left out.
 
@@ -60,8 +72,11 @@ def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, worker
         raise ValueError(f"{source}: holds no images")
 
     out.mkdir(parents=True, exist_ok=True)
-    partial_file = out / f".{target.name}.partial"
-    partial_file.unlink(missing_ok=True)
+    # The process's number keeps two builds apart; what a killed build left goes once its process is gone.
+    for stale in out.glob(f".{target.name}.*{PARTIAL}"):
+        if not is_running(int(stale.name.split(".")[-2])):
+            stale.unlink()
+    partial_file = out / f".{target.name}.{os.getpid()}{PARTIAL}"
     environment = lmdb.open(str(partial_file), subdir=False, map_size=MAP_SIZE, lock=False, sync=False, writemap=False)
     unreadable = []
     transaction = environment.begin(write=True)

@@ -20,7 +20,8 @@ if [ ${#missing[@]} -eq 0 ]; then
   echo "setup: .venv holds what $* ask for, reused"
   exit 0
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# An interrupted start leaves a .venv without pip.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 echo "setup: installing ${missing[*]} into .venv (the first time takes minutes and 6 GB)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "${missing[@]}"
 for file in "$@"; do

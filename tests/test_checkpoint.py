@@ -28,6 +28,15 @@ def test_keeps_the_newest_and_points_to_it(tmp_path):
     assert path.name == "checkpoint_00000100.pt" and found["progress"]["iteration"] == 100
 
 
+def test_a_broken_newer_one_neither_counts_nor_is_deleted(tmp_path):
+    save_checkpoint(tmp_path, state(9), 9, keep_last=2)
+    (tmp_path / "checkpoint_00000009.pt").write_bytes(b"broken")
+    for iteration in (1, 2, 3):
+        save_checkpoint(tmp_path, state(iteration), iteration, keep_last=1)
+        assert names(tmp_path) == [f"checkpoint_0000000{iteration}.pt", "checkpoint_00000009.pt", "latest.pt"]
+    assert find_checkpoint(tmp_path)[1]["progress"]["iteration"] == 3
+
+
 def test_none_at_all_is_no_error(tmp_path):
     assert find_checkpoint(tmp_path) is None
 

@@ -62,7 +62,7 @@ def assert_one_line(status, said, *words):
         ({"image_size": 18}, ["images of 18x18 pixels: sr4x needs multiples of 4"]),
         ({"eval_image_size": 17}, ["--eval-image-size 17: --network tiny takes multiples of 2"]),
         ({"network": "tinny"}, ["--network tinny: unknown"]),
-        ({"ckpt": "other"}, ["--ckpt other: there is no run"]),
+        ({"ckpt": "other"}, ["--ckpt other: there is no run", "other with a checkpoint"]),
     ],
 )
 def test_wrong_settings(train, tmp_path, changes, words):
@@ -93,6 +93,25 @@ def test_truncated_image_saves_what_was_learned_and_the_run_goes_on_once_it_is_m
     image.write_bytes(whole)
     assert train(dataset_dir=data, save_every=100, eval_every=0, num_itr=9)[0] == 0
     assert list(results.glob("run/checkpoint_00000009.pt"))
+
+
+def test_truncated_validation_image_saves_what_was_learned(train, tmp_path, dataset_dir):
+    data = tmp_path / "data"
+    shutil.copytree(dataset_dir, data)
+    (data / "val" / "cat" / "0.png").write_bytes(b"")
+    assert_one_line(*train(dataset_dir=data, save_every=100, eval_every=3), "val/cat/0.png: unreadable image")
+    assert (tmp_path / "results" / "run" / "checkpoint_00000003.pt").exists()
+
+
+def test_averaged_weights_of_another_network_are_named(train, program, tmp_path):
+    from i2sb.sampling import run as restore
+
+    assert train(num_itr=2, eval_every=0)[0] == 0
+    path = tmp_path / "results" / "run" / "checkpoint_00000002.pt"
+    state = torch.load(path, weights_only=True)
+    state["ema"]["shadow_params"].pop()
+    torch.save(state, path)
+    assert_one_line(*program(SampleConfig, restore, ["--ckpt", "run", "--results-dir", path.parent.parent]), "ema")
 
 
 def test_run_of_another_architecture_or_setting_is_refused_and_kept(train, tmp_path):
@@ -157,7 +176,9 @@ def test_wrong_scoring(program, trained_run, tmp_path):
     from i2sb.evaluation import run
 
     common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
-    assert_one_line(*program(EvalConfig, run, common), "--sample-dir is missing")
+    for wrong in ("", "a/b", "../a"):
+        said = program(EvalConfig, run, [*common, "--sample-dir", wrong])
+        assert_one_line(*said, f"--sample-dir {wrong}: name a folder of restored images inside the run")
     assert_one_line(*program(EvalConfig, run, [*common, "--sample-dir", "none"]), "holds no settings.yaml")
     assert_one_line(
         *program(EvalConfig, run, [*common, "--sample-dir", "a", "--mode", "best"]), "--mode best: must be one of"

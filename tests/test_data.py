@@ -68,6 +68,15 @@ def test_lmdb_is_read_in_worker_processes_while_open_here(lmdb_dir):
     assert torch.equal(pickle.loads(pickle.dumps(images)).read(2)[0], images.read(2)[0])
 
 
+def test_lmdb_cut_off_is_named(lmdb_dir, tmp_path):
+    whole = (lmdb_dir / "train_faster_imagefolder.lmdb").read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 8192, 100, 0):
+        (tmp_path / f"{length}").mkdir()
+        (tmp_path / f"{length}" / "train_faster_imagefolder.lmdb").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="train_faster_imagefolder.lmdb: (is cut off|cannot be opened|holds no)"):
+            open_tiny(tmp_path / f"{length}")
+
+
 def test_paired_folders_keep_pairs_together(tmp_path):
     write_images(tmp_path / "train" / "clean", ["x/a.png", "b.png"])
     write_images(tmp_path / "train" / "degraded", ["x/a.png", "b.png"], first=7)

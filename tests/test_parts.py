@@ -86,7 +86,7 @@ def test_noise_on_x1_comes_after_the_condition():
     assert abs(x1.std() - 1) < 0.1
 
 
-def test_paired_images_are_used_as_they_are_and_rows_cut_everything():
+def test_paired_images_are_used_as_they_are():
     clean, degraded = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8)
     batch = make_batch(clean, degraded, torch.arange(3), None, ImageNoise(0, Purpose.TRAIN, [0, 1, 2]))
     assert torch.equal(batch.x1, from_uint8(degraded)) and torch.equal(batch.x0, from_uint8(clean))

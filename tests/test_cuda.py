@@ -1,0 +1,46 @@
+"""What only a GPU can show; skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY
+
+from corruption import CORRUPTIONS, build_corruption
+from i2sb import load_model
+from i2sb.randomness import ImageNoise, Purpose
+from i2sb.unet import AttentionBlock
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_degradations_agree_with_the_cpu(name):
+    clean = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = ImageNoise(0, Purpose.SAMPLE, [0, 1])  # sampling hands CPU generators to images on the GPU
+    want = build_corruption(name, 64)(clean, noise.generators).image
+    done = build_corruption(name, 64).cuda()(clean.cuda(), noise.generators)
+    torch.testing.assert_close(done.image.cpu(), want, rtol=0, atol=1e-4)
+
+
+def test_attention_takes_a_fused_kernel():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    block = AttentionBlock(128, 64).cuda().half()
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]), torch.no_grad():
+        assert block(torch.randn(2, 128, 16, 16, device="cuda").half()).isfinite().all()
+
+
+def test_train_resume_restore(tmp_path, dataset_dir):
+    from i2sb import sampling, training
+    from i2sb.config import SampleConfig, TrainConfig
+
+    places = {"results_dir": str(tmp_path), "device": "cuda"}
+    for num_itr in (3, 6):
+        settings = {**TINY, "dataset_dir": str(dataset_dir), **places, "num_itr": num_itr, "corrupt": "inpaint-center"}
+        training.train(TrainConfig(name="gpu", **settings))
+    sampling.run(SampleConfig(ckpt="gpu", nfe=2, use_fp16=True, **places))
+    assert len(list((tmp_path / "gpu" / "samples_nfe2" / "000").iterdir())) == 5
+    on_cpu, on_gpu = load_model(tmp_path / "gpu"), load_model(tmp_path / "gpu", device="cuda")
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(on_gpu.restore(x, nfe=3), on_cpu.restore(x, nfe=3), rtol=0, atol=1e-2)
