@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from i2sb.bridge import Bridge, Randn, space_indices
+from i2sb.steps import make_step
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,22 @@ def sample(
     cond: Tensor | None = None,
     ot_ode: bool = False,
     clip_denoise: bool = False,
+    sampler: str = "posterior",
+    eta: float = 1.0,
     log_count: int | None = None,
     randn: Randn = torch.randn_like,
 ) -> Trajectory:
     """Restore x1 [B, C, H, W] with `nfe` evaluations of net(xt, step [B], cond=cond).
 
+    `sampler` ("posterior", "eta", "second_order") and `eta` say how a step back is taken (i2sb.steps).
     Given a mask [B or 1, 1, H, W] (1 inside the hole), the known region is put back after every step.
     `log_count` asks for at most that many intermediate states, evenly spaced, index 0 always among them.
-    `randn` is called once per draw, in the order the maths needs it: the posterior's noise, then the known region's.
+    `randn` is called once per draw, in the order the maths needs it: the step's noise, then the known region's.
 
-    Raises ValueError if `nfe` does not fit the bridge.
+    Raises ValueError if `nfe` does not fit the bridge, or for an unknown sampler.
     """
     steps = step_grid(bridge.interval, nfe)
+    step_back = make_step(sampler, bridge, x1, ot_ode=ot_ode, eta=eta, randn=randn)
     logged = set()
     if log_count is not None:
         logged = {steps[i] for i in space_indices(nfe, min(nfe, log_count))}
@@ -70,7 +75,7 @@ def sample(
     for n, nprev in pairwise(reversed(steps)):
         step = torch.full((len(x1),), n, dtype=torch.long, device=x1.device)
         pred_x0 = bridge.compute_pred_x0(step, xt, net(xt, step, cond=cond), clip_denoise=clip_denoise)
-        xt = bridge.p_posterior(nprev, n, xt, pred_x0, ot_ode=ot_ode, randn=randn)
+        xt = step_back(nprev, n, xt, pred_x0)
         if mask is not None:
             known = x1 if ot_ode else x1 + bridge.std_sb[nprev] * randn(x1)
             xt = (1.0 - mask) * known + mask * xt

@@ -160,3 +160,69 @@ def test_error_falls_with_the_number_of_steps(ot_ode):
         errors.append((covariance - toy.covariance).abs().max().item())
     assert all(later < 0.6 * earlier for earlier, later in pairwise(errors)), errors
     assert errors[-1] < 0.01 and math.isfinite(errors[0])
+
+
+# --- other ways to step back -----------------------------------------------------------------------------------------
+
+
+def run_toy(toy: GaussianToy, sampler: str, nfe: int, eta: float = 1.0, count: int = 20_000):
+    generator = torch.Generator().manual_seed(2)
+    randn = lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    x1 = toy.draw_x1(count, generator)
+    return sample(toy.bridge, toy.net, x1, nfe=nfe, ot_ode=toy.ot_ode, sampler=sampler, eta=eta, randn=randn).x0
+
+
+@pytest.mark.parametrize("ot_ode", [False, True])
+@pytest.mark.parametrize("nfe", [1, 2, 10])
+def test_eta_one_is_the_posterior(ot_ode, nfe):
+    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode)
+    torch.testing.assert_close(run_toy(toy, "eta", nfe), run_toy(toy, "posterior", nfe), rtol=0, atol=1e-9)
+    mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    mask[..., 1:3, 1:3] = 1
+    x1 = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    one, other = (
+        sample(toy.bridge, lambda x, step, cond: x.tanh(), x1, nfe=nfe, mask=mask, sampler=name, randn=torch.ones_like)
+        for name in ("eta", "posterior")
+    )
+    torch.testing.assert_close(one.x0, other.x0, rtol=0, atol=1e-9)
+
+
+def test_eta_zero_draws_noise_once_only():
+    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode=False)
+    draws = []
+    randn = lambda x: draws.append(1) or torch.randn(x.shape, dtype=x.dtype)
+    sample(
+        toy.bridge, toy.net, torch.zeros(4, 2, 1, 1, dtype=torch.float64), nfe=5, sampler="eta", eta=0.0, randn=randn
+    )
+    assert len(draws) == 1
+
+
+def covariance_error(toy: GaussianToy, x0: torch.Tensor) -> float:
+    return (torch.cov(x0.flatten(1).T) - toy.covariance).abs().max().item()
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("eta", 0.0), ("eta", 0.5), ("second_order", 1.0)])
+def test_other_steps_reach_the_gaussian_target(sampler, eta):
+    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode=False)
+    variances = toy.covariance.diagonal()
+    worst = 4 * ((variances[:, None] * variances + toy.covariance**2) / 20_000).sqrt().max().item()
+    assert covariance_error(toy, run_toy(toy, sampler, 100, eta)) < worst
+    assert covariance_error(toy, run_toy(toy, sampler, 1, eta)) > 2 * worst
+
+
+def test_second_order_without_noise_converges_faster():
+    """Against the flow itself (999 steps): halving the step of a second-order method quarters the error."""
+    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode=True)
+    want = run_toy(toy, "second_order", 999, count=50)
+    error = lambda name, nfe: (run_toy(toy, name, nfe, count=50) - want).abs().max().item()
+    assert error("second_order", 40) < 0.35 * error("second_order", 20)
+    assert error("second_order", 80) < 0.25 * error("posterior", 80)
+    assert 0.35 < error("posterior", 40) / error("posterior", 20) < 0.7
+
+
+def test_unknown_samplers_are_named():
+    bridge, x = Bridge(10), torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="--sampler heun: unknown; choose one of posterior, eta, second_order"):
+        sample(bridge, lambda x, step, cond: x, x, nfe=1, sampler="heun")
+    with pytest.raises(ValueError, match="--eta 2: must be between 0 and 1"):
+        sample(bridge, lambda x, step, cond: x, x, nfe=1, sampler="eta", eta=2)
