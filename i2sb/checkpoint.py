@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from i2sb.files import PARTIAL, write_atomically
 
 LATEST = "latest.pt"
+PARTS = ("net", "ema", "optimizer", "sched", "progress")
 _NAME = "checkpoint_{:08d}.pt"
 _PATTERN = re.compile(r"checkpoint_(\d+)\.pt")
 
@@ -50,6 +52,8 @@ def find_checkpoint(run_dir: Path, *, mmap: bool = False) -> tuple[Path, dict[st
     candidates = _list_checkpoints(run_dir)
     if not candidates and (run_dir / LATEST).exists():
         candidates = [run_dir / LATEST]
+    if not candidates and (run_dir / LATEST).is_symlink():
+        raise BrokenCheckpointError(f"{run_dir / LATEST}: points to {os.readlink(run_dir / LATEST)}, which is gone")
     for path in candidates:
         try:
             return path, read_checkpoint(path, mmap=mmap)
@@ -69,12 +73,21 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     With `mmap` tensors come into memory as they are used: for taking some of them, while the file stays in place.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the check sums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # bytes that are no checkpoint can raise anything in the reader
         reason = " ".join(str(error).split())[:100]
+        if reason.startswith("Weights only"):
+            reason = "it holds more than tensors and plain values"
         raise BrokenCheckpointError(f"{path}: broken checkpoint ({reason})") from None
-    if not isinstance(state, dict) or "net" not in state:
-        raise BrokenCheckpointError(f"{path}: is no checkpoint of this program (it holds no 'net')")
+    missing = [part for part in PARTS if not isinstance(state, dict) or part not in state]
+    if missing or not all(isinstance(state[part], dict) for part in ("net", "ema", "progress")):
+        raise BrokenCheckpointError(
+            f"{path}: is no checkpoint of this program (lacks {', '.join(missing) or 'tensors'})"
+        )
     return state
 
 
@@ -91,8 +104,10 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) ->
     module.load_state_dict(weights)
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else "x".join(map(str, tensor.shape))
+def _shape(tensor: object) -> str:
+    if not isinstance(tensor, Tensor):
+        return "missing" if tensor is None else type(tensor).__name__
+    return "x".join(map(str, tensor.shape)) or "scalar"
 
 
 def _first(misfits: Iterable[str], count: int = 10) -> str:

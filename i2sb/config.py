@@ -6,6 +6,7 @@ imports torch, so that `--help` and mistakes answer at once.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,11 +26,18 @@ def _require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_name(flag: str, value: str) -> None:
-    _require(bool(value), f"{flag} is missing: give the run a name; it lives in results/NAME")
+def _require_finite(config: Any) -> None:
+    for f in fields(config):
+        value = getattr(config, f.name)
+        _require(not isinstance(value, float) or math.isfinite(value), f"{flag(f.name)} {value}: must be finite")
+
+
+def _require_name(named: str, value: str) -> None:
+    _require(bool(value), f"{named} is missing: give the run a name; it lives in results/NAME")
     _require(
-        re.fullmatch(r"[\w.+=-]+(/[\w.+=-]+)*", value) is not None and ".." not in value.split("/"),
-        f"{flag} {value}: use letters, digits and . _ - + = (it becomes a folder under --results-dir)",
+        re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", value) is not None and max(map(len, value.split("/"))) <= 100,
+        f"{named} {value}: begin with a letter or digit, go on with those or . _ - + =, 100 at most "
+        "(it becomes a folder under --results-dir)",
     )
 
 
@@ -84,6 +92,7 @@ class TrainConfig:
     eval_image_size: int | None = option(None, "side of validation images, if another than --image-size")
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_name("--name", self.name)
         if self.ckpt:
             _require_name("--ckpt", self.ckpt)
@@ -93,6 +102,7 @@ class TrainConfig:
             self.interval >= 2 and self.interval % 2 == 0,
             f"--interval {self.interval}: must be even and at least 2, such as {max(2, self.interval + 1)}",
         )
+        _require(self.interval <= 1_000_000, f"--interval {self.interval}: must be at most 1000000 (published: 1000)")
         _require(
             self.beta_max > 0, f"--beta-max {self.beta_max}: must be positive (0.3 and 1.0 are the published ones)"
         )

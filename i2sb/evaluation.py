@@ -78,6 +78,10 @@ def run(config: EvalConfig) -> None:
         batch = make_task_batch(run_config, part, corruption, noise)
         degraded, clean = to_uint8(batch.shown), part.image
         restored = torch.stack([folder.load(index) for index in part.numbers])
+        if restored.shape != clean.shape:
+            raise ValueError(
+                f"{folder.path}: images {part.numbers} are not of the shape of those they were restored from"
+            )
         for name, metric in metrics.items():
             scores[name]["degraded"].append(metric.compute(degraded.to(device), clean.to(device)).cpu())
             scores[name]["restored"].append(metric.compute(restored.to(device), clean.to(device)).cpu())

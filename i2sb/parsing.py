@@ -47,9 +47,13 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
     if config_file is not None:
         values = _read_yaml(Path(config_file))
         _refuse_unknown(f"{config_file}: ", values, names)
-        for name, kind in get_type_hints(config_class).items():  # jsonargparse would not name the setting
-            if kind is bool and not isinstance(values.get(name, False), bool):
-                raise ValueError(f"{config_file}: {flag(name)} {values[name]}: must be {_in_words(bool)}")
+        for name, kind in get_type_hints(config_class).items():  # what jsonargparse would let pass or not name
+            value = values.get(name, kind)
+            if (kind is bool and value is not kind and not isinstance(value, bool)) or (
+                value is None and type(None) not in get_args(kind)
+            ):
+                shown = "null" if value is None else value
+                raise ValueError(f"{config_file}: {flag(name)} {shown}: must be {_in_words(kind)}")
         parser.set_defaults(**_parse(parser.parse_object, values, config_class, f"{config_file}: "))
     return config_class(**_parse(parser.parse_args, list(flags), config_class, ""))
 
@@ -73,7 +77,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
     if values is None:
         return {}
@@ -96,10 +100,10 @@ def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, where: s
     except ArgumentError as error:
         message = _one_line(error)
     key = re.search(r'Parser key "(\w+)"', message)
-    value = re.search(r"(?:Got|Given) value: (.*)$", message)
+    value = re.search(r"(?:Got|Given) value:\s*(.*)$", message)
     if key and value:
         wanted = _in_words(get_type_hints(config_class)[key[1]])
-        message = f"{flag(key[1])} {value[1]}: must be {wanted}"
+        message = f"{flag(key[1])} {value[1] or repr(value[1])}: must be {wanted}"
     raise ValueError(where + message)
 
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 
@@ -20,12 +21,15 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     `--config FILE.yaml` gives settings below the flags, `--dry-run` prints the resolved ones and exits, `--pdb` stops
     in the debugger where an error arose. Exits with 2 after a wrong setting or file, with 130 after Ctrl-C.
     """
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = _Parser(add_help=False, allow_abbrev=False)
     own.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
     own.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
     own.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
     own.add_argument("-h", "--help", action="store_true", help="print this and exit")
-    options, flags = own.parse_known_args(argv)
+    try:
+        options, flags = own.parse_known_args(argv)
+    except ValueError as error:
+        _fail(error)
     if options.help:
         print(make_parser(config_class).format_help() + "\n" + own.format_help().split("\n\n", 1)[1])
         return
@@ -46,8 +50,21 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
             sys.exit(1)
         if not _is_message(error):
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises ValueError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Say in one line what was wrong, and exit."""
+    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _is_message(error: Exception) -> bool:

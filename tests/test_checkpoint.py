@@ -12,7 +12,8 @@ from i2sb.checkpoint import BrokenCheckpointError, find_checkpoint, load_weights
 
 
 def state(value: float) -> dict:
-    return {"net": {"w": torch.full((300,), value)}, "progress": {"iteration": int(value)}}
+    parts = {"ema": {}, "optimizer": {}, "sched": None, "progress": {"iteration": int(value)}}
+    return {"net": {"w": torch.full((300,), value)}, **parts}
 
 
 def names(folder) -> list[str]:
@@ -74,15 +75,32 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
         with pytest.raises(BrokenCheckpointError, match=name):
             read_checkpoint(tmp_path / name)
     torch.save([1, 2], tmp_path / "other.pt")
-    with pytest.raises(BrokenCheckpointError, match="holds no 'net'"):
+    with pytest.raises(BrokenCheckpointError, match="lacks net, ema, optimizer, sched, progress"):
         read_checkpoint(tmp_path / "other.pt")
     assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_flipped_bytes_are_noticed(tmp_path, mmap):
+    path = save_checkpoint(tmp_path, state(1.0), 1, keep_last=1)
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.full((4,), 1.0).numpy().tobytes())
+    content[place + 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(BrokenCheckpointError, match="checkpoint_00000001.pt: broken checkpoint"):
+        read_checkpoint(path, mmap=mmap)
+
+
+def test_a_link_to_a_checkpoint_that_is_gone_is_named(tmp_path):
+    save_checkpoint(tmp_path, state(1), 1, keep_last=1).unlink()
+    with pytest.raises(BrokenCheckpointError, match="latest.pt: points to checkpoint_00000001.pt, which is gone"):
+        find_checkpoint(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     save_checkpoint(tmp_path, state(1), 1, keep_last=1)
     with pytest.raises(AttributeError):
-        save_checkpoint(tmp_path, {"net": lambda: None}, 2, keep_last=1)  # a local function cannot be pickled
+        save_checkpoint(tmp_path, {**state(2), "net": lambda: None}, 2, keep_last=1)
     path, found = find_checkpoint(tmp_path)
     assert path.name == "checkpoint_00000001.pt" and found["net"]["w"][0] == 1
 

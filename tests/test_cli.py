@@ -144,6 +144,15 @@ def test_checkpoint_cut_off_in_the_middle(train, program, tmp_path):
     assert_one_line(*program(SampleConfig, restore, flags), "none of its 2 checkpoints is whole")
 
 
+def test_places_that_cannot_be_written_are_named(train, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert_one_line(*train(results_dir=tmp_path / "file"), f"{tmp_path}/file")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "run").write_text("mine")
+    assert_one_line(*train(), "results/run")
+    assert (tmp_path / "file").read_text() == (tmp_path / "results" / "run").read_text() == "mine"
+
+
 def test_folder_that_is_no_run(train, tmp_path):
     (tmp_path / "results" / "run").mkdir(parents=True)
     (tmp_path / "results" / "run" / "thesis.tex").write_text("years of work")
