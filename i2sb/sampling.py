@@ -58,7 +58,7 @@ def run(config: SampleConfig) -> None:
         # Dealt out by index, not by what is missing: other processes may be writing already.
         missing = folder.missing(mine[world.rank :: world.world_size])
         if world.is_main:
-            print(f"{folder.path}: images {mine.start} to {mine.stop - 1} at NFE {nfe}, {len(missing)} to restore here")
+            print(f"{folder.path}: {len(mine)} images from number {mine.start} on, {len(missing)} to restore here")
         progress = tqdm(total=len(missing), unit="image", dynamic_ncols=True, disable=not world.is_main)
         for part_images in load_in_order(
             images,

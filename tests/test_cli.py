@@ -293,3 +293,14 @@ runpy.run_path({str(ROOT / "scripts/make_lmdb.py")!r}, run_name="__main__")
     assert not (tmp_path / "out" / "train_faster_imagefolder.lmdb").exists()
     make_lmdb(tmp_path / "in", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train_faster_imagefolder.lmdb"]
+
+
+def test_demo_never_trains_on_a_validation_photograph(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from demo_photos import PHOTOS
+
+    train, val = PHOTOS["train"], PHOTOS["val"]
+    assert not train.keys() & val.keys() and not set(train.values()) & set(val.values())
+    # A stereo pair is one scene: both sides of it stay on one side of the split.
+    scenes = [{name.split("_")[0] for name in photos} for photos in (train, val)]
+    assert not scenes[0] & scenes[1]
