@@ -10,6 +10,7 @@ A data set folder holds, for each split (train, val), the first of these that is
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import os
@@ -155,7 +156,13 @@ class ImageDataset(Dataset):
         self.classes = {name: number for number, name in enumerate(classes)}
 
     @property
+    def fingerprint(self) -> str:
+        """A digest of the images' names in order, to tell one data set from another."""
+        return hashlib.sha256("\n".join(self.keys).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    @property
     def paired(self) -> bool:
+        """Whether every image has a degraded partner in the data set."""
         return self.degraded is not None
 
     def __len__(self) -> int:

@@ -60,6 +60,11 @@ def run(config: EvalConfig) -> None:
             f"{images.clean.describe()} holds {len(images)} images, but those in {folder.path} were restored from "
             f"{settings.num_images}: give the --dataset-dir they came from"
         )
+    if images.fingerprint != settings.fingerprint:
+        raise ValueError(
+            f"{images.clean.describe()} holds images of other names than those in {folder.path} were restored from: "
+            "give the --dataset-dir they came from"
+        )
     missing = folder.missing(range(len(images)))
     if missing:
         raise ValueError(

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from i2sb.files import write_text
+from i2sb.files import PARTIAL, write_text
 from i2sb.images import save_png, to_pil, to_uint8
 
 SETTINGS = "settings.yaml"
@@ -18,7 +18,10 @@ SETTINGS = "settings.yaml"
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """All that decides what image i of the folder looks like."""
+    """All that decides what image i of the folder looks like, and where its data was.
+
+    fingerprint: of the data set's names, so that images of two data sets are not mixed or compared.
+    """
 
     run: str
     iteration: int
@@ -29,6 +32,7 @@ class SampleSettings:
     dataset_dir: str
     image_size: int
     num_images: int
+    fingerprint: str
 
 
 class SampleFolder:
@@ -45,13 +49,15 @@ class SampleFolder:
             differences = [
                 f"{f.name} {getattr(there, f.name)} there, {getattr(settings, f.name)} now"
                 for f in fields(SampleSettings)
-                if getattr(there, f.name) != getattr(settings, f.name)
+                if f.name != "dataset_dir" and getattr(there, f.name) != getattr(settings, f.name)
             ]
             if differences:
                 raise ValueError(
                     f"{path} holds images made with other settings ({'; '.join(differences)}): "
                     "move it away, or ask for the same again"
                 )
+        elif path.is_dir() and any(entry.suffix != PARTIAL for entry in path.iterdir()):
+            raise ValueError(f"{path} holds files but no {SETTINGS}: who knows how they were made; move it away")
         else:
             write_text(path / SETTINGS, yaml.safe_dump(asdict(settings), sort_keys=False))
         return cls(path, settings)
@@ -61,9 +67,12 @@ class SampleFolder:
         """Open a folder that sample.py made. Raises ValueError if it is none."""
         try:
             settings = SampleSettings(**yaml.safe_load((path / SETTINGS).read_text()))
+            for f in fields(SampleSettings):
+                if type(getattr(settings, f.name)).__name__ != f.type:
+                    raise TypeError(f"{f.name}: {getattr(settings, f.name)} is no {f.type}")
         except FileNotFoundError:
             raise ValueError(f"{path}: holds no {SETTINGS}, so no images that sample.py restored") from None
-        except (TypeError, yaml.YAMLError) as error:
+        except (TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"{path / SETTINGS}: cannot be read ({' '.join(str(error).split())})") from None
         return cls(path, settings)
 

@@ -46,6 +46,7 @@ def run(config: SampleConfig) -> None:
             dataset_dir=str(Path(dataset_dir)),
             image_size=image_size,
             num_images=len(images),
+            fingerprint=images.fingerprint,
         )
         name = f"samples_nfe{nfe}" + ("_clip" if config.clip_denoise else "")
         if world.is_main:

@@ -206,10 +206,44 @@ def test_scoring_an_unfinished_folder_or_another_data_set(program, trained_run, 
     assert program(SampleConfig, restore, [*common, "--nfe", 1, "--partition", "0_2"])[0] == 0
     score = [*common, "--sample-dir", "samples_nfe1"]
     assert_one_line(*program(EvalConfig, run, score), "3 of 5 images are missing, first number 2")
+    write_images(tmp_path / "same_count" / "val", [f"{i}.png" for i in range(5)])
+    other = [*score, "--dataset-dir", tmp_path / "same_count"]
+    assert_one_line(*program(EvalConfig, run, other), "same_count/val holds images of other names")
     write_images(tmp_path / "other" / "val", ["a.png"])
     assert_one_line(
         *program(EvalConfig, run, [*score, "--dataset-dir", tmp_path / "other"]), "holds 1 images", "restored from 5"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "holds no settings.yaml"),
+        (b"\xca\xfe", "settings.yaml: cannot be read"),
+        (b"seed: 0", "settings.yaml: cannot be read"),
+        (b"[]", "settings.yaml: cannot be read"),
+    ],
+)
+def test_sample_folder_without_its_settings(program, trained_run, tmp_path, content, words):
+    from i2sb.evaluation import run
+    from i2sb.sampling import run as restore
+
+    results = tmp_path / "results"
+    (results / "tiny").mkdir(parents=True)
+    for name in ("config.yaml", "latest.pt"):
+        (results / "tiny" / name).symlink_to(trained_run / name)
+    common = ["--ckpt", "tiny", "--results-dir", results, "--device", "cpu", "--workers", 0]
+    assert program(SampleConfig, restore, [*common, "--nfe", 1])[0] == 0
+    settings = results / "tiny" / "samples_nfe1" / "settings.yaml"
+    whole = settings.read_text()
+    settings.unlink()
+    if content is not None:
+        settings.write_bytes(content)
+    assert_one_line(*program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1"]), words)
+    again = program(SampleConfig, restore, [*common, "--nfe", 1])
+    assert_one_line(*again, "samples_nfe1", "settings.yaml")
+    settings.write_text(whole.replace("image_size: 16", "image_size: null"))
+    assert_one_line(*program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1"]), "image_size: None is no int")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(program):
