@@ -122,13 +122,17 @@ Store = FolderStore | LmdbStore
 def list_images(root: Path) -> list[str]:
     """Return the paths of all image files below `root`, relative to it, with forward slashes."""
     found = []
-    for folder, _, names in os.walk(root, followlinks=True):
+    for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
         found += [
             Path(folder, name).relative_to(root).as_posix()
             for name in names
             if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")
         ]
     return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def sort_keys(keys: Sequence[str]) -> list[str]:

@@ -59,8 +59,12 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
 
 
 def read_config(config_class: type[C], path: Path) -> C:
-    """Read the config that a run saved at `path`. Raises ValueError naming the file if it cannot be read."""
+    """Read the config that a run saved at `path`. Raises ValueError naming the file if that fails or a line is gone."""
     try:
+        given = _read_yaml(path)
+        missing = [f.name for f in fields(config_class) if f.name not in given]
+        if missing:  # a default in its place could be another bridge or network
+            raise ValueError(f"lacks {', '.join(missing)}; restore it as the run saved it")
         return read_flags(config_class, [], path)
     except ValueError as error:
         message = str(error)

@@ -59,6 +59,14 @@ def test_saved_settings_read_back(tmp_path, config_class, flags):
     assert read_config(config_class, tmp_path / "config.yaml") == config
 
 
+def test_saved_settings_with_a_line_missing_are_refused(tmp_path):
+    text = to_yaml(read_flags(TrainConfig, [*NEEDED, "--ot-ode", "--beta-max", "1"]))
+    lines = [line for line in text.splitlines() if not line.startswith(("ot_ode", "beta_max"))]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="config.yaml: lacks beta_max, ot_ode"):
+        read_config(TrainConfig, tmp_path / "config.yaml")
+
+
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         read_flags(TrainConfig, NEEDED).lr = 1.0
