@@ -60,7 +60,10 @@ class TrainConfig:
         4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)"
     )
 
-    corrupt: str = option("", "degradation to restore, or 'paired' if the data set holds degraded images itself")
+    corrupt: str = option(
+        "", "degradation to restore, or 'paired' if the data set holds degraded images itself; 'help' lists them"
+    )
+    mask_file: str = option("", "npz of the published freeform masks (default: masks drawn by this program)")
     cond_x1: bool = option(False, "show the degraded image to the network at every step")
     add_x1_noise: bool = option(False, "add unit noise to x1 after the condition was taken (decolouring)")
 
@@ -155,6 +158,8 @@ class SampleConfig:
     results_dir: str = option("results", "folder of all runs")
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
     image_size: int | None = option(None, "side of the square images, in pixels (default: the run's validation size)")
+    corrupt: str = option("", "degradation (default: the run's; must be given where that is a Python file)")
+    mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
     nfe: int | None = option(None, "network evaluations per image (default: interval - 1)")
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
@@ -199,6 +204,8 @@ class EvalConfig:
     results_dir: str = option("results", "folder of all runs")
     sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
     dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
+    corrupt: str = option("", "degradation, to be given where the images' own is a Python file")
+    mask_file: str = option("", "npz of the published freeform masks (default: where they were)")
     mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
         "legacy_pytorch", "how images are resized for FID, once it is computed: recorded only, so far"
     )
@@ -237,10 +244,17 @@ def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> N
     differences = [
         f"{flag(f.name)} {getattr(saved, f.name)} there, {getattr(wanted, f.name)} now"
         for f in fields(TrainConfig)
-        if f.name not in _MAY_CHANGE and getattr(saved, f.name) != getattr(wanted, f.name)
+        if f.name not in _MAY_CHANGE
+        and not _moved(f.name, saved, wanted)
+        and getattr(saved, f.name) != getattr(wanted, f.name)
     ]
     if differences:
         raise ValueError(
             f"{run_dir} holds a run with other settings ({'; '.join(differences)}): "
             "give the same ones to resume it, or another --name to start anew"
         )
+
+
+def _moved(name: str, saved: TrainConfig, wanted: TrainConfig) -> bool:
+    """Whether a setting is a file that was there and is there, if perhaps in another place."""
+    return name == "mask_file" and bool(saved.mask_file) == bool(wanted.mask_file)

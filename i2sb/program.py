@@ -33,6 +33,11 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     if options.help:
         print(make_parser(config_class).format_help() + "\n" + own.format_help().split("\n\n", 1)[1])
         return
+    if ("--corrupt", "help") in zip(flags, flags[1:], strict=False) or "--corrupt=help" in flags:
+        from corruption import describe_corruptions
+
+        print(describe_corruptions())
+        return
     try:
         config = read_flags(config_class, flags, options.config)
         if options.dry_run:

@@ -184,7 +184,7 @@ class Trainer:
         with self.ema.applied():
             for part in load_in_order(images, chosen[world.rank :: world.world_size], batch_size=config.microbatch):
                 noise = ImageNoise(config.seed, Purpose.SAMPLE, part.numbers)
-                batch = make_task_batch(config, part, self.val_corruption, noise, world.device)
+                batch = make_task_batch(config, part, self.val_corruption, noise, world.device, evaluation=True)
                 restored = model.restore_batch(batch, noise, nfe=config.eval_nfe, clip_denoise=config.clip_denoise)
                 columns = (to_uint8(batch.shown), to_uint8(restored), part.image.to(world.device))
                 before, after = psnr(columns[0], columns[2]), psnr(columns[1], columns[2])
@@ -286,6 +286,8 @@ def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None
     parameters = sum(p.numel() for p in trainer.network.parameters())
     kind = "OT-ODE" if config.ot_ode else "SDE"
     log.say(f"data      {len(trainer.train_images)} training images in {trainer.train_images.clean.describe()}")
+    if trainer.train_corruption is not None and trainer.train_corruption.note:
+        log.say(f"degraded  {config.corrupt}: {trainer.train_corruption.note}")
     log.say(f"network   {config.network}, {parameters / 1e6:.1f} M parameters, on {world.device}")
     log.say(
         f"batch     {config.batch_size} = {world.world_size} processes x {config.microbatch} x "
