@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,7 +34,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     if options.help:
         print(make_parser(config_class).format_help() + "\n" + own.format_help().split("\n\n", 1)[1])
         return
-    if ("--corrupt", "help") in zip(flags, flags[1:], strict=False) or "--corrupt=help" in flags:
+    if ("--corrupt", "help") in pairwise(flags) or "--corrupt=help" in flags:
         from corruption import describe_corruptions
 
         print(describe_corruptions())

@@ -300,6 +300,7 @@ def test_quantisation_tables():
     assert quantisation_table(LUMINANCE, 50).tolist() == [list(map(float, row)) for row in LUMINANCE]
     assert (quantisation_table(CHROMINANCE, 100) == 1).all()
     assert quantisation_table(LUMINANCE, 1).max() == 255
+    assert quantisation_table(CHROMINANCE, 45)[7, 7] == 110  # 5000 / 45 is not rounded first, as some programs do
     assert quantisation_table(LUMINANCE, 5)[0, 0] == 160 and quantisation_table(LUMINANCE, 90)[0, :3].tolist() == [
         3,
         2,

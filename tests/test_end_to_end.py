@@ -13,6 +13,7 @@ import torch
 from conftest import ENVIRONMENT, ROOT, TINY, as_flags, run_python, write_images
 from PIL import Image
 
+from corruption import CORRUPTIONS
 from i2sb import load_model
 from i2sb.checkpoint import find_checkpoint, read_checkpoint
 
@@ -235,9 +236,11 @@ def test_averaged_weights_are_the_default(trained_run):
     [
         {"corrupt": "inpaint-center", "cond_x1": True, "ot_ode": True, "beta_max": 1.0},
         {"corrupt": "inpaint-center", "image_channels": 1, "clip_denoise": True},
-        {"corrupt": "sr4x-bicubic", "add_x1_noise": True, "cond_x1": True, "eval_image_size": 20},
+        {"corrupt": "sr4x-bicubic", "eval_image_size": 20},
+        {"corrupt": "decolor", "add_x1_noise": True, "cond_x1": True},
+        *({"corrupt": name} for name in (*CORRUPTIONS, "jpeg-80") if name not in ("decolor", "inpaint-center")),
     ],
-    ids=["conditioned-inpainting", "grey-inpainting", "decolouring-noise"],
+    ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_other_tasks_take_the_same_path(tmp_path, dataset_dir, changes):
     """In this process: train two iterations, restore, score."""

@@ -30,7 +30,7 @@ ALLOWED = {
     "i2sb.run_log": set(),
     "i2sb.config": set(),
     "i2sb.parsing": {"i2sb.config"},
-    "i2sb.program": {"i2sb.parsing"},
+    "i2sb.program": {"corruption", "i2sb.parsing"},
     "i2sb.batch": {"corruption", "i2sb.images", "i2sb.randomness"},
     "i2sb.data": {"i2sb.randomness"},
     "i2sb.sample_folder": {"i2sb.files", "i2sb.images"},

@@ -79,6 +79,13 @@ def test_hole_is_filled_once_and_the_condition_is_what_the_bridge_starts_from():
     assert abs(batch.x1[hole].std() - 1) < 0.15 and abs(batch.x1[hole].mean()) < 0.15
 
 
+def test_a_number_fixes_the_mask_in_evaluation_and_a_draw_in_training():
+    evaluated, again, drawn = (make("inpaint-freeform1020", index=index) for index in ([0, 1], [1, 0], None))
+    assert torch.equal(evaluated.mask, again.mask.flip(0))
+    assert not torch.equal(drawn.mask, evaluated.mask)
+    assert torch.equal(drawn.mask, make("inpaint-freeform1020").mask)
+
+
 def test_noise_on_x1_comes_after_the_condition():
     image = torch.zeros(2, 3, 16, 16)
     x1, cond = begin_bridge(Corrupted(image), ImageNoise(0, Purpose.TRAIN, [0, 1]), cond_x1=True, add_x1_noise=True)
