@@ -16,9 +16,12 @@ from typing import Any, Literal
 PAIRED = "paired"
 
 
-def option(default: Any, help: str) -> Any:
-    """A field with its default and the line that `--help` prints for it."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, later: bool = False) -> Any:
+    """A field with its default and the line that `--help` prints for it.
+
+    later: older versions did not have it and saved no such line; their runs are as the default says.
+    """
+    return field(default=default, metadata={"help": help, "later": later})
 
 
 def _require(holds: bool, message: str) -> None:

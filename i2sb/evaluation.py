@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from i2sb.config import EvalConfig, TrainConfig
+from i2sb.config import EvalConfig
 from i2sb.data import load_in_order
 from i2sb.distributed import find_device
 from i2sb.files import write_text
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.metrics import psnr, ssim
-from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
+from i2sb.restore import read_run_config
 from i2sb.sample_folder import SampleFolder
 from i2sb.tasks import build_task_corruption, make_task_batch, open_task_split
 
@@ -50,7 +50,7 @@ def run(config: EvalConfig) -> None:
     Raises ValueError if the folder is not one of sample.py's, is unfinished, or does not fit the data set.
     """
     device = find_device(config.device)
-    run_config = read_config(TrainConfig, config.run_dir / "config.yaml")
+    run_config = read_run_config(config.run_dir)
     folder = SampleFolder.open(config.run_dir / config.sample_dir)
     settings = folder.settings
     dataset_dir = config.dataset_dir or settings.dataset_dir

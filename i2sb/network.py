@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 
 import torch
@@ -24,6 +25,12 @@ class Preset:
     def downsampling(self) -> int:
         """Sides of images must be multiples of this."""
         return 2 ** (len(self.channel_mult) - 1)
+
+    def describe(self) -> str:
+        """Write the size as a --network of its own."""
+        mult, attention = (".".join(map(str, values)) for values in (self.channel_mult, self.attention_resolutions))
+        blocks, heads = self.num_res_blocks, self.num_head_channels
+        return f"unet-{self.model_channels}x{mult}-blocks{blocks}-attention{attention}-heads{heads}"
 
 
 PRESETS = {
@@ -56,10 +63,23 @@ class BridgeNetwork(nn.Module):
         return self.diffusion_model(x, self.noise_levels[step])
 
 
+# What Preset.describe writes.
+_NUMBER = r"[1-9]\d{0,3}"
+_LIST = rf"{_NUMBER}(?:\.{_NUMBER})*"
+_DESCRIBED = re.compile(rf"unet-({_NUMBER})x({_LIST})-blocks({_NUMBER})-attention((?:{_LIST})?)-heads({_NUMBER})")
+
+
 def find_preset(name: str) -> Preset:
-    """Return the preset of that name; ValueError lists the names there are."""
+    """Return the preset of that name, or the size it describes; ValueError lists the names there are."""
+    match = _DESCRIBED.fullmatch(name)
+    if match:
+        mult, attention = (tuple(map(int, match[i].split("."))) if match[i] else () for i in (2, 4))
+        return Preset(int(match[1]), mult, int(match[3]), attention, int(match[5]))
     if name not in PRESETS:
-        raise ValueError(f"--network {name}: unknown; choose one of {', '.join(PRESETS)}")
+        raise ValueError(
+            f"--network {name}: unknown; choose one of {', '.join(PRESETS)}, "
+            f"or describe a U-Net as {PRESETS['adm256'].describe()} does adm256"
+        )
     return PRESETS[name]
 
 

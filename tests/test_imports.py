@@ -28,6 +28,9 @@ ALLOWED = {
     "i2sb.distributed": set(),
     "i2sb.checkpoint": {"i2sb.files"},
     "i2sb.run_log": set(),
+    "i2sb.unpickle": set(),
+    "i2sb.released": {"i2sb.config", "i2sb.network", "i2sb.unpickle"},
+    "i2sb.exported": {"i2sb.config", "i2sb.files", "i2sb.parsing"},
     "i2sb.config": set(),
     "i2sb.parsing": {"i2sb.config"},
     "i2sb.program": {"i2sb.parsing"},
@@ -41,16 +44,17 @@ ALLOWED = {
         "i2sb.bridge",
         "i2sb.checkpoint",
         "i2sb.config",
-        "i2sb.ema",
+        "i2sb.exported",
         "i2sb.network",
         "i2sb.parsing",
         "i2sb.randomness",
+        "i2sb.released",
         "i2sb.sampler",
         "i2sb.tasks",
     },
 }
 # Imported only inside the functions that need them, so that a machine lacking one still runs the rest.
-LAZY = {"tensorboard", "wandb", "lmdb", "torchmetrics", "ipdb"}
+LAZY = {"tensorboard", "wandb", "lmdb", "torchmetrics", "ipdb", "safetensors", "gdown"}
 TOUCH_DISTRIBUTED = {
     "i2sb.training",
     "i2sb.sampling",
