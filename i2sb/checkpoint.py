@@ -78,7 +78,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False, parts: Sequence[str] = PA
     state = read_tensors(path, mmap=mmap)
     missing = [part for part in parts if not isinstance(state, dict) or part not in state]
     dicts = [state[part] for part in parts if part in ("net", "ema", "progress")] if not missing else []
-    if missing or not all(isinstance(part, dict) for part in dicts) or not _is_named_tensors(state["net"]):
+    if missing or not all(isinstance(part, dict) for part in dicts) or not is_named_tensors(state["net"]):
         raise BrokenCheckpointError(
             f"{path}: is no checkpoint of this program (lacks {', '.join(missing) or 'tensors'})"
         )
@@ -106,7 +106,8 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
         raise BrokenCheckpointError(f"{path}: broken checkpoint ({reason})") from None
 
 
-def _is_named_tensors(value: object) -> bool:
+def is_named_tensors(value: object) -> bool:
+    """Whether a value is a dict of names with tensors."""
     return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 

@@ -12,6 +12,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+_PRECISION_HELP = "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32)"
+_CHANNELS_LAST_HELP = "keep images with their channels innermost, which some GPUs like better"
+_COMPILE_HELP = "compile the network with torch.compile: minutes at the start, faster then"
+
 # `--corrupt paired`: the data set holds degraded images itself.
 PAIRED = "paired"
 
@@ -75,6 +80,15 @@ class TrainConfig:
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] while sampling for validation")
 
     network: str = option("adm256", "size of the U-Net")
+    init: str = option(
+        "none",
+        "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
+        later=True,
+    )
+    precision: Precision = option("fp32", _PRECISION_HELP, later=True)
+    grad_checkpoint: bool = option(False, "compute blocks again in the backward pass, to need less memory", later=True)
+    channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True)
+    compile: bool = option(False, _COMPILE_HELP, later=True)
     batch_size: int = option(256, "images an optimizer iteration, over all GPUs")
     microbatch: int = option(2, "images a forward pass, per GPU")
     num_itr: int = option(1_000_000, "optimizer iterations in all")
@@ -157,12 +171,16 @@ class SampleConfig:
     ckpt: str = option("", "name of the run in --results-dir")
     results_dir: str = option("results", "folder of all runs")
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
+    subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
     image_size: int | None = option(None, "side of the square images, in pixels (default: the run's validation size)")
     nfe: int | None = option(None, "network evaluations per image (default: interval - 1)")
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
     batch_size: int = option(16, "images restored at once, per GPU")
-    use_fp16: bool = option(False, "run the network's convolutions in half precision")
+    use_fp16: bool = option(False, "convolutions in half precision as the released program has it (see --precision)")
+    precision: Precision = option("fp32", _PRECISION_HELP)
+    channels_last: bool = option(False, _CHANNELS_LAST_HELP)
+    compile: bool = option(False, _COMPILE_HELP)
     seed: int = option(0, "seed of the noise; every image has its own, made from this and its index")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
     workers: int = option(4, "processes that decode images, per GPU, at most one a core")
@@ -175,6 +193,10 @@ class SampleConfig:
         _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
         for name in ("workers", "seed"):
             _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
+        _require(
+            not self.use_fp16 or self.precision == "fp32",
+            f"--use-fp16 --precision {self.precision}: choose one of the two",
+        )
         self.part  # noqa: B018 - validates
 
     @property
@@ -202,6 +224,7 @@ class EvalConfig:
     results_dir: str = option("results", "folder of all runs")
     sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
     dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
+    subset: str = option("", "text file that lists the images (default: the one they were restored by, if any)")
     mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
         "legacy_pytorch", "how images are resized for FID, once it is computed: recorded only, so far"
     )
@@ -231,7 +254,8 @@ def flag(field_name: str) -> str:
 # Settings that may differ when a run goes on: they change neither the weights' meaning nor the order of the data.
 _MAY_CHANGE = frozenset(
     "results_dir name ckpt device dataset_dir workers microbatch num_itr clip_denoise save_every keep_last "
-    "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size".split()
+    "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size precision grad_checkpoint "
+    "channels_last compile".split()
 )
 
 

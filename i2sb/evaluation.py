@@ -55,10 +55,12 @@ def run(config: EvalConfig) -> None:
     settings = folder.settings
     dataset_dir = config.dataset_dir or settings.dataset_dir
     images = open_task_split(run_config, dataset_dir, "val", settings.image_size)
+    if config.subset or settings.subset:
+        images = images.subset(config.subset or settings.subset)
     if len(images) != settings.num_images:
         raise ValueError(
             f"{images.clean.describe()} holds {len(images)} images, but those in {folder.path} were restored from "
-            f"{settings.num_images}: give the --dataset-dir they came from"
+            f"{settings.num_images}: give the --dataset-dir, and the --subset, they came from"
         )
     if images.fingerprint != settings.fingerprint:
         raise ValueError(

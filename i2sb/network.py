@@ -50,17 +50,23 @@ class BridgeNetwork(nn.Module):
 
     unet: stored as `diffusion_model`, the prefix of every key in the released checkpoints.
     noise_levels: float32 [N], the U-Net's time input at each step; not part of the state dict.
+    autocast_dtype: what the U-Net computes in where autocast lets it, or None for its own; outputs are float32.
     """
 
     def __init__(self, unet: UNet, noise_levels: Tensor) -> None:
         super().__init__()
         self.diffusion_model = unet
         self.register_buffer("noise_levels", noise_levels.clone(), persistent=False)
+        self.autocast_dtype: torch.dtype | None = None
 
     def forward(self, xt: Tensor, step: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map xt [B, C, H, W] at `step` [B], with `cond` [B, C, H, W] where conditioned, to [B, C, H, W]."""
         x = xt if cond is None else torch.cat([xt, cond], dim=1)
-        return self.diffusion_model(x, self.noise_levels[step])
+        times = self.noise_levels[step]
+        if self.autocast_dtype is None:
+            return self.diffusion_model(x, times)
+        with torch.autocast(x.device.type, dtype=self.autocast_dtype):
+            return self.diffusion_model(x, times).float()
 
 
 # What Preset.describe writes.

@@ -127,11 +127,12 @@ def _read_run(run_dir: Path, ema: bool) -> Exported:
     if found is None:
         raise ValueError(f"{run_dir}: holds no checkpoint yet")
     path, state = found
+    weights = averaged_weights(state, path) if ema else state["net"]
     if released:
-        config = replace(config, network=recognise_network(state["net"], path))
+        config = replace(config, network=recognise_network(weights, path))
         iteration = state["ema"].get("num_updates")
         if type(iteration) is not int:
-            raise ValueError(f"{path}: ema lacks num_updates, the number of iterations")
+            raise ValueError(f"{path}: its averaged weights (ema) lack num_updates, the number of iterations")
     else:
         iteration = state["progress"]["iteration"]
-    return Exported(averaged_weights(state, path) if ema else state["net"], config, iteration, averaged=ema)
+    return Exported(weights, config, iteration, averaged=ema)

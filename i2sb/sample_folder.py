@@ -20,7 +20,8 @@ SETTINGS = "settings.yaml"
 class SampleSettings:
     """All that decides what image i of the folder looks like, and where its data was.
 
-    fingerprint: of the data set's names, so that images of two data sets are not mixed or compared.
+    fingerprint: of the data set's names, so that images of two data sets are not mixed or compared; subset: the file
+    that listed them, or empty; precision: what the network computed in (folders of older versions do not say: fp32).
     """
 
     run: str
@@ -33,6 +34,8 @@ class SampleSettings:
     image_size: int
     num_images: int
     fingerprint: str
+    subset: str = ""
+    precision: str = "fp32"
 
 
 class SampleFolder:
@@ -49,7 +52,7 @@ class SampleFolder:
             differences = [
                 f"{f.name} {getattr(there, f.name)} there, {getattr(settings, f.name)} now"
                 for f in fields(SampleSettings)
-                if f.name != "dataset_dir" and getattr(there, f.name) != getattr(settings, f.name)
+                if f.name not in ("dataset_dir", "subset") and getattr(there, f.name) != getattr(settings, f.name)
             ]
             if differences:
                 raise ValueError(

@@ -19,6 +19,7 @@ ALLOWED = {
     "i2sb.sampler": {"i2sb.bridge", "i2sb.steps"},
     "i2sb.unet": set(),
     "i2sb.network": {"i2sb.unet"},
+    "i2sb.precision": {"i2sb.network"},
     "i2sb.files": set(),
     "i2sb.images": {"i2sb.files"},
     "i2sb.randomness": set(),
@@ -34,8 +35,9 @@ ALLOWED = {
     "i2sb.config": set(),
     "i2sb.parsing": {"i2sb.config"},
     "i2sb.program": {"i2sb.parsing"},
+    "i2sb.pretrained": {"i2sb.checkpoint", "i2sb.exported", "i2sb.network", "i2sb.restore"},
     "i2sb.batch": {"corruption", "i2sb.images", "i2sb.randomness"},
-    "i2sb.data": {"i2sb.randomness"},
+    "i2sb.data": {"i2sb.randomness", "i2sb.unpickle"},
     "i2sb.sample_folder": {"i2sb.files", "i2sb.images"},
     "i2sb.tasks": {"corruption", "i2sb.batch", "i2sb.bridge", "i2sb.config", "i2sb.data", "i2sb.randomness"},
     "i2sb.restore": {

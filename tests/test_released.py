@@ -46,7 +46,7 @@ OPTIONS = {
 
 
 def write_released_run(run_dir: Path, case: str = "tiny", **changes) -> Path:
-    """A run in the released format: raw weights of noise, averaged ones from the golden formula; None removes a flag."""
+    """A run in the released format: raw weights of noise, the golden formula's averaged; ... removes a flag."""
     run_dir.mkdir(parents=True)
     net = formula_network(case)[0]
     shadow = [p.detach() for p in net.parameters()]
@@ -127,7 +127,7 @@ def test_wrong_checkpoints_are_named(tmp_path):
     shadow = state["ema"]["shadow_params"]
     assert "averaged weights (ema) are not those" in message({"ema": {"shadow_params": shadow[:-1]}})
     assert "averaged weights (ema) are not those" in message({"ema": {}})
-    assert "lacks num_updates" in message({"ema": {"shadow_params": shadow}})
+    assert "lack num_updates" in message({"ema": {"shadow_params": shadow}})
     assert "its 1 tensors are no U-Net of ADM's kind" in message({"net": {"a": torch.zeros(1)}})
     short = {name: tensor for name, tensor in state["net"].items() if not name.endswith("out.2.bias")}
     ema = {"num_updates": 1, "shadow_params": shadow[:-1]}
@@ -143,7 +143,9 @@ def preset_shapes(name: str, **options) -> dict[str, torch.Tensor]:
         return build_network(name, Bridge(10).noise_levels, **options).state_dict()
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "unet-64x2-blocks3-attention-heads32", "unet-32x1.4.4-blocks1-attention1.4-heads8"])
+@pytest.mark.parametrize(
+    "name", [*PRESETS, "unet-64x2-blocks3-attention-heads32", "unet-32x1.4.4-blocks1-attention1.4-heads8"]
+)
 @pytest.mark.parametrize("options", [{}, {"cond_x1": True}, {"image_channels": 1}])
 def test_every_size_is_recognised_from_its_shapes(tmp_path, name, options):
     assert recognise_network(preset_shapes(name, **options), tmp_path) == name
@@ -182,14 +184,21 @@ def hostile(trace: Path) -> dict[str, bytes]:
         "nested": argparse.Namespace(**OPTIONS, deep=[{"a": (Call(eval, command),)}]),
         "in a path": Path("/x"),
     }
-    pickles = {f"{name} {protocol}": pickle.dumps(value, protocol) for name, value in objects.items() for protocol in (2, 4)}
+    pickles = {
+        f"{name} {protocol}": pickle.dumps(value, protocol) for name, value in objects.items() for protocol in (2, 4)
+    }
     for protocol in (2, 4):
         pickles[f"in a path {protocol}"] = pickle.dumps(Call(Path, Call(eval, command)), protocol)
     short = lambda word: b"\x8c" + bytes([len(word)]) + word
     namespace = b"\x80\x04" + short(b"argparse") + short(b"Namespace") + b"\x93)\x81"
     return pickles | {
         # Dotted names: from an allowed module or class to what lies behind it.
-        "argparse._os.mkdir": b"\x80\x04" + short(b"argparse") + short(b"_os.mkdir") + b"\x93" + short(place) + b"\x85R.",
+        "argparse._os.mkdir": b"\x80\x04"
+        + short(b"argparse")
+        + short(b"_os.mkdir")
+        + b"\x93"
+        + short(place)
+        + b"\x85R.",
         "Namespace.__class__": b"\x80\x04" + short(b"argparse") + short(b"Namespace.__init__.__globals__") + b"\x93.",
         "getattr": b"cbuiltins\ngetattr\n(cargparse\nNamespace\nS'mro'\ntR.",
         "inst": b"(S'" + text.replace(b"'", b'"') + b"'\nibuiltins\neval\n.",
@@ -232,6 +241,7 @@ def as_torch_file(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("wrap", [bytes, as_torch_file], ids=["pickle", "zip"])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_door_runs_code(tmp_path, name, wrap):
@@ -290,16 +300,6 @@ def test_plain_pickles_are_read(tmp_path, protocol):
     for zipped in (True, False):
         torch.save({"imgs": [("a", 1)]}, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
         assert read_pickle(path, IMAGE_FOLDER, max_bytes=1000) == {"imgs": [("a", 1)]}
-
-
-def test_arrays_of_objects_are_refused(tmp_path):
-    """Reference arrays (npz) are read without pickles."""
-    import numpy as np
-
-    np.savez(tmp_path / "a.npz", mu=np.array([Call(os.mkdir, str(tmp_path / "it_ran"))], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle=False"), np.load(tmp_path / "a.npz") as arrays:
-        arrays["mu"]
-    assert not (tmp_path / "it_ran").exists()
 
 
 def test_config_of_a_run_runs_nothing(tmp_path, trained_run):
