@@ -4,23 +4,23 @@
     python scripts/benchmark.py --run results/NAME  a run that is there
 
 Without --run, a run of 4.4 GB is written to a temporary folder first and deleted at the end. Loading and restoring is
-done in a process of its own, whose largest resident memory is printed.
+done in a process of its own, whose largest resident memory (the mapped file's pages included) is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import pickle
 import resource
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def write_released_run(run_dir: Path, network: str, image_size: int) -> None:
@@ -42,8 +42,8 @@ def write_released_run(run_dir: Path, network: str, image_size: int) -> None:
     (run_dir / "options.pkl").write_bytes(pickle.dumps(namespace))
 
 
-def measure(run_dir: Path, image_size: int, nfe: int, precision: str, device: str) -> dict[str, float]:
-    """Load a run and restore one image in this process."""
+def measure(run_dir: Path, image_size: int, nfe: int, precision: str, device: str) -> None:
+    """Load a run and restore one image in this process; print what it took as JSON."""
     import torch
 
     from i2sb import load_model
@@ -59,7 +59,16 @@ def measure(run_dir: Path, image_size: int, nfe: int, precision: str, device: st
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     parameters = sum(p.numel() for p in model.network.parameters())
     seconds = {"load_seconds": loaded - begun, "restore_seconds": done - loaded}
-    return {"parameters": parameters, **seconds, "peak_resident_gb": peak / 1e9, "finite": finite}
+    print(json.dumps({"parameters": parameters, **seconds, "peak_resident_gb": peak / 1e9, "finite": finite}))
+
+
+def run_alone(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function in a fresh process, which this one's memory does not count for. Exits if it fails."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(process.exitcode)
 
 
 def main() -> None:
@@ -70,20 +79,12 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=2, help="network evaluations")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--here", action="store_true", help="measure in this very process, for its own use")
     options = parser.parse_args()
-    if options.here:
-        report = measure(options.run, options.image_size, options.nfe, options.precision, options.device)
-        print(json.dumps(report))
-        return
     with tempfile.TemporaryDirectory() as folder:
-        run_dir = options.run
-        if run_dir is None:
-            run_dir = Path(folder)
-            write_released_run(run_dir, options.network, options.image_size)
-        flags = ["--image-size", options.image_size, "--nfe", options.nfe, "--precision", options.precision]
-        command = [sys.executable, __file__, "--here", "--run", run_dir, "--device", options.device, *flags]
-        sys.exit(subprocess.run([str(word) for word in command]).returncode)
+        run_dir = options.run or Path(folder)
+        if options.run is None:
+            run_alone(write_released_run, run_dir, options.network, options.image_size)
+        run_alone(measure, run_dir, options.image_size, options.nfe, options.precision, options.device)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_a_listed_part_is_restored_and_scored(tmp_path, dataset_dir, trained_run
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
 @pytest.mark.parametrize("ema", [True, False])
 def test_weights_are_used_where_the_file_has_them(trained_run, ema):
-    """No second copy: each parameter lies in the checkpoint as the process has it mapped; changing one changes no file."""
+    """No second copy: each parameter lies in the mapped checkpoint; changing one changes no file."""
     network = load_model(trained_run, ema=ema).network
     file = str((trained_run / "latest.pt").resolve())
     lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file)]
