@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,10 @@ def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_l
     return path
 
 
-def find_checkpoint(run_dir: Path, *, mmap: bool = False) -> tuple[Path, dict[str, Any]] | None:
-    """Load the newest checkpoint of a run that is whole; None if it has none at all. `mmap` as in read_checkpoint.
+def find_checkpoint(
+    run_dir: Path, *, mmap: bool = False, parts: Sequence[str] = PARTS
+) -> tuple[Path, dict[str, Any]] | None:
+    """Load the newest checkpoint of a run that is whole; None if it has none. `mmap`, `parts` as in read_checkpoint.
 
     A broken one is named on standard error and passed over. Raises BrokenCheckpointError if all are broken.
     """
@@ -56,7 +58,7 @@ def find_checkpoint(run_dir: Path, *, mmap: bool = False) -> tuple[Path, dict[st
         raise BrokenCheckpointError(f"{run_dir / LATEST}: points to {os.readlink(run_dir / LATEST)}, which is gone")
     for path in candidates:
         try:
-            return path, read_checkpoint(path, mmap=mmap)
+            return path, read_checkpoint(path, mmap=mmap, parts=parts)
         except BrokenCheckpointError as error:
             print(f"warning: {error}; passed over", file=sys.stderr)
     if candidates:
@@ -67,33 +69,70 @@ def find_checkpoint(run_dir: Path, *, mmap: bool = False) -> tuple[Path, dict[st
     return None
 
 
-def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Load one checkpoint onto the CPU. Raises BrokenCheckpointError naming the file if it cannot be read.
+def read_checkpoint(path: Path, *, mmap: bool = False, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """Load one checkpoint onto the CPU; `parts` are what it must hold.
 
     With `mmap` tensors come into memory as they are used: for taking some of them, while the file stays in place.
+    Raises BrokenCheckpointError naming the file if it cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the check sums
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # bytes that are no checkpoint can raise anything in the reader
-        reason = " ".join(str(error).split())[:100]
-        if reason.startswith("Weights only"):
-            reason = "it holds more than tensors and plain values"
-        raise BrokenCheckpointError(f"{path}: broken checkpoint ({reason})") from None
-    missing = [part for part in PARTS if not isinstance(state, dict) or part not in state]
-    if missing or not all(isinstance(state[part], dict) for part in ("net", "ema", "progress")):
+    state = read_tensors(path, mmap=mmap)
+    missing = [part for part in parts if not isinstance(state, dict) or part not in state]
+    dicts = [state[part] for part in parts if part in ("net", "ema", "progress")] if not missing else []
+    if missing or not all(isinstance(part, dict) for part in dicts) or not is_named_tensors(state["net"]):
         raise BrokenCheckpointError(
             f"{path}: is no checkpoint of this program (lacks {', '.join(missing) or 'tensors'})"
         )
     return state
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Copy `weights` into `module`. Raises ValueError listing what does not fit, ten names at most."""
-    own = module.state_dict()
+def read_tensors(path: Path, *, mmap: bool = False) -> Any:
+    """Load whatever tensors and plain values torch.save wrote, onto the CPU. `mmap` as in read_checkpoint.
+
+    Raises BrokenCheckpointError naming the file if it is damaged or holds anything else.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not compare the check sums
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"{damaged} is damaged")
+        else:
+            mmap = False  # what torch wrote before 1.6
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # bytes that are no checkpoint can raise anything in the reader
+        reason = " ".join(str(error).split())[:100]
+        if reason.startswith("Weights only"):
+            reason = "it holds more than tensors and plain values"
+        raise BrokenCheckpointError(f"{path}: broken checkpoint ({reason})") from None
+
+
+def is_named_tensors(value: object) -> bool:
+    """Whether a value is a dict of names with tensors."""
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def averaged_weights(state: dict[str, Any], source: Path) -> dict[str, Tensor]:
+    """Return a checkpoint's averaged weights under the names of `net`, in whose order they are kept.
+
+    Raises ValueError naming the `source` if they are not there or are of other shapes.
+    """
+    shadow = state["ema"].get("shadow_params")
+    if not isinstance(shadow, list) or [_shape(p) for p in shadow] != [_shape(p) for p in state["net"].values()]:
+        raise ValueError(f"{source}: its averaged weights (ema) are not those of its network (net)")
+    return dict(zip(state["net"], shadow, strict=True))
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path, *, assign: bool = False) -> None:
+    """Copy `weights` into `module`, or with `assign` make them its own without a copy.
+
+    Raises ValueError listing what does not fit, ten names at most.
+    """
+    check_shapes(module.state_dict(), weights, source)
+    module.load_state_dict(weights, assign=assign)
+
+
+def check_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raise ValueError listing what differs in names and shapes, if anything: shortest first, ten at most."""
     misfits = [
         f"{name} {_shape(weights.get(name))} in the file, {_shape(own.get(name))} in the network"
         for name in sorted(own.keys() | weights.keys())
@@ -101,7 +140,6 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path) ->
     ]
     if misfits:
         raise ValueError(f"{source}: holds another architecture, {len(misfits)} parameters differ: {_first(misfits)}")
-    module.load_state_dict(weights)
 
 
 def _shape(tensor: object) -> str:

@@ -12,13 +12,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+_PRECISION_HELP = "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32)"
+_CHANNELS_LAST_HELP = "keep images with their channels innermost, which some GPUs like better"
+_COMPILE_HELP = "compile the network with torch.compile: minutes at the start, faster then"
+
 # `--corrupt paired`: the data set holds degraded images itself.
 PAIRED = "paired"
 
 
-def option(default: Any, help: str) -> Any:
-    """A field with its default and the line that `--help` prints for it."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, later: bool = False) -> Any:
+    """A field with its default and the line that `--help` prints for it.
+
+    later: older versions did not have it and saved no such line; their runs are as the default says.
+    """
+    return field(default=default, metadata={"help": help, "later": later})
 
 
 def _require(holds: bool, message: str) -> None:
@@ -63,7 +71,9 @@ class TrainConfig:
     corrupt: str = option(
         "", "degradation to restore, or 'paired' if the data set holds degraded images itself; 'help' lists them"
     )
-    mask_file: str = option("", "npz of the published freeform masks (default: masks drawn by this program)")
+    mask_file: str = option(
+        "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
+    )
     cond_x1: bool = option(False, "show the degraded image to the network at every step")
     add_x1_noise: bool = option(False, "add unit noise to x1 after the condition was taken (decolouring)")
 
@@ -75,6 +85,15 @@ class TrainConfig:
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] while sampling for validation")
 
     network: str = option("adm256", "size of the U-Net")
+    init: str = option(
+        "none",
+        "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
+        later=True,
+    )
+    precision: Precision = option("fp32", _PRECISION_HELP, later=True)
+    grad_checkpoint: bool = option(False, "compute blocks again in the backward pass, to need less memory", later=True)
+    channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True)
+    compile: bool = option(False, _COMPILE_HELP, later=True)
     batch_size: int = option(256, "images an optimizer iteration, over all GPUs")
     microbatch: int = option(2, "images a forward pass, per GPU")
     num_itr: int = option(1_000_000, "optimizer iterations in all")
@@ -157,6 +176,7 @@ class SampleConfig:
     ckpt: str = option("", "name of the run in --results-dir")
     results_dir: str = option("results", "folder of all runs")
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
+    subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
     image_size: int | None = option(None, "side of the square images, in pixels (default: the run's validation size)")
     corrupt: str = option("", "degradation (default: the run's; must be given where that is a Python file)")
     mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
@@ -164,7 +184,10 @@ class SampleConfig:
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
     batch_size: int = option(16, "images restored at once, per GPU")
-    use_fp16: bool = option(False, "run the network's convolutions in half precision")
+    use_fp16: bool = option(False, "convolutions in half precision as the released program has it (see --precision)")
+    precision: Precision = option("fp32", _PRECISION_HELP)
+    channels_last: bool = option(False, _CHANNELS_LAST_HELP)
+    compile: bool = option(False, _COMPILE_HELP)
     seed: int = option(0, "seed of the noise; every image has its own, made from this and its index")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
     workers: int = option(4, "processes that decode images, per GPU, at most one a core")
@@ -177,6 +200,10 @@ class SampleConfig:
         _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
         for name in ("workers", "seed"):
             _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
+        _require(
+            not self.use_fp16 or self.precision == "fp32",
+            f"--use-fp16 --precision {self.precision}: choose one of the two",
+        )
         self.part  # noqa: B018 - validates
 
     @property
@@ -204,6 +231,7 @@ class EvalConfig:
     results_dir: str = option("results", "folder of all runs")
     sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
     dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
+    subset: str = option("", "text file that lists the images (default: the one they were restored by, if any)")
     corrupt: str = option("", "degradation, to be given where the images' own is a Python file")
     mask_file: str = option("", "npz of the published freeform masks (default: where they were)")
     mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
@@ -235,7 +263,8 @@ def flag(field_name: str) -> str:
 # Settings that may differ when a run goes on: they change neither the weights' meaning nor the order of the data.
 _MAY_CHANGE = frozenset(
     "results_dir name ckpt device dataset_dir workers microbatch num_itr clip_denoise save_every keep_last "
-    "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size".split()
+    "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size precision grad_checkpoint "
+    "channels_last compile".split()
 )
 
 

@@ -2,7 +2,8 @@
 
 A data set folder holds, for each split (train, val), the first of these that is there:
 
-    {split}_faster_imagefolder.lmdb       key = path as in the folder it was made from, value = the encoded file
+    {split}_faster_imagefolder.lmdb       key = path as in the folder it was made from, value = the encoded file;
+                                          with a .lmdb.pt beside it, order and classes are the ones listed there
     {split}/clean/… with {split}/degraded/…   pairs of the same name; the degradation is the data set's own
     {split}/CLASS/…                       classes are the folders' names in order
     {split}/…                             images without classes (label -1)
@@ -10,11 +11,13 @@ A data set folder holds, for each split (train, val), the first of these that is
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -26,9 +29,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
 from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 NO_CLASS = -1
+_MAX_INDEX_BYTES = 1 << 30  # ImageNet's training set takes 94 MB
 
 
 class UnreadableImageError(ValueError):
@@ -60,6 +65,8 @@ class _Unreadable(NamedTuple):
 class FolderStore:
     """Image files below a folder; keys are their paths relative to it, in order of class and name."""
 
+    labels: Mapping[str, int] | None = None
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.keys = sort_keys(list_images(root))
@@ -74,7 +81,10 @@ class FolderStore:
 
 
 class LmdbStore:
-    """Image files in an LMDB, opened anew in every process that reads it."""
+    """Image files in an LMDB, opened anew in every process that reads it.
+
+    labels: the class of each key if a .lmdb.pt beside it lists them (keys are in its order then), or None.
+    """
 
     # LMDB allows a file to be open once a process: stores of the same file share it.
     _open_files: ClassVar[dict[str, tuple[int, Any]]] = {}
@@ -82,7 +92,10 @@ class LmdbStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._begin() as transaction:
-            self.keys = sort_keys([bytes(key).decode() for key in transaction.cursor().iternext(values=False)])
+            keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+        index = path.with_name(f"{path.name}.pt")
+        self.labels = _read_index(index, keys) if index.exists() else None
+        self.keys = sort_keys(keys) if self.labels is None else list(self.labels)
 
     def _begin(self) -> Any:
         import lmdb
@@ -119,6 +132,30 @@ class LmdbStore:
 Store = FolderStore | LmdbStore
 
 
+def _read_index(path: Path, keys: Sequence[str]) -> dict[str, int]:
+    """Read the class of each image from a .lmdb.pt, a pickled torchvision ImageFolder, without running anything.
+
+    Raises ValueError naming the file if it is none, or lists other images than the `keys` of the LMDB.
+    """
+    folder = read_pickle(path, IMAGE_FOLDER, max_bytes=_MAX_INDEX_BYTES)
+    images = folder.attributes.get("imgs") if isinstance(folder, Bare) else None
+    if not isinstance(images, list) or not all(
+        isinstance(image, tuple) and len(image) == 2 and type(image[0]) is str and type(image[1]) is int
+        for image in images
+    ):
+        raise ValueError(f"{path}: holds no ImageFolder whose imgs are (path, class) pairs; delete it to do without")
+    labels = dict(images)
+    there = set(keys)
+    missing = [key for key in labels if key not in there]
+    if missing or len(labels) != len(keys) or len(labels) != len(images):
+        first = f", first {missing[0]}" if missing else ""
+        raise ValueError(
+            f"{path}: lists {len(images)} images, its LMDB holds {len(keys)}, and {len(missing)} of the listed are not "
+            f"among them{first}; both must come from the same place"
+        )
+    return labels
+
+
 def list_images(root: Path) -> list[str]:
     """Return the paths of all image files below `root`, relative to it, with forward slashes."""
     found = []
@@ -141,7 +178,10 @@ def sort_keys(keys: Sequence[str]) -> list[str]:
 
 
 def _class_of(key: str) -> str | None:
+    """Return the name of the class folder: the first of a path, the last of an absolute one; None if there is none."""
     folder, slash, _ = key.partition("/")
+    if slash and not folder:
+        return key.split("/")[-2] or None
     return folder if slash else None
 
 
@@ -172,8 +212,42 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def subset(self, list_file: str | Path) -> ImageDataset:
+        """Return the images that a text file lists, a path a line, in its order; only their base names count.
+
+        So lists made elsewhere fit. Raises ValueError counting what is missing, or naming base names that occur twice.
+        """
+        try:
+            lines = Path(list_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--subset {list_file}: cannot be read ({' '.join(str(error).split())})") from None
+        wanted = [line.strip().replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
+        if not wanted:
+            raise ValueError(f"--subset {list_file}: lists no images; a path a line is wanted")
+        for name, count in Counter(wanted).items():
+            if count > 1:
+                raise ValueError(f"--subset {list_file}: lists {name} {count} times")
+        listed, found = set(wanted), {}
+        for key in self.keys:
+            name = key.rpartition("/")[2]
+            if name in listed and found.setdefault(name, key) != key:
+                raise ValueError(
+                    f"--subset {list_file}: lists {name}, but {self.clean.describe()} has {found[name]} and {key}"
+                )
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise ValueError(
+                f"--subset {list_file}: lists {len(wanted)} images, {len(found)} of them are in "
+                f"{self.clean.describe()}, {len(missing)} are missing, first {missing[0]}"
+            )
+        chosen = copy.copy(self)
+        chosen.keys = [found[name] for name in wanted]
+        return chosen
+
     def label(self, index: int) -> int:
-        """Return the number of the image's class folder, or NO_CLASS."""
+        """Return the image's class as the store lists it, or the number of its class folder, or NO_CLASS."""
+        if self.clean.labels is not None:
+            return self.clean.labels[self.keys[index]]
         return self.classes.get(_class_of(self.keys[index]) or "", NO_CLASS)
 
     def read(self, index: int, flip: bool = False) -> tuple[Tensor, Tensor | None]:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from i2sb.config import EvalConfig, TrainConfig
+from i2sb.config import EvalConfig
 from i2sb.data import load_in_order
 from i2sb.distributed import find_device
 from i2sb.files import write_text
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.metrics import psnr, ssim
-from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
+from i2sb.restore import read_run_config
 from i2sb.sample_folder import SampleFolder
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
@@ -52,20 +52,18 @@ def run(config: EvalConfig) -> None:
     device = find_device(config.device)
     folder = SampleFolder.open(config.run_dir / config.sample_dir)
     settings = folder.settings
-    run_config = replace(
-        read_config(TrainConfig, config.run_dir / "config.yaml"),
-        corrupt=settings.corrupt,
-        mask_file=settings.mask_file,
-    )
+    run_config = replace(read_run_config(config.run_dir), corrupt=settings.corrupt, mask_file=settings.mask_file)
     if config.corrupt not in ("", settings.corrupt):
         raise ValueError(f"--corrupt {config.corrupt}: the images in {folder.path} were made with {settings.corrupt}")
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / "settings.yaml")
     dataset_dir = config.dataset_dir or settings.dataset_dir
     images = open_task_split(run_config, dataset_dir, "val", settings.image_size)
+    if config.subset or settings.subset:
+        images = images.subset(config.subset or settings.subset)
     if len(images) != settings.num_images:
         raise ValueError(
             f"{images.clean.describe()} holds {len(images)} images, but those in {folder.path} were restored from "
-            f"{settings.num_images}: give the --dataset-dir they came from"
+            f"{settings.num_images}: give the --dataset-dir, and the --subset, they came from"
         )
     if images.fingerprint != settings.fingerprint:
         raise ValueError(

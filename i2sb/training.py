@@ -24,7 +24,10 @@ from i2sb.metrics import psnr
 from i2sb.network import BridgeNetwork, build_network, check_image_size
 from i2sb.optim import build_optimizer, build_scheduler
 from i2sb.parsing import read_config, to_yaml
+from i2sb.precision import make_scaler, prepare
+from i2sb.pretrained import begin_with, read_weights
 from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.released import is_released
 from i2sb.restore import RestorationModel
 from i2sb.run_log import RunLog
 from i2sb.tasks import build_bridge, build_task_corruption, make_task_batch, open_task_split
@@ -73,11 +76,20 @@ class Trainer:
         self.network: BridgeNetwork = build_network(
             config.network, self.bridge.noise_levels, image_channels=config.image_channels, cond_x1=config.cond_x1
         ).to(world.device)
+        prepare(
+            self.network,
+            config.precision,
+            channels_last=config.channels_last,
+            compile=config.compile,
+            grad_checkpoint=config.grad_checkpoint,
+        )
         self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         self.optimizer = build_optimizer(self.network.parameters(), lr=config.lr, weight_decay=config.l2_norm)
         self.scheduler = build_scheduler(self.optimizer, gamma=config.lr_gamma, step_size=config.lr_step)
+        self.scaler = make_scaler(config.precision, world.device)
         self.progress = Progress()
         self.saved_iteration = 0
+        self.begun_with = ["random weights"]
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -89,6 +101,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "sched": None if self.scheduler is None else self.scheduler.state_dict(),
             "progress": asdict(self.progress),
+            "scaler": self.scaler.state_dict(),  # empty unless in fp16
         }
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
@@ -98,18 +111,26 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["sched"])
+        if state.get("scaler") and self.scaler.is_enabled():  # older runs have none, nor those in other precisions
+            self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
 
     def resume(self) -> Path | None:
         """Take up the newest whole checkpoint of this run, or of --ckpt; returns its path, None when starting anew.
 
-        Raises ValueError if the run was made with settings that do not agree.
+        A new run takes the weights of --init. Raises ValueError if the run was made with settings that do not agree,
+        or those weights do not fit.
         """
         config = self.config
         places = [config.run_dir]
         if config.ckpt:
             places.append(Path(config.results_dir) / config.ckpt)
         for run_dir in places:
+            if is_released(run_dir):
+                raise ValueError(
+                    f"{run_dir}: a run of the released program, which cannot be gone on with; "
+                    f"begin a run of another --name from its weights with --init {run_dir}"
+                )
             found = find_checkpoint(run_dir)
             if found is None:
                 continue
@@ -123,6 +144,10 @@ class Trainer:
         there = {path.name for path in config.run_dir.glob("*") if path.suffix != PARTIAL}
         if there and "config.yaml" not in there:
             raise ValueError(f"{config.run_dir} holds files but no config.yaml, so no run: give another --name")
+        if config.init != "none":
+            weights, source = read_weights(config.init, Path(config.results_dir))
+            self.begun_with = [str(source), *begin_with(self.network, weights, source)]
+            self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         return None
 
     def save(self) -> None:
@@ -160,9 +185,10 @@ class Trainer:
                     ot_ode=self.config.ot_ode,
                     randn=noise.randn_like,
                 )
-                (loss / self.accumulation).backward()
+                self.scaler.scale(loss / self.accumulation).backward()
             total += loss.detach() / self.accumulation
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.scheduler is not None:
             self.scheduler.step()
         self.ema.update()
@@ -294,4 +320,5 @@ def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None
         f"{trainer.accumulation} accumulated"
     )
     log.say(f"bridge    {config.interval} steps, total variance {trainer.bridge.betas.sum():.4f}, {kind}")
-    log.say(f"run       {config.run_dir}, " + (f"resumed from {resumed_from}" if resumed_from else "from scratch"))
+    begun = f"resumed from {resumed_from}" if resumed_from else f"begun with {'; '.join(trainer.begun_with)}"
+    log.say(f"run       {config.run_dir}, {begun}")

@@ -19,6 +19,7 @@ ALLOWED = {
     "i2sb.sampler": {"i2sb.bridge", "i2sb.steps"},
     "i2sb.unet": set(),
     "i2sb.network": {"i2sb.unet"},
+    "i2sb.precision": {"i2sb.network"},
     "i2sb.files": set(),
     "i2sb.images": {"i2sb.files"},
     "i2sb.randomness": set(),
@@ -28,11 +29,15 @@ ALLOWED = {
     "i2sb.distributed": set(),
     "i2sb.checkpoint": {"i2sb.files"},
     "i2sb.run_log": set(),
+    "i2sb.unpickle": set(),
+    "i2sb.released": {"i2sb.config", "i2sb.network", "i2sb.unpickle"},
+    "i2sb.exported": {"i2sb.config", "i2sb.files", "i2sb.parsing"},
     "i2sb.config": set(),
     "i2sb.parsing": {"i2sb.config"},
     "i2sb.program": {"corruption", "i2sb.parsing"},
+    "i2sb.pretrained": {"i2sb.checkpoint", "i2sb.exported", "i2sb.network", "i2sb.restore"},
     "i2sb.batch": {"corruption", "i2sb.images", "i2sb.randomness"},
-    "i2sb.data": {"i2sb.randomness"},
+    "i2sb.data": {"i2sb.randomness", "i2sb.unpickle"},
     "i2sb.sample_folder": {"i2sb.files", "i2sb.images"},
     "i2sb.tasks": {"corruption", "i2sb.batch", "i2sb.bridge", "i2sb.config", "i2sb.data", "i2sb.randomness"},
     "i2sb.restore": {
@@ -41,16 +46,17 @@ ALLOWED = {
         "i2sb.bridge",
         "i2sb.checkpoint",
         "i2sb.config",
-        "i2sb.ema",
+        "i2sb.exported",
         "i2sb.network",
         "i2sb.parsing",
         "i2sb.randomness",
+        "i2sb.released",
         "i2sb.sampler",
         "i2sb.tasks",
     },
 }
 # Imported only inside the functions that need them, so that a machine lacking one still runs the rest.
-LAZY = {"tensorboard", "wandb", "lmdb", "torchmetrics", "ipdb"}
+LAZY = {"tensorboard", "wandb", "lmdb", "torchmetrics", "ipdb", "safetensors", "gdown"}
 TOUCH_DISTRIBUTED = {
     "i2sb.training",
     "i2sb.sampling",
