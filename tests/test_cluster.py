@@ -127,6 +127,16 @@ def test_sigterm_under_torchrun_stops_all_processes_at_one_iteration(tmp_path, f
     assert_equal_states(final_state(tmp_path / "run"), two_processes)
 
 
+def test_sigterm_of_torchrun_itself_reaches_the_processes_and_the_state_is_saved(tmp_path, flags):
+    """What a cluster does to the whole job."""
+    action = "if rank == 0: os.kill(os.getppid(), signal.SIGTERM)"
+    settings = flags(microbatch=1, num_itr=100_000, save_every=100_000)
+    done = run_with(tmp_path, 3, action, settings, *TORCHRUN)
+    assert done.returncode != 0 and "stopped by SIGTERM" in done.stderr
+    saved = read_checkpoint(tmp_path / "run" / "latest.pt")["progress"]["iteration"]
+    assert saved >= 3 and saved == records(tmp_path / "run")[-1]["iteration"]
+
+
 def test_a_dying_process_costs_the_iterations_since_the_last_checkpoint(tmp_path, flags, two_processes):
     """torchrun --max-restarts starts all anew; they go on from the last checkpoint."""
     action = "if rank == 1 and restarts == 0: os.kill(os.getpid(), signal.SIGKILL)"
