@@ -195,7 +195,9 @@ def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
         opener = urllib.request.build_opener()
         response = opener.open(urllib.request.Request(url, headers=headers), timeout=stall_seconds)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what is there is not a beginning of what the server has
+        if error.code == 416:
+            if error.headers.get("Content-Range") == f"bytes */{there}":
+                return  # stopped after the last byte, before the file got its name
             file.truncate(0)
             raise _TryAgain("the file on the server has changed") from None
         if error.code < 500 and error.code not in _PASSING:
@@ -214,12 +216,19 @@ def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
         write_text(_source(partial), json.dumps({"url": url, "validator": validator}))
         with tqdm(total=total, initial=begin, unit="B", unit_scale=True, dynamic_ncols=True) as progress:
             while chunk := response.read1(_CHUNK):
-                file.write(chunk)
+                _write(file, chunk, partial)
                 progress.update(len(chunk))
-        file.flush()
     reached = file.seek(0, os.SEEK_END)
     if total is not None and reached != total:
         raise _TryAgain(f"the connection ended after {reached} of {total} bytes")
+
+
+def _write(file: BinaryIO, chunk: bytes, partial: Path) -> None:
+    try:
+        file.write(chunk)
+        file.flush()
+    except OSError as error:  # the disk, not the net: another try would not help
+        raise ValueError(f"{partial}: cannot be written ({error.strerror})") from None
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:

@@ -52,7 +52,7 @@ def whole(request, send=None):
     if "Range" in request.headers and request.headers.get("If-Range") == etag:
         begin = int(request.headers["Range"].removeprefix("bytes=").rstrip("-"))
         if begin >= len(content):
-            return request.head(416, 0)
+            return request.head(416, 0, Content_Range=f"bytes */{len(content)}")
         span = f"bytes {begin}-{len(content) - 1}/{len(content)}"
         request.head(206, len(content) - begin, ETag=etag, Content_Range=span)
     else:
@@ -145,6 +145,30 @@ def test_a_later_call_goes_on_too(server, tmp_path):
     get(server, target)
     assert server.requests[-1]["Range"] == "bytes=3000-"
     assert_fetched(target)
+
+
+def test_stopped_before_the_last_step(server, tmp_path, monkeypatch):
+    target = tmp_path / "file.pt"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("i2sb.download._check", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        get(server, target)
+    get(server, target)
+    assert len(server.requests) == 2, "a file that was complete is fetched again"
+    assert_fetched(target)
+
+
+def test_a_full_disk_is_named_at_once(server, tmp_path, monkeypatch):
+    class Full:
+        def write(self, chunk):
+            raise OSError(28, "No space left on device")
+
+    from i2sb import download
+
+    write = download._write
+    monkeypatch.setattr(download, "_write", lambda file, chunk, partial: write(Full(), chunk, partial))
+    with pytest.raises(ValueError, match=".file.pt.partial: cannot be written .No space left on device"):
+        get(server, tmp_path / "file.pt")
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("validator", ['"two"', 'W/"weak"', None])
