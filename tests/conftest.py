@@ -19,6 +19,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 # Small networks gain nothing from threads, and equal counts make equal sums.
 torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT["no_proxy"] = "127.0.0.1"  # where test_download's server stands
 
 
 def golden(name: str) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ ALLOWED = {
     "i2sb.unet": set(),
     "i2sb.network": {"i2sb.unet"},
     "i2sb.precision": {"i2sb.network"},
+    "i2sb.download": {"i2sb.files"},
     "i2sb.files": set(),
     "i2sb.images": {"i2sb.files"},
     "i2sb.randomness": set(),
