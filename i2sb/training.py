@@ -95,14 +95,16 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a checkpoint holds."""
-        return {
+        state = {
             "net": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sched": None if self.scheduler is None else self.scheduler.state_dict(),
             "progress": asdict(self.progress),
-            "scaler": self.scaler.state_dict(),  # empty unless in fp16
         }
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Take over a checkpoint read from `source`. Raises ValueError naming the file if it does not fit."""
@@ -111,7 +113,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["sched"])
-        if state.get("scaler") and self.scaler.is_enabled():  # older runs have none, nor those in other precisions
+        if "scaler" in state and self.scaler.is_enabled():  # the run may have been in another precision so far
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
 

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -128,7 +129,9 @@ def test_wrong_checkpoints_are_named(tmp_path):
     assert "averaged weights (ema) are not those" in message({"ema": {"shadow_params": shadow[:-1]}})
     assert "averaged weights (ema) are not those" in message({"ema": {}})
     assert "lack num_updates" in message({"ema": {"shadow_params": shadow}})
-    assert "its 1 tensors are no U-Net of ADM's kind" in message({"net": {"a": torch.zeros(1)}})
+    assert "its 1 tensors are no U-Net of ADM's kind" in message(
+        {"net": {"a": shadow[0]}, "ema": {"shadow_params": shadow[:1]}}
+    )
     short = {name: tensor for name, tensor in state["net"].items() if not name.endswith("out.2.bias")}
     ema = {"num_updates": 1, "shadow_params": shadow[:-1]}
     said = message({"net": short, "ema": ema})
@@ -289,6 +292,17 @@ def test_large_files_are_refused_unread(tmp_path):
         (tmp_path / "options.pkl").write_bytes(content)
         with pytest.raises(ValueError, match="at most 1000 are expected"):
             read_pickle(tmp_path / "options.pkl", NAMESPACE, max_bytes=1000)
+
+
+def test_a_few_bytes_cannot_claim_much_memory(tmp_path):
+    """A memo index of 16 million in a pickle of ten bytes, for which an array as long would be made."""
+    (tmp_path / "options.pkl").write_bytes(b"\x80\x02Nr\xff\xff\xff\x00.")
+    tracemalloc.start()
+    try:
+        assert read_pickle(tmp_path / "options.pkl", NAMESPACE, max_bytes=1000) is None
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
