@@ -2,35 +2,116 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
-from corruption.base import Corrupted, Corruption
-from corruption.inpaint import CenterInpainting
+from corruption.base import Corrupted, Corruption, Draws, LinearCorruption
+from corruption.blur import GAUSSIAN, UNIFORM, ExactBlur, PublishedBlur
+from corruption.custom import build_custom, check_custom, is_custom
+from corruption.decolor import Decoloring
+from corruption.inpaint import CenterInpainting, FreeformInpainting
+from corruption.jpeg import JPEG
+from corruption.mixture import Mixture
 from corruption.superresolution import BicubicSuperResolution, PoolSuperResolution
 
-__all__ = ["CORRUPTIONS", "Corrupted", "Corruption", "build_corruption"]
+__all__ = [
+    "CORRUPTIONS",
+    "Corrupted",
+    "Corruption",
+    "Draws",
+    "LinearCorruption",
+    "build_corruption",
+    "describe_corruptions",
+    "is_custom",
+]
 
-_BUILDERS: dict[str, type[Corruption]] = {
-    "sr4x-pool": PoolSuperResolution,
-    "sr4x-bicubic": BicubicSuperResolution,
-    "inpaint-center": CenterInpainting,
+
+class _Entry(NamedTuple):
+    """What a name stands for. build: from the side of the (square) images and the options it takes."""
+
+    build: Callable[..., Corruption]
+    description: str
+    options: tuple[str, ...] = ()
+
+
+# The order of the mixture's nine is published: image i of an evaluation has number i mod 9.
+_PUBLISHED = {
+    "jpeg-5": _Entry(lambda side: JPEG(5), "JPEG of quality 5; any jpeg-Q with Q from 1 to 100"),
+    "jpeg-10": _Entry(lambda side: JPEG(10), "JPEG of quality 10"),
+    "blur-uni": _Entry(lambda side: PublishedBlur(UNIFORM, side), "uniform blur as published, its faults included"),
+    "blur-gauss": _Entry(lambda side: PublishedBlur(GAUSSIAN, side), "Gaussian blur as published, its faults included"),
+    "sr4x-pool": _Entry(lambda side: PoolSuperResolution(), "shrunk 4x by block means, shown at the old size"),
+    "sr4x-bicubic": _Entry(lambda side: BicubicSuperResolution(), "shrunk 4x by a cubic kernel, shown at the old size"),
+    "inpaint-center": _Entry(lambda side: CenterInpainting(), "the middle quarter is missing"),
+    "inpaint-freeform1020": _Entry(
+        lambda side, **options: FreeformInpainting((10, 20), **options),
+        "brush strokes over 10 to 20 % of the area are missing",
+        ("mask_file",),
+    ),
+    "inpaint-freeform2030": _Entry(
+        lambda side, **options: FreeformInpainting((20, 30), **options),
+        "brush strokes over 20 to 30 % of the area are missing",
+        ("mask_file",),
+    ),
+}
+_TABLE = {
+    **_PUBLISHED,
+    "blur-uni-exact": _Entry(lambda side: ExactBlur(UNIFORM), "uniform blur, nine taps, done right"),
+    "blur-gauss-exact": _Entry(lambda side: ExactBlur(GAUSSIAN), "Gaussian blur, five taps, done right"),
+    "decolor": _Entry(lambda side: Decoloring(), "grey; use it with --add-x1-noise --cond-x1"),
+    "mixture": _Entry(
+        lambda side, **options: Mixture(
+            [
+                entry.build(side, **{k: v for k, v in options.items() if k in entry.options})
+                for entry in _PUBLISHED.values()
+            ]
+        ),
+        "one of the nine published ones, at random for each image",
+        ("mask_file",),
+    ),
 }
 
-CORRUPTIONS: tuple[str, ...] = tuple(_BUILDERS)
+CORRUPTIONS: tuple[str, ...] = tuple(_TABLE)
 
 
-def build_corruption(name: str, image_size: int = 256, **options: Any) -> Corruption:
+def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 3, **options: Any) -> Corruption:
     """Build the degradation `name` for square images of `image_size` pixels.
 
-    Raises ValueError for an unknown name, for a size that the degradation cannot take, and for unknown options.
+    name: one of CORRUPTIONS, jpeg-Q for any quality, or path/to/file.py:ClassName for a class of the user's own, whose
+    file is then run. options: mask_file, the published freeform masks, for those that have such holes.
+    Raises ValueError for an unknown name, for images that the degradation cannot take, and for unknown options.
     """
-    if name not in _BUILDERS:
-        near = get_close_matches(name, CORRUPTIONS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"--corrupt {name}: unknown degradation; {hint}there are {', '.join(CORRUPTIONS)}")
-    if options:
-        raise ValueError(f"--corrupt {name}: takes no option {', '.join(options)}")
-    corruption = _BUILDERS[name]()
-    corruption.check_size(image_size, image_size)
+    entry = _Entry(lambda side: build_custom(name), "") if is_custom(name) else _find(name)
+    unknown = [f"--{option.replace('_', '-')}" for option in options if option not in entry.options]
+    if unknown:
+        raise ValueError(f"--corrupt {name}: takes no {', '.join(unknown)}")
+    corruption = entry.build(image_size, **options)
+    corruption.check_shape(image_channels, image_size, image_size)
+    if is_custom(name):
+        check_custom(name, corruption, image_channels, image_size, image_size)
     return corruption
+
+
+def describe_corruptions() -> str:
+    """Return a line for each degradation, as `--corrupt help` prints them."""
+    lines = [f"{name:22}{entry.description}" for name, entry in _TABLE.items()]
+    lines += [
+        f"{'paired':22}none: the data set holds degraded images itself, as degraded/ beside clean/",
+        f"{'file.py:ClassName':22}a class of your own, derived from corruption.Corruption",
+    ]
+    return "\n".join(lines)
+
+
+def _find(name: str) -> _Entry:
+    if name in _TABLE:
+        return _TABLE[name]
+    quality = re.fullmatch(r"jpeg-(\d+)", name)
+    if quality:
+        if not 1 <= int(quality[1]) <= 100:
+            raise ValueError(f"--corrupt {name}: the quality must be between 1 and 100")
+        return _Entry(lambda side: JPEG(int(quality[1])), "")
+    near = get_close_matches(name, CORRUPTIONS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"--corrupt {name}: unknown degradation; {hint}there are {', '.join(CORRUPTIONS)}")

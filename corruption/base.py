@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, wraps
 from typing import NamedTuple
 
 import torch
@@ -22,23 +24,117 @@ class Corrupted(NamedTuple):
     mask: Tensor | None = None
 
 
+class Draws:
+    """What the degradations of a batch's images are drawn from.
+
+    generator: one for the batch, or one an image (then an image's degradation does not depend on its neighbours), or
+    None for torch's own. Draws are made on the generator's device and handed out on the device of the images.
+    index: the images' numbers in the split that is evaluated, where an image's mask or kind is fixed by its number;
+    None in training.
+    """
+
+    def __init__(self, count: int, generator: Generators = None, index: Sequence[int] | None = None) -> None:
+        for name, given in (("generators", generator), ("indices", index)):
+            if isinstance(given, Sequence) and len(given) != count:
+                raise ValueError(f"{len(given)} {name} for {count} images: give one for each")
+        self.count, self.generator = count, generator
+        self.index = None if index is None else [int(number) for number in index]
+
+    def rand(self, *shape: int) -> Tensor:
+        """Return uniform draws from [0, 1), [B, *shape], where the generator is."""
+        return self._draw(torch.rand, shape)
+
+    def rand_like(self, x: Tensor) -> Tensor:
+        """Return uniform draws from [0, 1) of the shape and device of x [B, …]."""
+        return self._draw(torch.rand, x.shape[1:]).to(x.device)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Return standard normal draws of the shape and device of x [B, …]."""
+        return self._draw(torch.randn, x.shape[1:]).to(x.device)
+
+    def select(self, rows: Sequence[int]) -> Draws:
+        """Return what the images `rows` of the batch draw from."""
+        generator = [self.generator[row] for row in rows] if isinstance(self.generator, Sequence) else self.generator
+        return Draws(len(rows), generator, None if self.index is None else [self.index[row] for row in rows])
+
+    def _draw(self, draw: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+        if not isinstance(self.generator, Sequence):
+            device = None if self.generator is None else self.generator.device
+            return draw((self.count, *shape), generator=self.generator, device=device)
+        return torch.stack([draw(tuple(shape), generator=g, device=g.device) for g in self.generator])
+
+
 class Corruption(nn.Module):
     """A degradation. Subclasses say `degrade`; tables they need are buffers, so that `.to(device)` moves them.
 
-    Calling it computes in float32 under any autocast. `generator` gives random degradations their draws: one for the
-    batch, or one an image (then an image's degradation does not depend on its neighbours). Generators may stand on
-    another device than the images (sampling draws on the CPU): draw where the generator is, then move.
+    note: what a run should say about it besides its name, such as where masks come from.
     """
 
-    def forward(self, clean: Tensor, generator: Generators = None) -> Corrupted:
-        """Degrade `clean` [B, C, H, W] in [-1, 1]. Raises ValueError if its size does not suit the degradation."""
-        self.check_size(*clean.shape[-2:])
-        with torch.autocast(clean.device.type, enabled=False):
-            return self.degrade(clean.float(), generator)
+    note: str = ""
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError if images of this size cannot be degraded; any can, unless a subclass says so."""
+    def forward(self, clean: Tensor, generator: Generators = None, index: Sequence[int] | None = None) -> Corrupted:
+        """Degrade `clean` [B, C, H, W] in [-1, 1], in float32 under any autocast and any matrix precision.
 
-    def degrade(self, clean: Tensor, generator: Generators) -> Corrupted:
-        """Degrade a float32 batch of a size that `check_size` let through."""
+        generator, index: as in `Draws`. Raises ValueError if the images' shape does not suit the degradation.
+        """
+        self.check_shape(*clean.shape[1:])
+        with full_precision(clean.device):
+            return self.degrade(clean.float(), Draws(len(clean), generator, index))
+
+    def check_shape(self, channels: int, height: int, width: int) -> None:
+        """Raise ValueError if images of this shape cannot be degraded; any can, unless a subclass says so."""
+
+    def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
+        """Degrade a float32 batch of a shape that `check_shape` let through."""
         raise NotImplementedError
+
+
+class LinearCorruption(Corruption):
+    """A degradation with a known matrix A, on images small as they are measured, before they are shown.
+
+    For every image, A(clean) = measure(degraded). `mask` is the hole of an inpainting image as `Corrupted` has it; the
+    others need none. All work in the type of what they are given, and gradients pass through them.
+    """
+
+    def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Apply A to images x [B, C, H, W]."""
+        raise NotImplementedError
+
+    def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Apply the transpose of A to measurements y: back to [B, C, H, W]."""
+        raise NotImplementedError
+
+    def A_pinv(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Apply the pseudo-inverse of A to measurements y: the smallest x [B, C, H, W] that explains them best."""
+        raise NotImplementedError
+
+    def measure(self, degraded: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the measurement y = A(x) that a degraded image [B, C, H, W] shows."""
+        raise NotImplementedError
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in float32 proper: without autocast, and without TF32 or bfloat16 inside matrix products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def cached_table(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorate a function that builds a float64 table: `table(*key, like=x)` is built once a key, type and device."""
+
+    @lru_cache(maxsize=32)
+    def built(dtype: torch.dtype, device: torch.device, *key: Hashable) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # or it could not serve a gradient later
+            return build(*key).to(device, dtype).contiguous()
+
+    @wraps(build)
+    def look_up(*key: Hashable, like: Tensor) -> Tensor:
+        return built(like.dtype, like.device, *key)
+
+    return look_up

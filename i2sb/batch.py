@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,7 @@ def make_batch(
     corruption: Corruption | None,
     noise: ImageNoise,
     *,
+    index: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     cond_x1: bool = False,
     add_x1_noise: bool = False,
@@ -63,10 +65,11 @@ def make_batch(
     """Make a batch on `device` of clean 8-bit images [B, C, H, W] and their degraded partners.
 
     Either the data set brings the partners (`degraded`, 8-bit, same shape) or `corruption`, on `device`, makes them.
+    index: the images' numbers in the split when it is evaluated, which fix masks and the like; None in training.
     """
     x0 = from_uint8(images.to(device, non_blocking=True))
     if corruption is not None:
-        corrupted = corruption(x0, noise.generators)
+        corrupted = corruption(x0, noise.degradation_generators(), index)
     else:
         corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
     x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise)

@@ -1,11 +1,13 @@
 """Checkpoints on disk: written whole or not at all, read without running code.
 
-A run directory holds checkpoint_{iteration}.pt files and latest.pt, a link to the newest. Each is a dict laid out as in
-the released program: `net` (keys prefixed `diffusion_model.`), `ema`, `optimizer`, `sched`, and beside them `progress`.
+A run directory holds checkpoint_{iteration}.pt files, latest.pt, a link to the newest, and checkpoints.json, a manifest
+of their sizes. Each is a dict laid out as in the released program: `net` (keys prefixed `diffusion_model.`), `ema`,
+`optimizer`, `sched`, and beside them `progress` and `format`, the version of this layout.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -17,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from i2sb.files import PARTIAL, write_atomically
+from i2sb.files import PARTIAL, write_atomically, write_text
 
 LATEST = "latest.pt"
+MANIFEST = "checkpoints.json"
+FORMAT = 1
 PARTS = ("net", "ema", "optimizer", "sched", "progress")
 _NAME = "checkpoint_{:08d}.pt"
 _PATTERN = re.compile(r"checkpoint_(\d+)\.pt")
@@ -32,7 +36,7 @@ class BrokenCheckpointError(ValueError):
 def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_last: int) -> Path:
     """Write the state reached after `iteration`, point latest.pt to it, and keep the `keep_last` newest up to it."""
     path = run_dir / _NAME.format(iteration)
-    write_atomically(path, lambda file: torch.save(state, file))
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
     link = run_dir / f".{LATEST}{PARTIAL}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
@@ -41,6 +45,8 @@ def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_l
     reached = [other for other in _list_checkpoints(run_dir) if _iteration(other) <= iteration]
     for old in reached[keep_last:]:
         old.unlink()
+    sizes = {other.name: other.stat().st_size for other in _list_checkpoints(run_dir)}
+    write_text(run_dir / MANIFEST, json.dumps({"format": FORMAT, "bytes": sizes}, indent=2))
     return path
 
 
@@ -56,8 +62,12 @@ def find_checkpoint(
         candidates = [run_dir / LATEST]
     if not candidates and (run_dir / LATEST).is_symlink():
         raise BrokenCheckpointError(f"{run_dir / LATEST}: points to {os.readlink(run_dir / LATEST)}, which is gone")
+    sizes = _read_manifest(run_dir)
     for path in candidates:
         try:
+            size = path.stat().st_size
+            if size != sizes.get(path.name, size):
+                raise BrokenCheckpointError(f"{path}: broken checkpoint ({size} of {sizes[path.name]} bytes)")
             return path, read_checkpoint(path, mmap=mmap, parts=parts)
         except BrokenCheckpointError as error:
             print(f"warning: {error}; passed over", file=sys.stderr)
@@ -73,9 +83,12 @@ def read_checkpoint(path: Path, *, mmap: bool = False, parts: Sequence[str] = PA
     """Load one checkpoint onto the CPU; `parts` are what it must hold.
 
     With `mmap` tensors come into memory as they are used: for taking some of them, while the file stays in place.
-    Raises BrokenCheckpointError naming the file if it cannot be read.
+    Raises BrokenCheckpointError naming the file if it cannot be read, ValueError if a newer version wrote it.
     """
     state = read_tensors(path, mmap=mmap)
+    version = state.get("format", FORMAT) if isinstance(state, dict) else FORMAT
+    if version != FORMAT:
+        raise ValueError(f"{path}: is of format {version}, this version of the program reads {FORMAT}: use a newer one")
     missing = [part for part in parts if not isinstance(state, dict) or part not in state]
     dicts = [state[part] for part in parts if part in ("net", "ema", "progress")] if not missing else []
     if missing or not all(isinstance(part, dict) for part in dicts) or not is_named_tensors(state["net"]):
@@ -151,6 +164,15 @@ def _shape(tensor: object) -> str:
 def _first(misfits: Iterable[str], count: int = 10) -> str:
     shortest = sorted(misfits, key=len)
     return "; ".join(shortest[:count]) + ("; …" if len(shortest) > count else "")
+
+
+def _read_manifest(run_dir: Path) -> dict[str, int]:
+    """Return the sizes of the checkpoints that were written; the files themselves count if the manifest is gone."""
+    try:
+        sizes = json.loads((run_dir / MANIFEST).read_text())["bytes"]
+        return {name: size for name, size in sizes.items() if type(size) is int}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _list_checkpoints(run_dir: Path) -> list[Path]:

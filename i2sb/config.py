@@ -49,6 +49,16 @@ def _require_name(named: str, value: str) -> None:
     )
 
 
+def _require_place(config: Any) -> None:
+    for name in ("n_gpu_per_node", "num_proc_node"):
+        _require(getattr(config, name) >= 1, f"{flag(name)} {getattr(config, name)}: must be at least 1")
+    _require(
+        0 <= config.node_rank < config.num_proc_node,
+        f"--node-rank {config.node_rank}: must be from 0 to {config.num_proc_node - 1}, below --num-proc-node",
+    )
+    _require(0 < config.master_port < 65536, f"--master-port {config.master_port}: must be from 1 to 65535")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a bridge; running the same command again resumes it."""
@@ -58,6 +68,11 @@ class TrainConfig:
     ckpt: str = option("", "continue another run of this name in --results-dir under the new --name")
     seed: int = option(0, "seed of data order, degradations, noise and initial weights")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
+    n_gpu_per_node: int = option(1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", later=True)
+    num_proc_node: int = option(1, "machines that take part; start the same command on each", later=True)
+    node_rank: int = option(0, "number of this machine among them", later=True)
+    master_address: str = option("localhost", "address of the machine with number 0", later=True)
+    master_port: int = option(29500, "a free port on it, if several machines take part", later=True)
 
     dataset_dir: str = option(
         "", "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/)"
@@ -67,8 +82,17 @@ class TrainConfig:
     workers: int = option(
         4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)"
     )
+    prefetch: int = option(2, "microbatches that each of them prepares ahead", later=True)
+    max_bad_images: int = option(
+        100, "unreadable training images to skip, each named, before the run stops", later=True
+    )
 
-    corrupt: str = option("", "degradation to restore, or 'paired' if the data set holds degraded images itself")
+    corrupt: str = option(
+        "", "degradation to restore, or 'paired' if the data set holds degraded images itself; 'help' lists them"
+    )
+    mask_file: str = option(
+        "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
+    )
     cond_x1: bool = option(False, "show the degraded image to the network at every step")
     add_x1_noise: bool = option(False, "add unit noise to x1 after the condition was taken (decolouring)")
 
@@ -97,11 +121,19 @@ class TrainConfig:
     lr_step: int = option(1000, "iterations between two cuts of the learning rate")
     l2_norm: float = option(0.0, "weight decay of AdamW")
     ema: float = option(0.99, "decay of the averaged weights")
+    grad_clip: float = option(
+        0.0, "largest norm of the gradient, beyond which it is scaled down (0: no limit)", later=True
+    )
+    max_bad_steps: int = option(
+        20, "iterations in a row with an infinite or NaN loss or gradient, skipped, before the run stops", later=True
+    )
 
     save_every: int = option(5000, "iterations between two checkpoints; the last iteration is always saved")
     keep_last: int = option(2, "checkpoints kept")
     log_every: int = option(10, "iterations between two lines of log.jsonl")
-    log_writer: Literal["tensorboard", "none"] = option("tensorboard", "where curves go besides log.jsonl")
+    log_writer: Literal["tensorboard", "wandb", "none"] = option("tensorboard", "where curves go besides log.jsonl")
+    wandb_project: str = option("i2sb", "project of --log-writer wandb; its key is never a setting", later=True)
+    wandb_user: str = option("", "user or team of --log-writer wandb (default: whose key it is)", later=True)
     log_dir: str = option("", "folder of the TensorBoard logs (default: results/NAME/tensorboard)")
     eval_every: int = option(5000, "iterations between two validations (0: never)")
     eval_nfe: int = option(10, "network evaluations per validation image")
@@ -113,6 +145,7 @@ class TrainConfig:
         _require_name("--name", self.name)
         if self.ckpt:
             _require_name("--ckpt", self.ckpt)
+        _require_place(self)
         _require(bool(self.dataset_dir), "--dataset-dir is missing: the folder that holds the train and val data")
         _require(bool(self.corrupt), "--corrupt is missing: the degradation to restore, or 'paired'")
         _require(
@@ -134,9 +167,11 @@ class TrainConfig:
             "keep_last",
             "log_every",
             "eval_images",
+            "max_bad_steps",
+            "prefetch",
         ):
             _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)}: must be at least 1")
-        for name in ("workers", "eval_every", "l2_norm", "seed"):
+        for name in ("workers", "eval_every", "l2_norm", "seed", "grad_clip", "max_bad_images"):
             _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
         _require(
             self.batch_size % self.microbatch == 0,
@@ -173,6 +208,8 @@ class SampleConfig:
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
     subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
     image_size: int | None = option(None, "side of the square images, in pixels (default: the run's validation size)")
+    corrupt: str = option("", "degradation (default: the run's; must be given where that is a Python file)")
+    mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
     nfe: int | None = option(None, "network evaluations per image (default: interval - 1)")
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
@@ -183,6 +220,11 @@ class SampleConfig:
     compile: bool = option(False, _COMPILE_HELP)
     seed: int = option(0, "seed of the noise; every image has its own, made from this and its index")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
+    n_gpu_per_node: int = option(1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", later=True)
+    num_proc_node: int = option(1, "machines that take part; start the same command on each", later=True)
+    node_rank: int = option(0, "number of this machine among them", later=True)
+    master_address: str = option("localhost", "address of the machine with number 0", later=True)
+    master_port: int = option(29500, "a free port on it, if several machines take part", later=True)
     workers: int = option(4, "processes that decode images, per GPU, at most one a core")
 
     def __post_init__(self) -> None:
@@ -198,6 +240,7 @@ class SampleConfig:
             f"--use-fp16 --precision {self.precision}: choose one of the two",
         )
         self.part  # noqa: B018 - validates
+        _require_place(self)
 
     @property
     def part(self) -> tuple[int, int]:
@@ -225,6 +268,8 @@ class EvalConfig:
     sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
     dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
     subset: str = option("", "text file that lists the images (default: the one they were restored by, if any)")
+    corrupt: str = option("", "degradation, to be given where the images' own is a Python file")
+    mask_file: str = option("", "npz of the published freeform masks (default: where they were)")
     mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
         "legacy_pytorch", "how images are resized for FID, once it is computed: recorded only, so far"
     )
@@ -255,7 +300,8 @@ def flag(field_name: str) -> str:
 _MAY_CHANGE = frozenset(
     "results_dir name ckpt device dataset_dir workers microbatch num_itr clip_denoise save_every keep_last "
     "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size precision grad_checkpoint "
-    "channels_last compile".split()
+    "channels_last compile n_gpu_per_node num_proc_node node_rank master_address master_port prefetch max_bad_images "
+    "grad_clip max_bad_steps wandb_project wandb_user".split()
 )
 
 
@@ -264,10 +310,17 @@ def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> N
     differences = [
         f"{flag(f.name)} {getattr(saved, f.name)} there, {getattr(wanted, f.name)} now"
         for f in fields(TrainConfig)
-        if f.name not in _MAY_CHANGE and getattr(saved, f.name) != getattr(wanted, f.name)
+        if f.name not in _MAY_CHANGE
+        and not _moved(f.name, saved, wanted)
+        and getattr(saved, f.name) != getattr(wanted, f.name)
     ]
     if differences:
         raise ValueError(
             f"{run_dir} holds a run with other settings ({'; '.join(differences)}): "
             "give the same ones to resume it, or another --name to start anew"
         )
+
+
+def _moved(name: str, saved: TrainConfig, wanted: TrainConfig) -> bool:
+    """Whether a setting is a file that was there and is there, if perhaps in another place."""
+    return name == "mask_file" and bool(saved.mask_file) == bool(wanted.mask_file)

@@ -44,13 +44,25 @@ class Images(NamedTuple):
     """A batch as it leaves the loader: 8-bit, on the CPU.
 
     image: uint8 [B, C, H, W]; degraded: the same or None; label: int64 [B]; numbers: what each image is counted by (its
-    place in the training run, or its index in the split), the source of its randomness.
+    place in the training run, or its index in the split), the source of its randomness; skipped: a message for each
+    unreadable image that another one stands for.
     """
 
     image: Tensor
     degraded: Tensor | None
     label: Tensor
     numbers: list[int]
+    skipped: tuple[str, ...] = ()
+
+
+class _Item(NamedTuple):
+    """One image of an `Images`."""
+
+    image: Tensor
+    degraded: Tensor | None
+    label: int
+    number: int
+    skipped: tuple[str, ...] = ()
 
 
 class _Unreadable(NamedTuple):
@@ -265,13 +277,13 @@ class ImageDataset(Dataset):
             )
         return self._to_square(image, flip), None if partner is None else self._to_square(partner, flip)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None, int, int] | _Unreadable:
+    def __getitem__(self, index: int) -> _Item | _Unreadable:
         return self.item(index, number=index)
 
-    def item(self, index: int, number: int, flip: bool = False) -> tuple[Tensor, Tensor | None, int, int] | _Unreadable:
-        """Return (image, partner, label, number), what `_collate` makes batches of."""
+    def item(self, index: int, number: int, flip: bool = False) -> _Item | _Unreadable:
+        """Return what `_collate` makes batches of."""
         try:
-            return (*self.read(index, flip), self.label(index), number)
+            return _Item(*self.read(index, flip), self.label(index), number)
         except UnreadableImageError as error:
             return _Unreadable(str(error))
 
@@ -341,16 +353,28 @@ def _check_flat_or_classes(store: FolderStore) -> None:
 
 
 class TrainingStream(Dataset):
-    """The endless training set: what stands at a position is a function of the seed and the position alone."""
+    """The endless training set: what stands at a position is a function of the seed and the position alone.
+
+    Where an image cannot be read, the next in the epoch's order that can stands for it too.
+    """
+
+    ATTEMPTS = 20
 
     def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, position: int) -> Any:
         epoch, place = divmod(position, len(self.dataset))
-        index = int(_shuffle(len(self.dataset), self.seed, epoch)[place])
+        order = _shuffle(len(self.dataset), self.seed, epoch)
         flip = bool(ImageNoise(self.seed, Purpose.AUGMENT, [position]).randint(2))
-        return self.dataset.item(index, number=position, flip=flip)
+        skipped: list[str] = []
+        for attempt in range(self.ATTEMPTS):
+            index = int(order[(place + attempt) % len(order)])
+            item = self.dataset.item(index, number=position, flip=flip)
+            if isinstance(item, _Item):
+                return item._replace(skipped=tuple(skipped))
+            skipped.append(item.message)
+        return item
 
 
 @lru_cache(maxsize=2)
@@ -377,25 +401,39 @@ class TrainingPositions(Sampler[list[int]]):
 
 
 def load_training(
-    dataset: ImageDataset, *, seed: int, positions: TrainingPositions, workers: int, pin_memory: bool = False
+    dataset: ImageDataset,
+    *,
+    seed: int,
+    positions: TrainingPositions,
+    workers: int,
+    prefetch: int = 2,
+    pin_memory: bool = False,
 ) -> Iterator[Images]:
-    """Yield microbatches for ever. Raises UnreadableImageError when it comes to a file that cannot be decoded."""
-    return _load(TrainingStream(dataset, seed), positions, workers, pin_memory)
+    """Yield microbatches for ever; each of the `workers` prepares `prefetch` of them ahead.
+
+    Raises UnreadableImageError if many files in a row cannot be decoded; a few are replaced (`Images.skipped`).
+    """
+    return _load(TrainingStream(dataset, seed), positions, workers, pin_memory, prefetch)
 
 
 def load_in_order(
     dataset: ImageDataset, indices: Sequence[int], *, batch_size: int, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[Images]:
-    """Yield the images at `indices` in batches. Raises UnreadableImageError like `load_training`."""
+    """Yield the images at `indices` in batches. Raises UnreadableImageError at a file that cannot be decoded."""
     batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
     return _load(dataset, batches, min(workers, len(batches)), pin_memory)
 
 
-def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool) -> Iterator[Images]:
+def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefetch: int = 2) -> Iterator[Images]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, cores)
     loader: DataLoader = DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
     )
     for batch in loader:
         if isinstance(batch, _Unreadable):
@@ -407,6 +445,7 @@ def _collate(items: list[Any]) -> Images | _Unreadable:
     for item in items:
         if isinstance(item, _Unreadable):
             return item
-    images, partners, labels, numbers = zip(*items, strict=True)
+    images, partners, labels, numbers, skipped = zip(*items, strict=True)
     degraded = None if partners[0] is None else torch.stack(partners)
-    return Images(torch.stack(images), degraded, torch.tensor(labels), list(numbers))
+    messages = tuple(message for several in skipped for message in several)
+    return Images(torch.stack(images), degraded, torch.tensor(labels), list(numbers), messages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -22,7 +22,7 @@ from i2sb.metrics import psnr, ssim
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import read_run_config
 from i2sb.sample_folder import SampleFolder
-from i2sb.tasks import build_task_corruption, make_task_batch, open_task_split
+from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
 IMAGES_DRAWN = 12
 
@@ -50,9 +50,12 @@ def run(config: EvalConfig) -> None:
     Raises ValueError if the folder is not one of sample.py's, is unfinished, or does not fit the data set.
     """
     device = find_device(config.device)
-    run_config = read_run_config(config.run_dir)
     folder = SampleFolder.open(config.run_dir / config.sample_dir)
     settings = folder.settings
+    run_config = replace(read_run_config(config.run_dir), corrupt=settings.corrupt, mask_file=settings.mask_file)
+    if config.corrupt not in ("", settings.corrupt):
+        raise ValueError(f"--corrupt {config.corrupt}: the images in {folder.path} were made with {settings.corrupt}")
+    run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / "settings.yaml")
     dataset_dir = config.dataset_dir or settings.dataset_dir
     images = open_task_split(run_config, dataset_dir, "val", settings.image_size)
     if config.subset or settings.subset:
@@ -82,7 +85,7 @@ def run(config: EvalConfig) -> None:
     loaded = load_in_order(images, range(len(images)), batch_size=config.batch_size, workers=config.workers)
     for part in tqdm(loaded, total=-(-len(images) // config.batch_size), unit="batch", dynamic_ncols=True):
         noise = ImageNoise(settings.seed, Purpose.SAMPLE, part.numbers)
-        batch = make_task_batch(run_config, part, corruption, noise)
+        batch = make_task_batch(run_config, part, corruption, noise, evaluation=True)
         degraded, clean = to_uint8(batch.shown), part.image
         restored = torch.stack([folder.load(index) for index in part.numbers])
         if restored.shape != clean.shape:

@@ -25,9 +25,9 @@ class Purpose(IntEnum):
     GLOBAL = 5
 
 
-def make_seed(run_seed: int, purpose: Purpose, number: int) -> int:
-    """Return a 64-bit seed for the `number`-th image (or epoch) of a run."""
-    return int(np.random.SeedSequence([run_seed, purpose, number]).generate_state(1, np.uint64)[0])
+def make_seed(run_seed: int, purpose: Purpose, number: int, *stream: int) -> int:
+    """Return a 64-bit seed for the `number`-th image (or epoch) of a run; `stream` tells apart its further streams."""
+    return int(np.random.SeedSequence([run_seed, purpose, number, *stream]).generate_state(1, np.uint64)[0])
 
 
 class ImageNoise:
@@ -42,6 +42,13 @@ class ImageNoise:
         self.generators = [
             torch.Generator(device).manual_seed(make_seed(run_seed, purpose, number)) for number in numbers
         ]
+
+        self._key = (run_seed, purpose, numbers)
+
+    def degradation_generators(self) -> list[torch.Generator]:
+        """Return a generator for each image's degradation, on the CPU: so every device makes the same pairs."""
+        run_seed, purpose, numbers = self._key
+        return [torch.Generator().manual_seed(make_seed(run_seed, purpose, number, 1)) for number in numbers]
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Return standard normal noise of the shape, type and device of x [B, …]."""

@@ -19,7 +19,7 @@ from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.released import PARTS as RELEASED_PARTS
 from i2sb.released import is_released, read_options, recognise_network
-from i2sb.sampler import sample
+from i2sb.sampler import Trajectory, sample
 from i2sb.tasks import build_bridge
 
 
@@ -63,6 +63,12 @@ class RestorationModel:
 
     def restore_batch(self, batch: Batch, noise: ImageNoise, *, nfe: int, clip_denoise: bool = False) -> Tensor:
         """Restore a batch whose bridge was begun with the same `noise`."""
+        return self.follow_batch(batch, noise, nfe=nfe, clip_denoise=clip_denoise).x0
+
+    def follow_batch(
+        self, batch: Batch, noise: ImageNoise, *, nfe: int, clip_denoise: bool = False, log_count: int | None = None
+    ) -> Trajectory:
+        """Restore a batch and return the way too: at most `log_count` of its states, if asked for."""
         return sample(
             self.bridge,
             self.network,
@@ -72,8 +78,9 @@ class RestorationModel:
             cond=batch.cond,
             ot_ode=self.config.ot_ode,
             clip_denoise=clip_denoise,
+            log_count=log_count,
             randn=noise.randn_like,
-        ).x0
+        )
 
 
 def load_model(run_dir: str | Path, device: str | torch.device = "cpu", ema: bool = True) -> RestorationModel:

@@ -27,6 +27,8 @@ class SampleSettings:
     run: str
     iteration: int
     nfe: int
+    corrupt: str
+    mask_file: str
     clip_denoise: bool
     use_fp16: bool
     seed: int
@@ -52,7 +54,7 @@ class SampleFolder:
             differences = [
                 f"{f.name} {getattr(there, f.name)} there, {getattr(settings, f.name)} now"
                 for f in fields(SampleSettings)
-                if f.name not in ("dataset_dir", "subset") and getattr(there, f.name) != getattr(settings, f.name)
+                if _identity(f.name, there) != _identity(f.name, settings)
             ]
             if differences:
                 raise ValueError(
@@ -100,3 +102,9 @@ class SampleFolder:
     def missing(self, indices: range) -> list[int]:
         """Return those of `indices` whose images are not there."""
         return [index for index in indices if not self.image_path(index).exists()]
+
+
+def _identity(name: str, settings: SampleSettings) -> object:
+    """Return what two folders' settings must agree in: a file or folder may have moved."""
+    value = getattr(settings, name)
+    return {"dataset_dir": None, "subset": None, "mask_file": bool(value)}.get(name, value)

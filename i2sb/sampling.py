@@ -15,7 +15,7 @@ from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import load_model
 from i2sb.sample_folder import SampleFolder, SampleSettings
 from i2sb.sampler import step_grid
-from i2sb.tasks import build_task_corruption, make_task_batch, open_task_split
+from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
 
 def run(config: SampleConfig) -> None:
@@ -34,9 +34,10 @@ def run(config: SampleConfig) -> None:
         prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
         image_size = config.image_size or model.config.restored_size
         check_image_size(model.config.network, image_size)
-        corruption = build_task_corruption(model.config, image_size, world.device)
+        task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
+        corruption = build_task_corruption(task, image_size, world.device)
         dataset_dir = config.dataset_dir or model.config.dataset_dir
-        images = open_task_split(model.config, dataset_dir, "val", image_size)
+        images = open_task_split(task, dataset_dir, "val", image_size)
         if config.subset:
             images = images.subset(config.subset)
 
@@ -44,6 +45,8 @@ def run(config: SampleConfig) -> None:
             run=config.ckpt,
             iteration=model.iteration,
             nfe=nfe,
+            corrupt=task.corrupt,
+            mask_file=task.mask_file,
             clip_denoise=config.clip_denoise,
             use_fp16=config.use_fp16,
             seed=config.seed,
@@ -66,6 +69,8 @@ def run(config: SampleConfig) -> None:
         missing = folder.missing(mine[world.rank :: world.world_size])
         if world.is_main:
             print(f"{folder.path}: {len(mine)} images from number {mine.start} on, {len(missing)} to restore here")
+            if corruption is not None and corruption.note:
+                print(f"{task.corrupt}: {corruption.note}")
         progress = tqdm(total=len(missing), unit="image", dynamic_ncols=True, disable=not world.is_main)
         for part_images in load_in_order(
             images,
@@ -75,7 +80,7 @@ def run(config: SampleConfig) -> None:
             pin_memory=world.device.type == "cuda",
         ):
             noise = ImageNoise(config.seed, Purpose.SAMPLE, part_images.numbers)
-            batch = make_task_batch(model.config, part_images, corruption, noise, world.device)
+            batch = make_task_batch(task, part_images, corruption, noise, world.device, evaluation=True)
             restored = model.restore_batch(batch, noise, nfe=nfe, clip_denoise=config.clip_denoise)
             for index, image in zip(part_images.numbers, restored, strict=True):
                 folder.save(index, image)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from corruption import Corruption, build_corruption
+from corruption import Corruption, build_corruption, is_custom
 from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, TrainConfig
@@ -21,7 +23,23 @@ def build_task_corruption(
     config: TrainConfig, image_size: int, device: torch.device | str = "cpu"
 ) -> Corruption | None:
     """Build the degradation of a run for images of this size; None if its data set brings degraded images itself."""
-    return None if config.corrupt == PAIRED else build_corruption(config.corrupt, image_size).to(device)
+    if config.corrupt == PAIRED:
+        return None
+    options = {"mask_file": config.mask_file} if config.mask_file else {}
+    return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
+
+
+def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: object) -> TrainConfig:
+    """Return the run's settings with the degradation that the user asks for, if any, in place of its own.
+
+    Raises ValueError if the settings, read from `source`, name a Python file: code runs only for who asks for it.
+    """
+    if not corrupt and is_custom(config.corrupt):
+        raise ValueError(
+            f"{source}: its degradation is code, which is not run unasked: "
+            f"give --corrupt {config.corrupt} if you trust that file"
+        )
+    return replace(config, corrupt=corrupt or config.corrupt, mask_file=mask_file or config.mask_file)
 
 
 def make_task_batch(
@@ -30,14 +48,17 @@ def make_task_batch(
     corruption: Corruption | None,
     noise: ImageNoise,
     device: torch.device | str = "cpu",
+    *,
+    evaluation: bool = False,
 ) -> Batch:
-    """Make a batch of loaded images as the run's settings say."""
+    """Make a batch of loaded images as the run's settings say; in `evaluation` an image's number fixes its mask."""
     return make_batch(
         images.image,
         images.degraded,
         images.label,
         corruption,
         noise,
+        index=images.numbers if evaluation else None,
         device=device,
         cond_x1=config.cond_x1,
         add_x1_noise=config.add_x1_noise,

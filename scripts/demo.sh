@@ -11,8 +11,11 @@ elif [ $# -gt 0 ]; then
   echo "usage: bash scripts/demo.sh [--corrupt NAME]" >&2
   exit 2
 fi
-name=demo-$corrupt
+# A degradation in a file of one's own, path/to/file.py:ClassName, gives the run its class's name.
+name=demo-${corrupt##*:}
 nfe=1
+extra=()
+[ "$corrupt" != decolor ] || extra=(--add-x1-noise --cond-x1)
 
 bash scripts/setup.sh requirements.txt scripts/requirements-demo.txt
 python=.venv/bin/python
@@ -20,9 +23,9 @@ python=.venv/bin/python
 echo "== photographs"
 "$python" scripts/demo_photos.py data/demo
 echo "== train"
-"$python" train.py --config configs/demo.yaml --name "$name" --corrupt "$corrupt"
+"$python" train.py --config configs/demo.yaml --name "$name" --corrupt "$corrupt" ${extra[@]+"${extra[@]}"}
 echo "== restore photographs that training never saw"
-"$python" sample.py --ckpt "$name" --nfe "$nfe"
+"$python" sample.py --ckpt "$name" --nfe "$nfe" --corrupt "$corrupt"
 echo "== score"
-"$python" compute_metrices.py --ckpt "$name" --sample-dir "samples_nfe$nfe"
+"$python" compute_metrices.py --ckpt "$name" --sample-dir "samples_nfe$nfe" --corrupt "$corrupt"
 echo "Validation pictures from training: results/$name/validation/"

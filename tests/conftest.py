@@ -54,6 +54,22 @@ def write_images(folder: Path, names: list[str], first: int = 0) -> None:
         make_image(number).save(path)
 
 
+def assert_equal_states(one, other, where=""):
+    """Compare nested dicts and lists of tensors and numbers, to the last bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal_states(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal_states(a, b, f"{where}/{i}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of class folders: 12 training and 5 validation images of 24x20 pixels."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from corruption import build_corruption
+from corruption import CORRUPTIONS, build_corruption
 from i2sb.config import PAIRED, EvalConfig, SampleConfig, TrainConfig
 from i2sb.network import check_image_size
 from i2sb.parsing import read_flags
@@ -27,8 +27,11 @@ def test_shipped_configs_load_and_fit_together(path):
     if config.corrupt != PAIRED:
         build_corruption(config.corrupt, config.image_size)
     if path.stem not in ("demo", "paired"):
+        assert (config.cond_x1, config.add_x1_noise) == (path.stem in ("mixture", "decolor"), path.stem == "decolor")
         assert config.corrupt == path.stem
-        assert (config.ot_ode, config.beta_max) == ((True, 1.0) if "inpaint" in path.stem else (False, 0.3))
+        assert (config.ot_ode, config.beta_max) == (
+            (True, 1.0) if path.stem.startswith(("inpaint", "blur")) else (False, 0.3)
+        )
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -84,3 +87,7 @@ def test_names_in_the_method_table_exist():
             break
         else:
             raise AssertionError(f"{name}: no such module")
+
+
+def test_every_published_task_has_a_config():
+    assert {path.stem for path in CONFIGS} == {"demo", "paired", "mixture", "decolor", *CORRUPTIONS[:9]}

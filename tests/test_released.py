@@ -130,7 +130,7 @@ def test_wrong_checkpoints_are_named(tmp_path):
     assert "averaged weights (ema) are not those" in message({"ema": {}})
     assert "lack num_updates" in message({"ema": {"shadow_params": shadow}})
     assert "its 1 tensors are no U-Net of ADM's kind" in message(
-        {"net": {"a": shadow[0]}, "ema": {"shadow_params": shadow[:1]}}
+        {"net": {"a": torch.zeros(1)}, "ema": {"num_updates": 1, "shadow_params": [torch.zeros(1)]}}
     )
     short = {name: tensor for name, tensor in state["net"].items() if not name.endswith("out.2.bias")}
     ema = {"num_updates": 1, "shadow_params": shadow[:-1]}

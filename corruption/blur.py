@@ -1,0 +1,128 @@
+"""Blur: rows and columns are multiplied by a matrix made of a kernel, in [0, 1], where black lies beyond the border.
+
+The published blur is not the blur it names, but all published checkpoints were made with it. So there are two of each:
+`blur-uni` and `blur-gauss` as published, faults included, and `blur-uni-exact` and `blur-gauss-exact` without them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from corruption.base import Corrupted, Draws, LinearCorruption, cached_table
+
+UNIFORM = (1 / 9,) * 9
+GAUSSIAN_TAPS, GAUSSIAN_SIGMA = 5, 10.0  # σ in pixels: nearly flat over its five taps
+_weights = [torch.exp(torch.tensor(-0.5 * (i / GAUSSIAN_SIGMA) ** 2, dtype=torch.float64)).item() for i in range(-2, 3)]
+GAUSSIAN = tuple(weight / sum(_weights) for weight in _weights)
+
+
+class Blur(LinearCorruption):
+    """Y = A(X) in [0, 1]: in [-1, 1] an image darkens by A(1) - 1, mostly near the border.
+
+    With X = (x + 1) / 2 and y = 2Y - 1, y = A(x + 1) - 1; the factors of two cancel to the last bit.
+    """
+
+    def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
+        return Corrupted(self.A(clean + 1).sub_(1))
+
+    def measure(self, degraded: Tensor, mask: Tensor | None = None) -> Tensor:
+        return degraded + 1 - self.A(torch.ones_like(degraded))
+
+
+class PublishedBlur(Blur):
+    """The published operator for 3-channel images of `side` x `side` pixels.
+
+    The matrix lacks the kernel's last tap; of its singular value decomposition U diag(s) Vᵀ values below 0.03 are
+    dropped; and the H² products s_i s_j, in descending order, are dealt out wrongly: channel c of the p-th largest
+    component gets the product at place (3p + c) mod H². So Y_c = U ((Vᵀ X_c V) ∘ W_c) Uᵀ.
+    U, V: float32 [H, H]; W: float32 [3, H, H]. Ties s_i s_j = s_j s_i are broken by a sort in float32 on the CPU, so
+    all are built there; their last bits are those of the machine's LAPACK.
+    """
+
+    SMALLEST_SINGULAR_VALUE = 3e-2
+
+    def __init__(self, kernel: tuple[float, ...], side: int) -> None:
+        super().__init__()
+        self.side = side
+        with torch.device("cpu"):
+            U, s, Vt = torch.linalg.svd(_toeplitz(kernel[:-1], len(kernel) // 2, side).float())
+            s = torch.where(s < self.SMALLEST_SINGULAR_VALUE, 0.0, s)
+            products, component = torch.outer(s, s).flatten().sort(descending=True)
+            place = 3 * torch.arange(side**2) + torch.arange(3)[:, None]
+            W = torch.empty(3, side**2)
+            W[:, component] = products[place % side**2]
+        self.register_buffer("U", U.contiguous(), persistent=False)
+        self.register_buffer("V", Vt.T.contiguous(), persistent=False)
+        self.register_buffer("W", W.view(3, side, side), persistent=False)
+
+    def check_shape(self, channels: int, height: int, width: int) -> None:
+        if (channels, height, width) != (3, self.side, self.side):
+            raise ValueError(
+                f"images of {height}x{width} pixels, {channels} channels: the published blur is defined for square "
+                f"colour images and was built for {self.side}x{self.side}; blur-uni-exact and blur-gauss-exact take any"
+            )
+
+    def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        U, V, W = self.U.to(x.dtype), self.V.to(x.dtype), self.W.to(x.dtype)
+        return U @ (V.T @ x @ V).mul_(W) @ U.T
+
+    def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        U, V, W = self.U.to(y.dtype), self.V.to(y.dtype), self.W.to(y.dtype)
+        return V @ (U.T @ y @ U).mul_(W) @ V.T
+
+    def A_pinv(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        U, V, W = self.U.to(y.dtype), self.V.to(y.dtype), self.W.to(y.dtype)
+        return V @ (U.T @ y @ U).mul_(torch.where(W == 0, 0.0, 1 / W)) @ V.T
+
+
+class ExactBlur(Blur):
+    """The blur that is meant: Y = A X Aᵀ with all taps and zeros beyond the border, for images of any shape.
+
+    The kernels are symmetric, so A = Q diag(λ) Qᵀ. The pseudo-inverse leaves out components that A shrinks below
+    a ten-thousandth, where float32 holds nothing to bring back.
+    """
+
+    SMALLEST_PRODUCT = 1e-4
+
+    def __init__(self, kernel: tuple[float, ...]) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        height, width = (_matrix(self.kernel, side, like=x) for side in x.shape[-2:])
+        return height @ x @ width.T
+
+    def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.A(y)
+
+    def A_pinv(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        Q_height, Q_width = (_eigenvectors(self.kernel, side, like=y) for side in y.shape[-2:])
+        λ_height, λ_width = (_eigenvalues(self.kernel, side, like=y) for side in y.shape[-2:])
+        products = torch.outer(λ_height, λ_width)
+        inverse = torch.where(products.abs() < self.SMALLEST_PRODUCT, 0.0, 1 / products)
+        return Q_height @ (Q_height.T @ y @ Q_width).mul_(inverse) @ Q_width.T
+
+
+def _toeplitz(taps: tuple[float, ...], before: int, side: int) -> Tensor:
+    """Return the banded matrix [side, side], float64, whose row i weighs inputs i - before, i - before + 1, …"""
+    return sum(
+        torch.diag(torch.full((side - abs(offset),), tap, dtype=torch.float64), offset)
+        for offset, tap in enumerate(taps, -before)
+        if abs(offset) < side
+    )
+
+
+@cached_table
+def _matrix(kernel: tuple[float, ...], side: int) -> Tensor:
+    return _toeplitz(kernel, len(kernel) // 2, side)
+
+
+@cached_table
+def _eigenvectors(kernel: tuple[float, ...], side: int) -> Tensor:
+    return torch.linalg.eigh(_toeplitz(kernel, len(kernel) // 2, side)).eigenvectors
+
+
+@cached_table
+def _eigenvalues(kernel: tuple[float, ...], side: int) -> Tensor:
+    return torch.linalg.eigh(_toeplitz(kernel, len(kernel) // 2, side)).eigenvalues

@@ -1,0 +1,69 @@
+"""The published freeform masks: an .npz of bits, kept packed in memory."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SIDE = 256
+KEY = "{}-{}% freeform"  # of percents
+
+
+class MaskFile(nn.Module):
+    """Masks of 256x256 pixels whose hole is `percents` of the area, an eighth of a byte a pixel (82 MB for 10,000).
+
+    The file's key "10-20% freeform" (or "20-30% freeform") holds uint8, np.packbits of [M, 256, 256], 1 in the hole.
+    Raises ValueError naming the file if it is missing, broken, without the key, or holds other masks.
+    """
+
+    def __init__(self, path: str, percents: tuple[int, int]) -> None:
+        super().__init__()
+        self.path = path
+        key = KEY.format(*percents)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if key not in file:
+                    raise ValueError(f"lacks the key '{key}'; it holds {', '.join(file.files) or 'nothing'}")
+                packed = file[key]
+        except FileNotFoundError:
+            raise ValueError(f"--mask-file {path}: there is no such file") from None
+        except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"--mask-file {path}: {' '.join(str(error).split())}") from None
+        if packed.dtype != np.uint8 or packed.size == 0 or packed.size % (SIDE * SIDE // 8):
+            raise ValueError(
+                f"--mask-file {path}: '{key}' must be bit-packed masks of {SIDE}x{SIDE} pixels (uint8, a multiple of "
+                f"{SIDE * SIDE // 8}), found {packed.dtype} of {packed.size}"
+            )
+        packed = packed.reshape(-1, SIDE * SIDE // 8)
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+        share = 100 * bits[packed].sum(dtype=np.int64) / (packed.size * 8)
+        if not percents[0] <= share < percents[1]:
+            raise ValueError(
+                f"--mask-file {path}: the holes of '{key}' cover {share:.1f} % of the area on average, "
+                f"not {percents[0]} to {percents[1]} %"
+            )
+        self.register_buffer("packed", torch.from_numpy(packed), persistent=False)
+        self.register_buffer("shifts", torch.arange(7, -1, -1, dtype=torch.uint8), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def describe(self) -> str:
+        """Say in a run's log where masks come from."""
+        return f"from {self.path}, {len(self)} of them"
+
+    def check_shape(self, height: int, width: int) -> None:
+        """Raise ValueError if the masks do not fit images of this size."""
+        if (height, width) != (SIDE, SIDE):
+            raise ValueError(
+                f"--mask-file {self.path}: its masks are {SIDE}x{SIDE} pixels, the images {height}x{width}; "
+                "without it, masks of any size are drawn"
+            )
+
+    def unpack(self, number: Tensor) -> Tensor:
+        """Return the masks of these numbers [B] (counted round beyond the last), float32 [B, 1, 256, 256]."""
+        rows = self.packed[number.to(self.packed.device) % len(self)]
+        return ((rows.unsqueeze(-1) >> self.shifts) & 1).view(-1, 1, SIDE, SIDE).float()

@@ -1,0 +1,79 @@
+"""Draw a contact sheet: an image and every degradation of it.
+
+    python scripts/show_corruptions.py IMAGE OUT.png [--size 256] [NAME ...]
+
+The image's shorter side is resized to --size and its middle is cut out, as validation images are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from torchvision.transforms import functional as TF
+
+from corruption import CORRUPTIONS, build_corruption
+from i2sb.images import from_uint8, save_png, to_pil, to_uint8
+
+PER_ROW, GAP, LABEL = 5, 6, 16
+
+
+def load_square(path: Path, size: int) -> torch.Tensor:
+    """Return the middle of the image, [1, 3, size, size] in [-1, 1]."""
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not an image, or cut off") from None
+    square = TF.center_crop(TF.resize(image, size, TF.InterpolationMode.BILINEAR), size)
+    return from_uint8(TF.pil_to_tensor(square)[None])
+
+
+def draw_sheet(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Draw equally large tiles in rows, each with its label below."""
+    width, height = tiles[0][1].width + GAP, tiles[0][1].height + LABEL + GAP
+    rows = -(-len(tiles) // PER_ROW)
+    sheet = Image.new("RGB", (width * min(PER_ROW, len(tiles)) + GAP, height * rows + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, (label, tile) in enumerate(tiles):
+        row, column = divmod(place, PER_ROW)
+        x, y = GAP + column * width, GAP + row * height
+        sheet.paste(tile, (x, y))
+        pen.text((x + 2, y + tile.height + 2), label, fill="black")
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("image", type=Path, help="image file")
+    parser.add_argument("out", type=Path, help="PNG to write")
+    parser.add_argument("names", nargs="*", help="degradations (default: all)")
+    parser.add_argument("--size", type=int, default=256, help="side of the tiles, in pixels")
+    options = parser.parse_args()
+    try:
+        if options.out.exists():
+            raise ValueError(f"{options.out} is there already: remove it, or name another file")
+        if options.size < 16:
+            raise ValueError(f"--size {options.size}: must be at least 16")
+        names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # it is one of the others
+        corruptions = [(name, build_corruption(name, options.size)) for name in names]
+        clean = load_square(options.image, options.size)
+        # As image number 0 of an evaluation.
+        shown = [
+            (name, corruption(clean, torch.Generator().manual_seed(0), [0]).image) for name, corruption in corruptions
+        ]
+        sheet = draw_sheet([(name, to_pil(to_uint8(image)[0])) for name, image in [("clean", clean), *shown]])
+        save_png(sheet, options.out)
+    except (ValueError, OSError) as error:
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        sys.exit(f"show_corruptions.py: error: {message}")
+    print(f"{options.out}: {len(shown)} degradations of {options.image}")
+
+
+if __name__ == "__main__":
+    main()

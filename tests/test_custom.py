@@ -1,0 +1,142 @@
+"""Degradations of the user's own: the README's example works, mistakes are named, and code runs only when asked for."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from conftest import ROOT, TINY, as_flags, run_python
+
+from corruption import build_corruption
+
+EXAMPLE = next(
+    block
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    if "class " in block
+)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Write a file of the user's; returns its name as a degradation."""
+
+    def write(source: str, class_name: str = "Own") -> str:
+        path = tmp_path / "own.py"
+        path.write_text(source)
+        return f"{path}:{class_name}"
+
+    return write
+
+
+def test_the_documented_example_is_ten_lines_and_does_what_it_says(own):
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 10
+    clean = torch.zeros(4, 3, 64, 64)
+    image = build_corruption(own(EXAMPLE, "SaltAndPepper"), 64)(clean, torch.Generator().manual_seed(0)).image
+    shares = [(image == value).float().mean().item() for value in (-1, 0, 1)]
+    assert shares == pytest.approx([0.05, 0.9, 0.05], abs=0.01)
+
+
+def test_the_documented_example_trains_restores_and_scores(own, tmp_path, dataset_dir):
+    name = own(EXAMPLE.replace("class", f"open({str(tmp_path / 'ran')!r}, 'w')\n\n\nclass", 1), "SaltAndPepper")
+    settings = {**TINY, "num_itr": 2, "name": "salt", "results_dir": tmp_path, "dataset_dir": dataset_dir}
+    run_python("train.py", *as_flags({**settings, "corrupt": name}))
+    (tmp_path / "ran").unlink()
+
+    common = ["--ckpt", "salt", "--results-dir", tmp_path, "--device", "cpu", "--workers", 0]
+    refused = run_python("sample.py", *common, "--nfe", 2, check=False)
+    assert refused.returncode == 2 and f"give --corrupt {name} if you trust that file" in refused.stderr
+    assert not (tmp_path / "ran").exists()
+    run_python("sample.py", *common, "--nfe", 2, "--corrupt", name)
+    (tmp_path / "ran").unlink()
+    refused = run_python("compute_metrices.py", *common, "--sample-dir", "samples_nfe2", check=False)
+    assert refused.returncode == 2 and f"give --corrupt {name}" in refused.stderr
+    assert not (tmp_path / "ran").exists()
+    done = run_python("compute_metrices.py", *common, "--sample-dir", "samples_nfe2", "--corrupt", name)
+    assert "PSNR" in done.stdout
+
+
+HEAD = "import torch\nfrom corruption import Corrupted, Corruption\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "class_name", "words"),
+    [
+        ("raise RuntimeError('oh')", "Own", "failed: RuntimeError: oh"),
+        ("x = 1", "Own", "holds no class Own derived from corruption.Corruption"),
+        ("class Own: pass", "Own", "holds no class Own derived from corruption.Corruption"),
+        (HEAD + "class Own(Corruption):\n  def __init__(self, strength): pass", "Own", "it must need no arguments"),
+        (
+            HEAD + "class Own(Corruption):\n  def degrade(self, clean, draws): return clean",
+            "Own",
+            "must return Corrupted",
+        ),
+        (
+            HEAD + "class Own(Corruption):\n  def degrade(self, clean, draws): return Corrupted(clean[:, :, ::2])",
+            "Own",
+            "returned an image of [2, 3, 8, 16], torch.float32; it must be [2, 3, 16, 16]",
+        ),
+        (
+            HEAD + "class Own(Corruption):\n  def degrade(self, clean, draws): return Corrupted(clean / 0)",
+            "Own",
+            "not finite",
+        ),
+        ("", "", "name the class too, as path/to/file.py:ClassName"),
+    ],
+)
+def test_mistakes_are_named(own, source, class_name, words):
+    name = own(source, class_name)
+    with pytest.raises(ValueError) as error:
+        build_corruption(name, 16)
+    assert f"--corrupt {name}: " in str(error.value) and words in str(error.value)
+
+
+def test_missing_file_is_named():
+    with pytest.raises(ValueError, match=r"--corrupt nowhere.py:Own: there is no file nowhere.py"):
+        build_corruption("nowhere.py:Own", 16)
+
+
+# --- What lists and draws degradations -------------------------------------------------------------------------------
+
+
+def test_help_lists_every_degradation_with_a_line_each():
+    from corruption import CORRUPTIONS
+
+    for program in ("train.py", "sample.py"):
+        lines = run_python(program, "--corrupt", "help").stdout.splitlines()
+        assert [line.split()[0] for line in lines] == [*CORRUPTIONS, "paired", "file.py:ClassName"]
+        assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_contact_sheet_shows_every_degradation(tmp_path, dataset_dir):
+    from PIL import Image
+
+    image, sheet = dataset_dir / "val" / "cat" / "0.png", tmp_path / "sheet.png"
+    script = ROOT / "scripts" / "show_corruptions.py"
+    assert "12 degradations" in run_python(script, image, sheet, "--size", 64).stdout
+    with Image.open(sheet) as drawn:
+        width, height = drawn.size
+        tiles = [
+            drawn.crop((6 + x * 70, 6 + y * 86, 6 + x * 70 + 64, 6 + y * 86 + 64)).tobytes()
+            for y in range(3)
+            for x in range(5)
+        ][:13]
+    assert (width, height) == (5 * 70 + 6, 3 * 86 + 6) and len(set(tiles)) == 13
+    for arguments, words in (
+        ([image, sheet], "is there already"),
+        ([image, tmp_path / "new.png", "jpeg-500"], "between 1 and 100"),
+    ):
+        refused = run_python(script, *arguments, check=False)
+        assert refused.returncode == 1 and words in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_benchmark_measures_every_degradation(tmp_path):
+    import json
+
+    from corruption import CORRUPTIONS
+
+    out = tmp_path / "figures.json"
+    arguments = ["corruption", "--batch", 1, "--size", 32, "--repeats", 1, "--device", "cpu", "--json", out]
+    run_python(ROOT / "scripts" / "benchmark.py", *arguments)
+    rows = json.loads(out.read_text())["corruption"]
+    assert [row["name"] for row in rows] == list(CORRUPTIONS) and all(row["units"] > 0 for row in rows)
