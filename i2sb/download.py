@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from i2sb.files import PARTIAL, write_text
+from i2sb.files import PARTIAL, write_atomically
 
 _CHUNK = 1 << 20
 # Answers that another try may change; other errors of the caller (400 … 499) will stay.
@@ -213,7 +213,8 @@ def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
             file.truncate(0)
         strong = response.headers.get("ETag", "")
         validator = strong if strong.startswith('"') else response.headers.get("Last-Modified")
-        write_text(_source(partial), json.dumps({"url": url, "validator": validator}))
+        source = json.dumps({"url": url, "validator": validator}).encode()
+        write_atomically(_source(partial), lambda out: out.write(source), sync=False)
         with tqdm(total=total, initial=begin, unit="B", unit_scale=True, dynamic_ncols=True) as progress:
             while chunk := response.read1(_CHUNK):
                 _write(file, chunk, partial)

@@ -136,7 +136,7 @@ def test_every_source_begins_a_run_with_its_averaged_weights(tmp_path, dataset_d
     shadow = read_checkpoint(trained_run / "latest.pt")["ema"]["shadow_params"]
     model = load_model(trained_run)
     write_export(tmp_path / "tiny.safetensors", Exported(model.network.state_dict(), model.config, 6, averaged=True))
-    frozen = {"lr": 1e-30, "ema": 0.0}  # the iteration changes nothing
+    frozen = {"lr": 1e-30}  # the iteration changes nothing
     for init in ("tiny", trained_run, trained_run / "latest.pt", tmp_path / "tiny.safetensors"):
         state, said = train(tmp_path, dataset_dir, capsys, init=str(init), **frozen)
         assert "begun with" in said and "parameters kept as they are" in said and "fresh" not in said

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -291,6 +292,17 @@ def test_large_files_are_refused_unread(tmp_path):
         (tmp_path / "options.pkl").write_bytes(content)
         with pytest.raises(ValueError, match="at most 1000 are expected"):
             read_pickle(tmp_path / "options.pkl", NAMESPACE, max_bytes=1000)
+
+
+def test_a_few_bytes_cannot_claim_much_memory(tmp_path):
+    """A memo index of 16 million in a pickle of ten bytes, for which an array as long would be made."""
+    (tmp_path / "options.pkl").write_bytes(b"\x80\x02Nr\xff\xff\xff\x00.")
+    tracemalloc.start()
+    try:
+        assert read_pickle(tmp_path / "options.pkl", NAMESPACE, max_bytes=1000) is None
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
