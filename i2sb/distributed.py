@@ -75,7 +75,16 @@ def join_world(device: str = "auto") -> World:
         torch.cuda.set_device(place)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=place if on_gpu else None)
+        # Addresses that a dead process left in torchrun's store must not be taken for its successor's.
+        store, _, _ = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            device_id=place if on_gpu else None,
+        )
     control = dist.new_group(backend="gloo") if world_size > 1 and on_gpu else None
     return World(rank, world_size, place, control)
 

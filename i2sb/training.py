@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -339,8 +340,10 @@ def _train(config: TrainConfig, world: World) -> None:
         _introduce(trainer, log, resumed_from)
         net: nn.Module = trainer.network
         if world.world_size > 1:
-            # The only buffer is a constant.
-            net = DistributedDataParallel(trainer.network, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():  # newer versions of torch have another name for it
+                warnings.simplefilter("ignore", FutureWarning)
+                # The only buffer is a constant.
+                net = DistributedDataParallel(trainer.network, broadcast_buffers=False, gradient_as_bucket_view=True)
         stream = load_training(
             trainer.train_images,
             seed=config.seed,
