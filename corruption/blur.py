@@ -64,16 +64,14 @@ class PublishedBlur(Blur):
             )
 
     def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        U, V, W = self.U.to(x.dtype), self.V.to(x.dtype), self.W.to(x.dtype)
-        return U @ (V.T @ x @ V).mul_(W) @ U.T
+        return _sandwich(self.U.to(x.dtype), self.V.to(x.dtype), self.W.to(x.dtype), x)
 
     def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        U, V, W = self.U.to(y.dtype), self.V.to(y.dtype), self.W.to(y.dtype)
-        return V @ (U.T @ y @ U).mul_(W) @ V.T
+        return _sandwich(self.V.to(y.dtype), self.U.to(y.dtype), self.W.to(y.dtype), y)
 
     def A_pinv(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        U, V, W = self.U.to(y.dtype), self.V.to(y.dtype), self.W.to(y.dtype)
-        return V @ (U.T @ y @ U).mul_(torch.where(W == 0, 0.0, 1 / W)) @ V.T
+        W = self.W.to(y.dtype)
+        return _sandwich(self.V.to(y.dtype), self.U.to(y.dtype), torch.where(W == 0, 0.0, 1 / W), y)
 
 
 class ExactBlur(Blur):
@@ -102,6 +100,17 @@ class ExactBlur(Blur):
         products = torch.outer(λ_height, λ_width)
         inverse = torch.where(products.abs() < self.SMALLEST_PRODUCT, 0.0, 1 / products)
         return Q_height @ (Q_height.T @ y @ Q_width).mul_(inverse) @ Q_width.T
+
+
+def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+    """Return L ((Rᵀ x R) ∘ W) Lᵀ for square images x."""
+    first = right.T @ x
+    second = (first @ right).mul_(weights)
+    if second.requires_grad:
+        return left @ second @ left.T
+    # Fresh memory for each product would take a third of the time.
+    torch.matmul(left, second, out=first)
+    return torch.matmul(first, left.T, out=second)
 
 
 def _toeplitz(taps: tuple[float, ...], before: int, side: int) -> Tensor:
