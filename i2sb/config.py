@@ -259,8 +259,6 @@ class EvalConfig:
         for named, listed in (("metrics", self.metrics), ("require", self.require)):
             for name in _split(listed):
                 _require(name in METRICS, f"--{named} {name}: unknown metric; there are {', '.join(METRICS)}")
-        for name in _split(self.require):
-            _require(name in self.wanted, f"--require {name}: is not among --metrics {self.metrics}")
         _require(
             re.fullmatch(r"(.+\.py:[A-Za-z_]\w*)?", self.features) is not None,
             f"--features {self.features}: name file and function, as path/to/file.py:function",
@@ -269,6 +267,8 @@ class EvalConfig:
             bool(self.features) or "features-frechet" not in _split(f"{self.metrics},{self.require}"),
             "features-frechet: give the function with --features path/to/file.py:function",
         )
+        for name in _split(self.require):
+            _require(name in self.wanted, f"--require {name}: is not among --metrics {self.metrics}")
         for name in ("batch_size", "image_size"):
             _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)}: must be at least 1")
         for name in ("workers", "seed"):

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 
-class Gaussian(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Gaussian:
     """A normal distribution: mean [D] and covariance [D, D], float64, on the CPU."""
 
     mean: Tensor
     covariance: Tensor
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The covariance's square root Σ^½, [D, D], computed once."""
+        # Σ = V diag(s) Vᵀ, so Σ^½ = V diag(√s) Vᵀ; what is below rounding error is zero.
+        values, vectors = torch.linalg.eigh(self.covariance)
+        values = torch.where(values > values[-1] * len(values) * torch.finfo(values.dtype).eps, values, 0.0)
+        return (vectors * values.sqrt()) @ vectors.T
 
 
 class Moments:
@@ -49,16 +59,12 @@ class Moments:
         return Gaussian(mean.cpu(), ((covariance + covariance.T) / 2).cpu())
 
 
-def frechet_distance(one: Gaussian, other: Gaussian) -> float:
+def frechet_distance(one: Gaussian, reference: Gaussian) -> float:
     """Return |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), Dowson and Landau 1982; with Inception features the FID.
 
-    The eigenvalues of Σ₁ Σ₂ are those of the symmetric Σ₁^½ Σ₂ Σ₁^½, so nothing is complex and singular covariances
+    The eigenvalues of Σ₁ Σ₂ are those of the symmetric Σ₂^½ Σ₁ Σ₂^½, so nothing is complex and singular covariances
     need no offset.
     """
-    # Σ = V diag(s) Vᵀ, so Σ^½ = V diag(√s) Vᵀ; what is below rounding error is zero.
-    values, vectors = torch.linalg.eigh(one.covariance)
-    values = torch.where(values > values[-1] * len(values) * torch.finfo(values.dtype).eps, values, 0.0)
-    root = (vectors * values.sqrt()) @ vectors.T
-    product = torch.linalg.eigvalsh(root @ other.covariance @ root)
-    traces = one.covariance.trace() + other.covariance.trace() - 2 * product.clamp(min=0).sqrt().sum()
-    return ((one.mean - other.mean).square().sum() + traces).item()
+    product = torch.linalg.eigvalsh(reference.root @ one.covariance @ reference.root)
+    traces = one.covariance.trace() + reference.covariance.trace() - 2 * product.clamp(min=0).sqrt().sum()
+    return ((one.mean - reference.mean).square().sum() + traces).item()

@@ -255,4 +255,5 @@ def _frechet(name: str, meter: NetworkMeter, n: int, reference: Reference | None
     if n <= dim:
         definition += f"; {n} images are few for {dim} features: compare only with values of as many images"
     title = "FID" if name == "fid" else f"Fréchet distance, {network.name}"
-    return Result(title, n=n, definition=definition, higher_is_better=False, details=details, **values)
+    digits = 4 if name == "features-frechet" else 2
+    return Result(title, n=n, definition=definition, digits=digits, higher_is_better=False, details=details, **values)

