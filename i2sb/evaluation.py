@@ -45,7 +45,7 @@ def run(config: EvalConfig) -> None:
     world = join_world(config.device)
     try:
         # Full precision in convolutions: scores are compared with other people's.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             if config.make_reference:
                 _make_reference(config, world)
                 return
@@ -70,11 +70,18 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
     if count < world.world_size:
         raise ValueError(f"torchrun --nproc-per-node: {world.world_size} processes for {count} images")
     reference = read_reference(Path(config.reference)) if config.reference else None
-    if reference is not None and reference.network not in (INCEPTION, EFFICIENTNET_LITE0, config.features):
-        raise ValueError(
-            f"--reference {reference.path}: made with {reference.network}; give --features {reference.network}, "
-            "if you trust that file, or another reference"
-        )
+    if reference is not None:
+        metric = {INCEPTION: "fid", EFFICIENTNET_LITE0: "efficientnet-lite0-frechet"}.get(reference.network)
+        if metric is None and reference.network != config.features:
+            raise ValueError(
+                f"--reference {reference.path}: made with {reference.network}; give --features {reference.network}, "
+                "if you trust that file, or another reference"
+            )
+        if (metric or "features-frechet") not in config.wanted:
+            raise ValueError(
+                f"--reference {reference.path}: holds statistics of {reference.network}, but --metrics "
+                f"{config.metrics} leaves out {metric or 'features-frechet'}"
+            )
     meters = build_meters(config, restored, reference, world.device)
     if world.is_main:
         _warn(meters, reference)

@@ -197,6 +197,8 @@ def test_reference_of_something_else_is_refused(config, dataset_dir, tmp_path, o
     score(replace(config, reference=str(make_reference(config, tmp_path / "train.npz", **train))))
     with pytest.raises(ValueError, match=f"made with {own}; give --features"):
         score(replace(config, features="", metrics="psnr", reference=str(reference)))
+    with pytest.raises(ValueError, match="but --metrics psnr leaves out features-frechet"):
+        score(replace(config, metrics="psnr", reference=str(reference)))
 
 
 def test_reference_of_another_mode_or_network_is_refused(config, tmp_path, inception_dir):
@@ -257,6 +259,23 @@ def test_broken_references_are_named(tmp_path, arrays, words):
         np.savez(path, **arrays)
     with pytest.raises(ValueError, match=f"--reference .*a.npz: .*{words}"):
         read_reference(path)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (Path.touch, (Path("hostile_was_here"),))
+
+
+def test_references_and_released_files_cannot_run_code(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "a.npz", mu=np.array([Hostile(), 1], dtype=object), sigma=np.eye(2))
+    with pytest.raises(ValueError, match="a.npz: cannot be used"):
+        read_reference(tmp_path / "a.npz")
+    (tmp_path / "theirs" / "samples_nfe2").mkdir(parents=True)
+    torch.save({"arr": Hostile()}, tmp_path / "theirs" / "samples_nfe2" / "recon.pt")
+    with pytest.raises(ValueError, match="recon.pt: cannot be read"):
+        score(replace(config, ckpt="theirs", results_dir=str(tmp_path)))
+    assert not Path("hostile_was_here").exists()
 
 
 # --- what cannot be computed, and what is refused --------------------------------------------------------------------
