@@ -12,6 +12,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+_PRECISION_HELP = "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32)"
+_CHANNELS_LAST_HELP = "keep images with their channels innermost, which some GPUs like better"
+_COMPILE_HELP = "compile the network with torch.compile: minutes at the start, faster then"
+
 # `--corrupt paired`: the data set holds degraded images itself.
 PAIRED = "paired"
 
@@ -32,9 +37,12 @@ METRICS = (
 )
 
 
-def option(default: Any, help: str) -> Any:
-    """A field with its default and the line that `--help` prints for it."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, later: bool = False) -> Any:
+    """A field with its default and the line that `--help` prints for it.
+
+    later: older versions did not have it and saved no such line; their runs are as the default says.
+    """
+    return field(default=default, metadata={"help": help, "later": later})
 
 
 def _require(holds: bool, message: str) -> None:
@@ -57,6 +65,16 @@ def _require_name(named: str, value: str) -> None:
     )
 
 
+def _require_place(config: Any) -> None:
+    for name in ("n_gpu_per_node", "num_proc_node"):
+        _require(getattr(config, name) >= 1, f"{flag(name)} {getattr(config, name)}: must be at least 1")
+    _require(
+        0 <= config.node_rank < config.num_proc_node,
+        f"--node-rank {config.node_rank}: must be from 0 to {config.num_proc_node - 1}, below --num-proc-node",
+    )
+    _require(0 < config.master_port < 65536, f"--master-port {config.master_port}: must be from 1 to 65535")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a bridge; running the same command again resumes it."""
@@ -66,6 +84,11 @@ class TrainConfig:
     ckpt: str = option("", "continue another run of this name in --results-dir under the new --name")
     seed: int = option(0, "seed of data order, degradations, noise and initial weights")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
+    n_gpu_per_node: int = option(1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", later=True)
+    num_proc_node: int = option(1, "machines that take part; start the same command on each", later=True)
+    node_rank: int = option(0, "number of this machine among them", later=True)
+    master_address: str = option("localhost", "address of the machine with number 0", later=True)
+    master_port: int = option(29500, "a free port on it, if several machines take part", later=True)
 
     dataset_dir: str = option(
         "", "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/)"
@@ -75,11 +98,17 @@ class TrainConfig:
     workers: int = option(
         4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)"
     )
+    prefetch: int = option(2, "microbatches that each of them prepares ahead", later=True)
+    max_bad_images: int = option(
+        100, "unreadable training images to skip, each named, before the run stops", later=True
+    )
 
     corrupt: str = option(
         "", "degradation to restore, or 'paired' if the data set holds degraded images itself; 'help' lists them"
     )
-    mask_file: str = option("", "npz of the published freeform masks (default: masks drawn by this program)")
+    mask_file: str = option(
+        "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
+    )
     cond_x1: bool = option(False, "show the degraded image to the network at every step")
     add_x1_noise: bool = option(False, "add unit noise to x1 after the condition was taken (decolouring)")
 
@@ -91,6 +120,15 @@ class TrainConfig:
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] while sampling for validation")
 
     network: str = option("adm256", "size of the U-Net")
+    init: str = option(
+        "none",
+        "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
+        later=True,
+    )
+    precision: Precision = option("fp32", _PRECISION_HELP, later=True)
+    grad_checkpoint: bool = option(False, "compute blocks again in the backward pass, to need less memory", later=True)
+    channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True)
+    compile: bool = option(False, _COMPILE_HELP, later=True)
     batch_size: int = option(256, "images an optimizer iteration, over all GPUs")
     microbatch: int = option(2, "images a forward pass, per GPU")
     num_itr: int = option(1_000_000, "optimizer iterations in all")
@@ -99,11 +137,19 @@ class TrainConfig:
     lr_step: int = option(1000, "iterations between two cuts of the learning rate")
     l2_norm: float = option(0.0, "weight decay of AdamW")
     ema: float = option(0.99, "decay of the averaged weights")
+    grad_clip: float = option(
+        0.0, "largest norm of the gradient, beyond which it is scaled down (0: no limit)", later=True
+    )
+    max_bad_steps: int = option(
+        20, "iterations in a row with an infinite or NaN loss or gradient, skipped, before the run stops", later=True
+    )
 
     save_every: int = option(5000, "iterations between two checkpoints; the last iteration is always saved")
     keep_last: int = option(2, "checkpoints kept")
     log_every: int = option(10, "iterations between two lines of log.jsonl")
-    log_writer: Literal["tensorboard", "none"] = option("tensorboard", "where curves go besides log.jsonl")
+    log_writer: Literal["tensorboard", "wandb", "none"] = option("tensorboard", "where curves go besides log.jsonl")
+    wandb_project: str = option("i2sb", "project of --log-writer wandb; its key is never a setting", later=True)
+    wandb_user: str = option("", "user or team of --log-writer wandb (default: whose key it is)", later=True)
     log_dir: str = option("", "folder of the TensorBoard logs (default: results/NAME/tensorboard)")
     eval_every: int = option(5000, "iterations between two validations (0: never)")
     eval_nfe: int = option(10, "network evaluations per validation image")
@@ -115,6 +161,7 @@ class TrainConfig:
         _require_name("--name", self.name)
         if self.ckpt:
             _require_name("--ckpt", self.ckpt)
+        _require_place(self)
         _require(bool(self.dataset_dir), "--dataset-dir is missing: the folder that holds the train and val data")
         _require(bool(self.corrupt), "--corrupt is missing: the degradation to restore, or 'paired'")
         _require(
@@ -136,9 +183,11 @@ class TrainConfig:
             "keep_last",
             "log_every",
             "eval_images",
+            "max_bad_steps",
+            "prefetch",
         ):
             _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)}: must be at least 1")
-        for name in ("workers", "eval_every", "l2_norm", "seed"):
+        for name in ("workers", "eval_every", "l2_norm", "seed", "grad_clip", "max_bad_images"):
             _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
         _require(
             self.batch_size % self.microbatch == 0,
@@ -173,6 +222,7 @@ class SampleConfig:
     ckpt: str = option("", "name of the run in --results-dir")
     results_dir: str = option("results", "folder of all runs")
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
+    subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
     image_size: int | None = option(None, "side of the square images, in pixels (default: the run's validation size)")
     corrupt: str = option("", "degradation (default: the run's; must be given where that is a Python file)")
     mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
@@ -180,9 +230,17 @@ class SampleConfig:
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
     batch_size: int = option(16, "images restored at once, per GPU")
-    use_fp16: bool = option(False, "run the network's convolutions in half precision")
+    use_fp16: bool = option(False, "convolutions in half precision as the released program has it (see --precision)")
+    precision: Precision = option("fp32", _PRECISION_HELP)
+    channels_last: bool = option(False, _CHANNELS_LAST_HELP)
+    compile: bool = option(False, _COMPILE_HELP)
     seed: int = option(0, "seed of the noise; every image has its own, made from this and its index")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
+    n_gpu_per_node: int = option(1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", later=True)
+    num_proc_node: int = option(1, "machines that take part; start the same command on each", later=True)
+    node_rank: int = option(0, "number of this machine among them", later=True)
+    master_address: str = option("localhost", "address of the machine with number 0", later=True)
+    master_port: int = option(29500, "a free port on it, if several machines take part", later=True)
     workers: int = option(4, "processes that decode images, per GPU, at most one a core")
 
     def __post_init__(self) -> None:
@@ -193,7 +251,12 @@ class SampleConfig:
         _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
         for name in ("workers", "seed"):
             _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
+        _require(
+            not self.use_fp16 or self.precision == "fp32",
+            f"--use-fp16 --precision {self.precision}: choose one of the two",
+        )
         self.part  # noqa: B018 - validates
+        _require_place(self)
 
     @property
     def part(self) -> tuple[int, int]:
@@ -220,6 +283,7 @@ class EvalConfig:
     results_dir: str = option("results", "folder of all runs")
     sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
     dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
+    subset: str = option("", "text file that lists the images (default: the one they were restored by, if any)")
     corrupt: str = option("", "degradation, where the run does not say it, or its own is a Python file")
     mask_file: str = option("", "npz of the published freeform masks (default: where they were)")
     metrics: str = option("", f"what to compute beside psnr, with commas between: {', '.join(METRICS)} (default: all)")
@@ -302,7 +366,9 @@ def flag(field_name: str) -> str:
 # Settings that may differ when a run goes on: they change neither the weights' meaning nor the order of the data.
 _MAY_CHANGE = frozenset(
     "results_dir name ckpt device dataset_dir workers microbatch num_itr clip_denoise save_every keep_last "
-    "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size".split()
+    "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size precision grad_checkpoint "
+    "channels_last compile n_gpu_per_node num_proc_node node_rank master_address master_port prefetch max_bad_images "
+    "grad_clip max_bad_steps wandb_project wandb_user".split()
 )
 
 

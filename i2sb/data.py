@@ -2,7 +2,8 @@
 
 A data set folder holds, for each split (train, val), the first of these that is there:
 
-    {split}_faster_imagefolder.lmdb       key = path as in the folder it was made from, value = the encoded file
+    {split}_faster_imagefolder.lmdb       key = path as in the folder it was made from, value = the encoded file;
+                                          with a .lmdb.pt beside it, order and classes are the ones listed there
     {split}/clean/… with {split}/degraded/…   pairs of the same name; the degradation is the data set's own
     {split}/CLASS/…                       classes are the folders' names in order
     {split}/…                             images without classes (label -1)
@@ -10,11 +11,13 @@ A data set folder holds, for each split (train, val), the first of these that is
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -26,9 +29,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
 from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 NO_CLASS = -1
+_MAX_INDEX_BYTES = 1 << 30  # ImageNet's training set takes 94 MB
 
 
 class UnreadableImageError(ValueError):
@@ -39,13 +44,25 @@ class Images(NamedTuple):
     """A batch as it leaves the loader: 8-bit, on the CPU.
 
     image: uint8 [B, C, H, W]; degraded: the same or None; label: int64 [B]; numbers: what each image is counted by (its
-    place in the training run, or its index in the split), the source of its randomness.
+    place in the training run, or its index in the split), the source of its randomness; skipped: a message for each
+    unreadable image that another one stands for.
     """
 
     image: Tensor
     degraded: Tensor | None
     label: Tensor
     numbers: list[int]
+    skipped: tuple[str, ...] = ()
+
+
+class _Item(NamedTuple):
+    """One image of an `Images`."""
+
+    image: Tensor
+    degraded: Tensor | None
+    label: int
+    number: int
+    skipped: tuple[str, ...] = ()
 
 
 class _Unreadable(NamedTuple):
@@ -59,6 +76,8 @@ class _Unreadable(NamedTuple):
 
 class FolderStore:
     """Image files below a folder; keys are their paths relative to it, in order of class and name."""
+
+    labels: Mapping[str, int] | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,7 +93,10 @@ class FolderStore:
 
 
 class LmdbStore:
-    """Image files in an LMDB, opened anew in every process that reads it."""
+    """Image files in an LMDB, opened anew in every process that reads it.
+
+    labels: the class of each key if a .lmdb.pt beside it lists them (keys are in its order then), or None.
+    """
 
     # LMDB allows a file to be open once a process: stores of the same file share it.
     _open_files: ClassVar[dict[str, tuple[int, Any]]] = {}
@@ -82,7 +104,10 @@ class LmdbStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._begin() as transaction:
-            self.keys = sort_keys([bytes(key).decode() for key in transaction.cursor().iternext(values=False)])
+            keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+        index = path.with_name(f"{path.name}.pt")
+        self.labels = _read_index(index, keys) if index.exists() else None
+        self.keys = sort_keys(keys) if self.labels is None else list(self.labels)
 
     def _begin(self) -> Any:
         import lmdb
@@ -119,6 +144,30 @@ class LmdbStore:
 Store = FolderStore | LmdbStore
 
 
+def _read_index(path: Path, keys: Sequence[str]) -> dict[str, int]:
+    """Read the class of each image from a .lmdb.pt, a pickled torchvision ImageFolder, without running anything.
+
+    Raises ValueError naming the file if it is none, or lists other images than the `keys` of the LMDB.
+    """
+    folder = read_pickle(path, IMAGE_FOLDER, max_bytes=_MAX_INDEX_BYTES)
+    images = folder.attributes.get("imgs") if isinstance(folder, Bare) else None
+    if not isinstance(images, list) or not all(
+        isinstance(image, tuple) and len(image) == 2 and type(image[0]) is str and type(image[1]) is int
+        for image in images
+    ):
+        raise ValueError(f"{path}: holds no ImageFolder whose imgs are (path, class) pairs; delete it to do without")
+    labels = dict(images)
+    there = set(keys)
+    missing = [key for key in labels if key not in there]
+    if missing or len(labels) != len(keys) or len(labels) != len(images):
+        first = f", first {missing[0]}" if missing else ""
+        raise ValueError(
+            f"{path}: lists {len(images)} images, its LMDB holds {len(keys)}, and {len(missing)} of the listed are not "
+            f"among them{first}; both must come from the same place"
+        )
+    return labels
+
+
 def list_images(root: Path) -> list[str]:
     """Return the paths of all image files below `root`, relative to it, with forward slashes."""
     found = []
@@ -141,7 +190,10 @@ def sort_keys(keys: Sequence[str]) -> list[str]:
 
 
 def _class_of(key: str) -> str | None:
+    """Return the name of the class folder: the first of a path, the last of an absolute one; None if there is none."""
     folder, slash, _ = key.partition("/")
+    if slash and not folder:
+        return key.split("/")[-2] or None
     return folder if slash else None
 
 
@@ -172,8 +224,42 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def subset(self, list_file: str | Path) -> ImageDataset:
+        """Return the images that a text file lists, a path a line, in its order; only their base names count.
+
+        So lists made elsewhere fit. Raises ValueError counting what is missing, or naming base names that occur twice.
+        """
+        try:
+            lines = Path(list_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--subset {list_file}: cannot be read ({' '.join(str(error).split())})") from None
+        wanted = [line.strip().replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
+        if not wanted:
+            raise ValueError(f"--subset {list_file}: lists no images; a path a line is wanted")
+        for name, count in Counter(wanted).items():
+            if count > 1:
+                raise ValueError(f"--subset {list_file}: lists {name} {count} times")
+        listed, found = set(wanted), {}
+        for key in self.keys:
+            name = key.rpartition("/")[2]
+            if name in listed and found.setdefault(name, key) != key:
+                raise ValueError(
+                    f"--subset {list_file}: lists {name}, but {self.clean.describe()} has {found[name]} and {key}"
+                )
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise ValueError(
+                f"--subset {list_file}: lists {len(wanted)} images, {len(found)} of them are in "
+                f"{self.clean.describe()}, {len(missing)} are missing, first {missing[0]}"
+            )
+        chosen = copy.copy(self)
+        chosen.keys = [found[name] for name in wanted]
+        return chosen
+
     def label(self, index: int) -> int:
-        """Return the number of the image's class folder, or NO_CLASS."""
+        """Return the image's class as the store lists it, or the number of its class folder, or NO_CLASS."""
+        if self.clean.labels is not None:
+            return self.clean.labels[self.keys[index]]
         return self.classes.get(_class_of(self.keys[index]) or "", NO_CLASS)
 
     def read(self, index: int, flip: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -191,13 +277,13 @@ class ImageDataset(Dataset):
             )
         return self._to_square(image, flip), None if partner is None else self._to_square(partner, flip)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None, int, int] | _Unreadable:
+    def __getitem__(self, index: int) -> _Item | _Unreadable:
         return self.item(index, number=index)
 
-    def item(self, index: int, number: int, flip: bool = False) -> tuple[Tensor, Tensor | None, int, int] | _Unreadable:
-        """Return (image, partner, label, number), what `_collate` makes batches of."""
+    def item(self, index: int, number: int, flip: bool = False) -> _Item | _Unreadable:
+        """Return what `_collate` makes batches of."""
         try:
-            return (*self.read(index, flip), self.label(index), number)
+            return _Item(*self.read(index, flip), self.label(index), number)
         except UnreadableImageError as error:
             return _Unreadable(str(error))
 
@@ -267,16 +353,28 @@ def _check_flat_or_classes(store: FolderStore) -> None:
 
 
 class TrainingStream(Dataset):
-    """The endless training set: what stands at a position is a function of the seed and the position alone."""
+    """The endless training set: what stands at a position is a function of the seed and the position alone.
+
+    Where an image cannot be read, the next in the epoch's order that can stands for it too.
+    """
+
+    ATTEMPTS = 20
 
     def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, position: int) -> Any:
         epoch, place = divmod(position, len(self.dataset))
-        index = int(_shuffle(len(self.dataset), self.seed, epoch)[place])
+        order = _shuffle(len(self.dataset), self.seed, epoch)
         flip = bool(ImageNoise(self.seed, Purpose.AUGMENT, [position]).randint(2))
-        return self.dataset.item(index, number=position, flip=flip)
+        skipped: list[str] = []
+        for attempt in range(self.ATTEMPTS):
+            index = int(order[(place + attempt) % len(order)])
+            item = self.dataset.item(index, number=position, flip=flip)
+            if isinstance(item, _Item):
+                return item._replace(skipped=tuple(skipped))
+            skipped.append(item.message)
+        return item
 
 
 @lru_cache(maxsize=2)
@@ -303,25 +401,39 @@ class TrainingPositions(Sampler[list[int]]):
 
 
 def load_training(
-    dataset: ImageDataset, *, seed: int, positions: TrainingPositions, workers: int, pin_memory: bool = False
+    dataset: ImageDataset,
+    *,
+    seed: int,
+    positions: TrainingPositions,
+    workers: int,
+    prefetch: int = 2,
+    pin_memory: bool = False,
 ) -> Iterator[Images]:
-    """Yield microbatches for ever. Raises UnreadableImageError when it comes to a file that cannot be decoded."""
-    return _load(TrainingStream(dataset, seed), positions, workers, pin_memory)
+    """Yield microbatches for ever; each of the `workers` prepares `prefetch` of them ahead.
+
+    Raises UnreadableImageError if many files in a row cannot be decoded; a few are replaced (`Images.skipped`).
+    """
+    return _load(TrainingStream(dataset, seed), positions, workers, pin_memory, prefetch)
 
 
 def load_in_order(
     dataset: ImageDataset, indices: Sequence[int], *, batch_size: int, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[Images]:
-    """Yield the images at `indices` in batches. Raises UnreadableImageError like `load_training`."""
+    """Yield the images at `indices` in batches. Raises UnreadableImageError at a file that cannot be decoded."""
     batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
     return _load(dataset, batches, min(workers, len(batches)), pin_memory)
 
 
-def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool) -> Iterator[Images]:
+def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefetch: int = 2) -> Iterator[Images]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, cores)
     loader: DataLoader = DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
     )
     for batch in loader:
         if isinstance(batch, _Unreadable):
@@ -333,6 +445,7 @@ def _collate(items: list[Any]) -> Images | _Unreadable:
     for item in items:
         if isinstance(item, _Unreadable):
             return item
-    images, partners, labels, numbers = zip(*items, strict=True)
+    images, partners, labels, numbers, skipped = zip(*items, strict=True)
     degraded = None if partners[0] is None else torch.stack(partners)
-    return Images(torch.stack(images), degraded, torch.tensor(labels), list(numbers))
+    messages = tuple(message for several in skipped for message in several)
+    return Images(torch.stack(images), degraded, torch.tensor(labels), list(numbers), messages)

@@ -17,6 +17,8 @@ class World:
     rank: int
     world_size: int
     device: torch.device
+    # Carries flags between the processes' CPUs, so that GPUs need not be waited for; None: the only group does.
+    control: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -33,6 +35,14 @@ class World:
             value = value.clone()
             dist.all_reduce(value)
         return value
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether any process has it set; all must ask at the same place."""
+        if self.world_size == 1:
+            return list(flags)
+        values = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.control)
+        return values.bool().tolist()
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -66,7 +76,8 @@ def join_world(device: str = "auto") -> World:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", device_id=place if on_gpu else None)
-    return World(rank, world_size, place)
+    control = dist.new_group(backend="gloo") if world_size > 1 and on_gpu else None
+    return World(rank, world_size, place, control)
 
 
 def leave_world() -> None:

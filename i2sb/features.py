@@ -29,6 +29,13 @@ from i2sb.images import from_uint8
 INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 RESNET50_FILES = ("resnet50-0676ba61.pth",)
 LPIPS_FILES = {"alex": ("alexnet-owt-7be5be79.pth",), "vgg": ("vgg16-397923af.pth",)}
+# What scripts/download.py calls them.
+_ITEMS = {
+    INCEPTION_FILES[0]: "inception",
+    RESNET50_FILES[0]: "resnet50",
+    LPIPS_FILES["alex"][0]: "alexnet",
+    LPIPS_FILES["vgg"][0]: "vgg16",
+}
 INCEPTION, RESNET50, EFFICIENTNET_LITE0 = "Inception", "ResNet-50", "EfficientNet-Lite0"
 
 
@@ -78,7 +85,9 @@ def find_weights(names: Sequence[str], weights_dir: Path) -> Path:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    raise UnavailableError(f"needs {names[0]} in {weights_dir} or {cache}")
+    raise UnavailableError(
+        f"needs {names[0]} in {weights_dir} or {cache}; python scripts/download.py {_ITEMS[names[0]]} fetches it"
+    )
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Weights]:

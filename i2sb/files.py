@@ -35,3 +35,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: b
 def write_text(path: Path, text: str) -> None:
     """Write a text file in the same way."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def find_os_error(error: BaseException | None) -> str | None:
+    """Return what a file system said (no space left, quota exceeded, …) if that is why something failed, else None."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        error = error.__cause__ or error.__context__
+    return None

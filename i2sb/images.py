@@ -58,3 +58,15 @@ def draw_grid(columns: Sequence[tuple[str, Tensor]], *, scale: int | None = None
             tile = to_pil(images[i]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             sheet.paste(tile.convert("RGB"), (group * group_w + c * cell_w, head + row * cell_h))
     return sheet
+
+
+def draw_strip(states: Tensor, pred_x0s: Tensor, x1: Tensor, *, scale: int | None = None) -> Image.Image:
+    """Draw one image's way over the bridge: x1 and the states, degraded to clean, and below them the predicted x0.
+
+    states, pred_x0s: uint8 [L, C, H, W], cleanest first, as trajectories are; x1: uint8 [C, H, W].
+    """
+    states, pred_x0s = states.flip(0), pred_x0s.flip(0)
+    blank = torch.full_like(x1, 255)
+    columns = [("x1", torch.stack([x1, blank]))]
+    columns += [(f"state {i + 1}", torch.stack(pair)) for i, pair in enumerate(zip(states, pred_x0s, strict=True))]
+    return draw_grid(columns, scale=scale, per_row=1)

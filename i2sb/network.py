@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 
 import torch
@@ -25,6 +26,12 @@ class Preset:
         """Sides of images must be multiples of this."""
         return 2 ** (len(self.channel_mult) - 1)
 
+    def describe(self) -> str:
+        """Write the size as a --network of its own."""
+        mult, attention = (".".join(map(str, values)) for values in (self.channel_mult, self.attention_resolutions))
+        blocks, heads = self.num_res_blocks, self.num_head_channels
+        return f"unet-{self.model_channels}x{mult}-blocks{blocks}-attention{attention}-heads{heads}"
+
 
 PRESETS = {
     # ADM at 256 pixels, the network of all published results: 552.8 M parameters.
@@ -43,23 +50,42 @@ class BridgeNetwork(nn.Module):
 
     unet: stored as `diffusion_model`, the prefix of every key in the released checkpoints.
     noise_levels: float32 [N], the U-Net's time input at each step; not part of the state dict.
+    autocast_dtype: what the U-Net computes in where autocast lets it, or None for its own; outputs are float32.
     """
 
     def __init__(self, unet: UNet, noise_levels: Tensor) -> None:
         super().__init__()
         self.diffusion_model = unet
         self.register_buffer("noise_levels", noise_levels.clone(), persistent=False)
+        self.autocast_dtype: torch.dtype | None = None
 
     def forward(self, xt: Tensor, step: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map xt [B, C, H, W] at `step` [B], with `cond` [B, C, H, W] where conditioned, to [B, C, H, W]."""
         x = xt if cond is None else torch.cat([xt, cond], dim=1)
-        return self.diffusion_model(x, self.noise_levels[step])
+        times = self.noise_levels[step]
+        if self.autocast_dtype is None:
+            return self.diffusion_model(x, times)
+        with torch.autocast(x.device.type, dtype=self.autocast_dtype):
+            return self.diffusion_model(x, times).float()
+
+
+# What Preset.describe writes.
+_NUMBER = r"[1-9]\d{0,3}"
+_LIST = rf"{_NUMBER}(?:\.{_NUMBER})*"
+_DESCRIBED = re.compile(rf"unet-({_NUMBER})x({_LIST})-blocks({_NUMBER})-attention((?:{_LIST})?)-heads({_NUMBER})")
 
 
 def find_preset(name: str) -> Preset:
-    """Return the preset of that name; ValueError lists the names there are."""
+    """Return the preset of that name, or the size it describes; ValueError lists the names there are."""
+    match = _DESCRIBED.fullmatch(name)
+    if match:
+        mult, attention = (tuple(map(int, match[i].split("."))) if match[i] else () for i in (2, 4))
+        return Preset(int(match[1]), mult, int(match[3]), attention, int(match[5]))
     if name not in PRESETS:
-        raise ValueError(f"--network {name}: unknown; choose one of {', '.join(PRESETS)}")
+        raise ValueError(
+            f"--network {name}: unknown; choose one of {', '.join(PRESETS)}, "
+            f"or describe a U-Net as {PRESETS['adm256'].describe()} does adm256"
+        )
     return PRESETS[name]
 
 

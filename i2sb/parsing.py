@@ -39,13 +39,17 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
 
     Raises ValueError for unknown names (with the nearest right one), for wrong types and for wrong values.
     """
+    values = None if config_file is None else _read_yaml(Path(config_file))
+    return _build(config_class, flags, values, config_file)
+
+
+def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any] | None, config_file: object) -> C:
     parser = make_parser(config_class)
     names = [f.name for f in fields(config_class)]
     known = [flag(name) for name in names] + [flag(f"no_{f.name}") for f in fields(config_class) if f.default is False]
     given = [token.split("=")[0] for token in flags if token.startswith("--")]
     _refuse_unknown("", given, known)
-    if config_file is not None:
-        values = _read_yaml(Path(config_file))
+    if values is not None:
         _refuse_unknown(f"{config_file}: ", values, names)
         for name, kind in get_type_hints(config_class).items():  # what jsonargparse would let pass or not name
             value = values.get(name, kind)
@@ -60,12 +64,20 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
 
 def read_config(config_class: type[C], path: Path) -> C:
     """Read the config that a run saved at `path`. Raises ValueError naming the file if that fails or a line is gone."""
+    return _rebuild(config_class, _read_yaml(path), path)
+
+
+def from_yaml(config_class: type[C], text: str, source: Path) -> C:
+    """Take back what `to_yaml` gave and `source` keeps. Raises ValueError naming the source like `read_config`."""
+    return _rebuild(config_class, _parse_yaml(text, source), source)
+
+
+def _rebuild(config_class: type[C], given: dict[str, Any], path: Path) -> C:
     try:
-        given = _read_yaml(path)
-        missing = [f.name for f in fields(config_class) if f.name not in given]
+        missing = [f.name for f in fields(config_class) if f.name not in given and not f.metadata["later"]]
         if missing:  # a default in its place could be another bridge or network
             raise ValueError(f"lacks {', '.join(missing)}; restore it as the run saved it")
-        return read_flags(config_class, [], path)
+        return _build(config_class, [], given, path)
     except ValueError as error:
         message = str(error)
         raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
@@ -78,10 +90,17 @@ def to_yaml(config: TrainConfig | SampleConfig | EvalConfig) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _parse_yaml(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
+
+
+def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
     if values is None:
         return {}

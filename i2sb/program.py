@@ -10,7 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
+from i2sb.launch import hand_over
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
+from i2sb.stopping import StoppedError
 
 I2SB = Path(__file__).resolve().parent
 OWN_PACKAGES = (I2SB, I2SB.parent / "corruption")
@@ -20,7 +22,8 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     """Read the flags into a config and call main(config).
 
     `--config FILE.yaml` gives settings below the flags, `--dry-run` prints the resolved ones and exits, `--pdb` stops
-    in the debugger where an error arose. Exits with 2 after a wrong setting or file, with 130 after Ctrl-C.
+    in the debugger where an error arose. Exits with 2 after a wrong setting or file, with 130 after Ctrl-C, with 75
+    when it was asked to stop and can go on later.
     """
     own = _Parser(add_help=False, allow_abbrev=False)
     own.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
@@ -44,7 +47,11 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
         if options.dry_run:
             print(to_yaml(config), end="")
             return
+        hand_over(config, sys.argv[0], sys.argv[1:] if argv is None else argv)
         main(config)
+    except StoppedError as stop:
+        print(f"{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

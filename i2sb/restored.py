@@ -15,9 +15,10 @@ from corruption import Corruption
 from i2sb.config import EvalConfig, TrainConfig
 from i2sb.data import ImageDataset, load_in_order
 from i2sb.images import to_uint8
-from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.recon import ReconFiles
+from i2sb.released import is_released
+from i2sb.restore import read_run_config
 from i2sb.sample_folder import SETTINGS, SampleFolder
 from i2sb.scores import Scored
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
@@ -74,20 +75,18 @@ def open_restored(config: EvalConfig) -> RestoredImages:
         return _open_released(config, path, files)
     folder = SampleFolder.open(path)
     settings = folder.settings
-    run_config = replace(
-        read_config(TrainConfig, config.run_dir / "config.yaml"),
-        corrupt=settings.corrupt,
-        mask_file=settings.mask_file,
-    )
+    run_config = replace(read_run_config(config.run_dir), corrupt=settings.corrupt, mask_file=settings.mask_file)
     if config.corrupt not in ("", settings.corrupt):
         raise ValueError(f"--corrupt {config.corrupt}: the images in {folder.path} were made with {settings.corrupt}")
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / SETTINGS)
     dataset_dir = config.dataset_dir or settings.dataset_dir
     images = open_task_split(run_config, dataset_dir, "val", settings.image_size)
+    if config.subset or settings.subset:
+        images = images.subset(config.subset or settings.subset)
     if len(images) != settings.num_images:
         raise ValueError(
             f"{images.clean.describe()} holds {len(images)} images, but those in {folder.path} were restored from "
-            f"{settings.num_images}: give the --dataset-dir they came from"
+            f"{settings.num_images}: give the --dataset-dir, and the --subset, they came from"
         )
     if images.fingerprint != settings.fingerprint:
         raise ValueError(
@@ -108,8 +107,8 @@ def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> Restore
     """Open recon.pt files: they say nothing of how they were made, the run and the flags do."""
     source = ReconFiles(path, files)
     saved = config.run_dir / "config.yaml"
-    if saved.exists():
-        run_config = read_config(TrainConfig, saved)
+    if saved.exists() or is_released(config.run_dir):
+        run_config = read_run_config(config.run_dir)
     elif config.corrupt and config.dataset_dir:
         run_config = TrainConfig(name=config.ckpt, dataset_dir=config.dataset_dir, corrupt=config.corrupt)
     else:
@@ -122,10 +121,12 @@ def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> Restore
     if source.height != source.width:
         raise ValueError(f"{path}: holds images of {source.width}x{source.height} pixels, square ones are wanted")
     images = open_task_split(run_config, config.dataset_dir or run_config.dataset_dir, "val", source.width)
+    if config.subset:
+        images = images.subset(config.subset)
     if len(images) != len(source):
         raise ValueError(
             f"{images.clean.describe()} holds {len(images)} images, {path} {len(source)}: "
-            "give the --dataset-dir they came from"
+            "give the --dataset-dir, and the --subset, they came from"
         )
     labels = _labels(images)
     unlike = (labels != source.labels).nonzero().flatten()
@@ -141,6 +142,7 @@ def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> Restore
         "corrupt": run_config.corrupt,
         "mask_file": run_config.mask_file,
         "dataset_dir": config.dataset_dir or run_config.dataset_dir,
+        "subset": config.subset,
         "image_size": source.width,
         "num_images": len(source),
         "fingerprint": images.fingerprint,

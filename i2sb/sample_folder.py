@@ -20,7 +20,8 @@ SETTINGS = "settings.yaml"
 class SampleSettings:
     """All that decides what image i of the folder looks like, and where its data was.
 
-    fingerprint: of the data set's names, so that images of two data sets are not mixed or compared.
+    fingerprint: of the data set's names, so that images of two data sets are not mixed or compared; subset: the file
+    that listed them, or empty; precision: what the network computed in (folders of older versions do not say: fp32).
     """
 
     run: str
@@ -35,6 +36,8 @@ class SampleSettings:
     image_size: int
     num_images: int
     fingerprint: str
+    subset: str = ""
+    precision: str = "fp32"
 
 
 class SampleFolder:
@@ -104,4 +107,4 @@ class SampleFolder:
 def _identity(name: str, settings: SampleSettings) -> object:
     """Return what two folders' settings must agree in: a file or folder may have moved."""
     value = getattr(settings, name)
-    return {"dataset_dir": None, "mask_file": bool(value)}.get(name, value)
+    return {"dataset_dir": None, "subset": None, "mask_file": bool(value)}.get(name, value)

@@ -10,6 +10,7 @@ from i2sb.config import SampleConfig
 from i2sb.data import load_in_order
 from i2sb.distributed import join_world, leave_world
 from i2sb.network import check_image_size
+from i2sb.precision import prepare
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import load_model
 from i2sb.sample_folder import SampleFolder, SampleSettings
@@ -30,12 +31,15 @@ def run(config: SampleConfig) -> None:
         step_grid(model.config.interval, nfe)  # refuses an nfe out of range before any image is read
         if config.use_fp16:
             model.network.diffusion_model.half_convolutions()
+        prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
         image_size = config.image_size or model.config.restored_size
         check_image_size(model.config.network, image_size)
         task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
         corruption = build_task_corruption(task, image_size, world.device)
         dataset_dir = config.dataset_dir or model.config.dataset_dir
         images = open_task_split(task, dataset_dir, "val", image_size)
+        if config.subset:
+            images = images.subset(config.subset)
 
         settings = SampleSettings(
             run=config.ckpt,
@@ -50,6 +54,8 @@ def run(config: SampleConfig) -> None:
             image_size=image_size,
             num_images=len(images),
             fingerprint=images.fingerprint,
+            subset=config.subset,
+            precision=config.precision,
         )
         name = f"samples_nfe{nfe}" + ("_clip" if config.clip_denoise else "")
         if world.is_main:

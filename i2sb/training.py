@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import nn
@@ -14,20 +17,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint
 from i2sb.config import TrainConfig, check_resumable
-from i2sb.data import TrainingPositions, UnreadableImageError, load_in_order, load_training
+from i2sb.data import Images, TrainingPositions, UnreadableImageError, load_training
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.ema import ExponentialMovingAverage
-from i2sb.files import PARTIAL, remove_partials, write_text
-from i2sb.images import draw_grid, save_png, to_uint8
+from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.loss import bridge_loss
-from i2sb.metrics import psnr
 from i2sb.network import BridgeNetwork, build_network, check_image_size
-from i2sb.optim import build_optimizer, build_scheduler
+from i2sb.optim import build_optimizer, build_scheduler, guard_step
 from i2sb.parsing import read_config, to_yaml
+from i2sb.precision import make_scaler, prepare
+from i2sb.pretrained import begin_with, read_weights
 from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.released import is_released
 from i2sb.restore import RestorationModel
-from i2sb.run_log import RunLog
+from i2sb.run_lock import LOCK, RunLock
+from i2sb.run_log import RunLog, choose_curves
+from i2sb.stopping import STOPPED, StoppedError, StopRequest
 from i2sb.tasks import build_bridge, build_task_corruption, make_task_batch, open_task_split
+from i2sb.validation import choose_images, summarise, validate
 
 
 @dataclass
@@ -35,10 +42,21 @@ class Progress:
     """How far a run has come: all that weights and optimizer do not hold.
 
     There is no random state to keep: every draw is made from the seed (a setting) and one of these numbers.
+    bad_steps: iterations that were skipped; world_size, microbatch: by which floats were added.
     """
 
     iteration: int = 0
     num_images_seen: int = 0
+    bad_steps: int = 0
+    world_size: int = 0
+    microbatch: int = 0
+
+
+class Step(NamedTuple):
+    """What an iteration tells, on the device: this process's mean loss; the gradient's norm before it was clipped."""
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
 
 
 class Trainer:
@@ -73,22 +91,39 @@ class Trainer:
         self.network: BridgeNetwork = build_network(
             config.network, self.bridge.noise_levels, image_channels=config.image_channels, cond_x1=config.cond_x1
         ).to(world.device)
+        prepare(
+            self.network,
+            config.precision,
+            channels_last=config.channels_last,
+            compile=config.compile,
+            grad_checkpoint=config.grad_checkpoint,
+        )
         self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         self.optimizer = build_optimizer(self.network.parameters(), lr=config.lr, weight_decay=config.l2_norm)
         self.scheduler = build_scheduler(self.optimizer, gamma=config.lr_gamma, step_size=config.lr_step)
+        self.scaler = make_scaler(config.precision, world.device)
         self.progress = Progress()
         self.saved_iteration = 0
+        # Iterations without an update, in a row and since the start: on the device, where nobody waits for them.
+        self.bad_in_a_row = torch.zeros((), dtype=torch.int64, device=world.device)
+        self.bad_steps = torch.zeros_like(self.bad_in_a_row)
+        self.unreadable: set[str] = set()
+        self.seconds_for_data = 0.0
+        self.begun_with = ["random weights"]
 
     # --- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a checkpoint holds."""
+        self.progress.bad_steps = int(self.bad_steps)
+        self.progress.world_size, self.progress.microbatch = self.world.world_size, self.config.microbatch
         return {
             "net": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sched": None if self.scheduler is None else self.scheduler.state_dict(),
             "progress": asdict(self.progress),
+            "scaler": self.scaler.state_dict(),  # empty unless in fp16
         }
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
@@ -98,18 +133,27 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["sched"])
+        if state.get("scaler") and self.scaler.is_enabled():  # older runs have none, nor those in other precisions
+            self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        self.bad_steps.fill_(self.progress.bad_steps)
 
     def resume(self) -> Path | None:
         """Take up the newest whole checkpoint of this run, or of --ckpt; returns its path, None when starting anew.
 
-        Raises ValueError if the run was made with settings that do not agree.
+        A new run takes the weights of --init. Raises ValueError if the run was made with settings that do not agree,
+        or those weights do not fit.
         """
         config = self.config
         places = [config.run_dir]
         if config.ckpt:
             places.append(Path(config.results_dir) / config.ckpt)
         for run_dir in places:
+            if is_released(run_dir):
+                raise ValueError(
+                    f"{run_dir}: a run of the released program, which cannot be gone on with; "
+                    f"begin a run of another --name from its weights with --init {run_dir}"
+                )
             found = find_checkpoint(run_dir)
             if found is None:
                 continue
@@ -120,22 +164,46 @@ class Trainer:
             return path
         if config.ckpt:
             raise ValueError(f"--ckpt {config.ckpt}: there is no run {places[1]} with a checkpoint")
-        there = {path.name for path in config.run_dir.glob("*") if path.suffix != PARTIAL}
+        there = {path.name for path in config.run_dir.glob("*") if path.suffix != PARTIAL and path.name != LOCK}
         if there and "config.yaml" not in there:
             raise ValueError(f"{config.run_dir} holds files but no config.yaml, so no run: give another --name")
+        if config.init != "none":
+            weights, source = read_weights(config.init, Path(config.results_dir))
+            self.begun_with = [str(source), *begin_with(self.network, weights, source)]
+            self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         return None
 
-    def save(self) -> None:
-        """Write a checkpoint, unless this very state is on the disk already."""
+    def save(self, log: RunLog, *, must: bool = True) -> None:
+        """Write a checkpoint, unless this very state is on the disk already.
+
+        If the disk refuses, older checkpoints stay as they are; unless it `must` be, that is a warning, and the next
+        time is another chance. Raises ValueError saying what to do otherwise.
+        """
         iteration = self.progress.iteration
-        if self.saved_iteration != iteration:
+        if self.saved_iteration == iteration:
+            return
+        try:
             save_checkpoint(self.config.run_dir, self.state_dict(), iteration, self.config.keep_last)
+        except (OSError, RuntimeError) as error:
+            refused = find_os_error(error)
+            if refused is None:
+                raise
+            message = f"{self.config.run_dir}: the checkpoint of iteration {iteration} was not written ({refused})"
+            if must:
+                raise ValueError(
+                    f"{message}; make room and run the same command again: it goes on from the last one"
+                ) from None
+            log.warn(f"{message}; the older ones are as they were, and the next --save-every tries again")
+        else:
             self.saved_iteration = iteration
 
     # --- one iteration -----------------------------------------------------------------------------------------------
 
-    def step(self, net: nn.Module, stream: Any) -> torch.Tensor:
-        """Make one optimizer iteration over the next global batch; returns this process's mean loss, on its device."""
+    def step(self, net: nn.Module, stream: Iterator[Images], log: RunLog) -> Step:
+        """Make one optimizer iteration over the next global batch. It waits for the GPU nowhere.
+
+        If the loss of any process, or the gradient, is infinite or NaN, nothing is learned from this batch.
+        """
         # Nothing below draws from torch's global random state; what might (dropout, a degradation of the user's own)
         # draws the same after a restart.
         number = self.progress.iteration * self.world.world_size + self.world.rank
@@ -143,7 +211,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.world.device)
         for microstep in range(self.accumulation):
-            images = next(stream)
+            images = self._next_images(stream, log)
             noise = ImageNoise(self.config.seed, Purpose.TRAIN, images.numbers, self.world.device)
             batch = make_task_batch(self.config, images, self.train_corruption, noise, self.world.device)
             # Gradients are averaged over the microbatches, and over the processes once, after the last of them.
@@ -160,51 +228,72 @@ class Trainer:
                     ot_ode=self.config.ot_ode,
                     randn=noise.randn_like,
                 )
-                (loss / self.accumulation).backward()
+                # One process's bad loss must spoil the gradient that all share, or they would part ways.
+                loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+                self.scaler.scale(loss / self.accumulation).backward()
             total += loss.detach() / self.accumulation
-        self.optimizer.step()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm, bad = guard_step(self.optimizer, self.config.grad_clip)
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
+        self.bad_steps += bad
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.scheduler is not None:
             self.scheduler.step()
         self.ema.update()
         self.progress.iteration += 1
         self.progress.num_images_seen += self.config.batch_size
-        return total
+        return Step(total, grad_norm)
 
-    # --- validation --------------------------------------------------------------------------------------------------
+    def _next_images(self, stream: Iterator[Images], log: RunLog) -> Images:
+        begun = time.perf_counter()
+        images = next(stream)
+        self.seconds_for_data += time.perf_counter() - begun
+        for message in images.skipped:
+            if message not in self.unreadable:
+                self.unreadable.add(message)
+                log.warn(f"{message}; skipped")
+        return images
+
+    def check_health(self) -> None:
+        """Raise ValueError after too many iterations in a row without an update; waits for the GPU."""
+        in_a_row = int(self.bad_in_a_row)
+        if in_a_row >= self.config.max_bad_steps:
+            good = self.progress.iteration - in_a_row
+            raise ValueError(
+                f"{self.config.run_dir}: {in_a_row} iterations in a row had an infinite or NaN loss or gradient; "
+                f"nothing was learned after iteration {good}, and the checkpoints are good: try a lower --lr, "
+                "--grad-clip 1, or --precision fp32"
+            )
 
     def validate(self, log: RunLog) -> None:
-        """Restore some validation images with the averaged weights; record their PSNR and draw them."""
-        config, world, images = self.config, self.world, self.val_images
-        count = min(config.eval_images, len(images))
-        chosen = [i * len(images) // count for i in range(count)]
-        sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-        drawn: list[tuple[torch.Tensor, ...]] = []
-        model = RestorationModel(self.network, self.bridge, config, self.progress.iteration)
+        """Restore some validation images with the averaged weights; record how well, and draw them."""
+        config, world, iteration = self.config, self.world, self.progress.iteration
+        chosen = choose_images(len(self.val_images), config.eval_images)
+        model = RestorationModel(self.network, self.bridge, config, iteration)
         self.network.eval()
         with self.ema.applied():
-            for part in load_in_order(images, chosen[world.rank :: world.world_size], batch_size=config.microbatch):
-                noise = ImageNoise(config.seed, Purpose.SAMPLE, part.numbers)
-                batch = make_task_batch(config, part, self.val_corruption, noise, world.device, evaluation=True)
-                restored = model.restore_batch(batch, noise, nfe=config.eval_nfe, clip_denoise=config.clip_denoise)
-                columns = (to_uint8(batch.shown), to_uint8(restored), part.image.to(world.device))
-                before, after = psnr(columns[0], columns[2]), psnr(columns[1], columns[2])
-                sums += torch.stack([before.sum(), after.sum(), sums.new_tensor(len(batch))])
-                drawn.append(columns)
+            found = validate(
+                model,
+                self.val_images,
+                chosen[world.rank :: world.world_size],
+                self.val_corruption,
+                batch_size=config.microbatch,
+                nfe=config.eval_nfe,
+                clip_denoise=config.clip_denoise,
+                seed=config.seed,
+            )
         self.network.train()
-
-        degraded_psnr, restored_psnr, total = world.sum(sums).tolist()
-        iteration = self.progress.iteration
-        values = {"psnr_degraded": degraded_psnr / total, "psnr_restored": restored_psnr / total}
+        values, count = summarise(world.sum(found.sums))
         log.record("validation", iteration, values)
         log.say(
             f"iteration {iteration}: PSNR {values['psnr_restored']:.2f} dB restored, "
-            f"{values['psnr_degraded']:.2f} dB degraded ({total:.0f} val images, NFE {config.eval_nfe})"
+            f"{values['psnr_degraded']:.2f} dB degraded ({count} val images, NFE {config.eval_nfe})"
         )
         if world.is_main:
-            titles = ("degraded", "restored", "clean")
-            grid = draw_grid([(t, torch.cat(c)) for t, c in zip(titles, zip(*drawn, strict=True), strict=True)])
-            save_png(grid, config.run_dir / "validation" / f"iteration_{iteration:08d}.png")
-            log.picture("validation", iteration, grid)
+            for name, picture in (("iteration", found.grid), ("bridge", found.strip)):
+                log.save_picture(picture, config.run_dir / "validation" / f"{name}_{iteration:08d}.png")
+                log.picture(f"validation/{name}", iteration, picture)
 
 
 def train(config: TrainConfig) -> None:
@@ -223,20 +312,30 @@ def train(config: TrainConfig) -> None:
 def _train(config: TrainConfig, world: World) -> None:
     trainer = Trainer(config, world)
     resumed_from = trainer.resume()
-    world.barrier()
+    curves = choose_curves(
+        config.log_writer,
+        Path(config.log_dir) if config.log_dir else config.run_dir / config.log_writer,
+        name=config.name,
+        project=config.wandb_project,
+        user=config.wandb_user,
+        settings=asdict(config),
+    )
+    lock = _take_lock(config, world)
     if world.is_main:
         remove_partials(config.run_dir)
         write_text(config.run_dir / "config.yaml", to_yaml(config))
     progress = trainer.progress
 
-    with RunLog(
-        config.run_dir,
-        writer=config.log_writer,
-        writer_dir=Path(config.log_dir) if config.log_dir else config.run_dir / "tensorboard",
-        iteration=progress.iteration,
-        num_itr=config.num_itr,
-        silent=not world.is_main,
-    ) as log:
+    with (
+        RunLog(
+            config.run_dir,
+            curves=curves,
+            iteration=progress.iteration,
+            num_itr=config.num_itr,
+            silent=not world.is_main,
+        ) as log,
+        StopRequest() as stop,
+    ):
         _introduce(trainer, log, resumed_from)
         net: nn.Module = trainer.network
         if world.world_size > 1:
@@ -249,35 +348,103 @@ def _train(config: TrainConfig, world: World) -> None:
                 progress.num_images_seen, config.batch_size, config.microbatch, world.rank, world.world_size
             ),
             workers=config.workers,
+            prefetch=config.prefetch,
             pin_memory=world.device.type == "cuda",
         )
-        clock, logged_at = time.perf_counter(), progress.iteration
+        meter = Meter(trainer)
         while progress.iteration < config.num_itr:
             try:
-                loss = trainer.step(net, stream)
+                step = trainer.step(net, stream, log)
                 iteration = progress.iteration
                 log.advance(iteration)
                 last = iteration == config.num_itr
-                if iteration % config.log_every == 0 or last:
-                    value = world.mean(loss).item()
-                    elapsed = time.perf_counter() - clock
-                    speed = (iteration - logged_at) * config.batch_size / elapsed
-                    lr = trainer.optimizer.param_groups[0]["lr"]
-                    log.record("train", iteration, {"loss": value, "lr": lr, "images_per_second": speed})
-                    clock, logged_at = time.perf_counter(), iteration
+                logging = iteration % config.log_every == 0 or last
+                if logging:
+                    log.record("train", iteration, meter.read(step))
+                if logging or world.device.type == "cpu":
+                    trainer.check_health()
                 if world.is_main and (iteration % config.save_every == 0 or last):
-                    trainer.save()
+                    trainer.save(log, must=last)
                 if config.eval_every and (iteration % config.eval_every == 0 or last):
                     trainer.validate(log)
-                    clock, logged_at = time.perf_counter(), iteration
+                    meter.restart()
+                asked, spoiled = world.any(stop.received is not None, len(trainer.unreadable) > config.max_bad_images)
             except UnreadableImageError:
                 # Every process holds the same weights, and nothing of the failed iteration was applied: whichever
                 # process met the file saves what was learned up to here.
-                trainer.save()
+                trainer.save(log)
                 raise
+            if asked or spoiled:
+                if world.is_main:
+                    trainer.save(log)
+                world.barrier()
+                _say_why(trainer, stop, spoiled)
         if world.is_main:
-            trainer.save()  # a run continued from --ckpt that had nothing left to do
+            trainer.save(log)  # a run continued from --ckpt that had nothing left to do
         log.say(f"done: {config.run_dir} is ready for python sample.py --ckpt {config.name}")
+    if lock is not None:
+        lock.release()
+
+
+def _take_lock(config: TrainConfig, world: World) -> RunLock | None:
+    """Make the run this process's own, on the main process; all raise ValueError if it is another's."""
+    lock, problem = None, None
+    if world.is_main:
+        try:
+            lock = RunLock(config.run_dir)
+        except ValueError as error:
+            problem = error
+    (refused,) = world.any(problem is not None)
+    if refused:
+        raise problem or ValueError(f"{config.run_dir}: the main process could not take this run")
+    return lock
+
+
+def _say_why(trainer: Trainer, stop: StopRequest, spoiled: bool) -> NoReturn:
+    """End a run that stops before its last iteration, its state saved."""
+    config, iteration = trainer.config, trainer.progress.iteration
+    saved = f"{config.run_dir} is saved at iteration {iteration}"
+    if spoiled:
+        raise ValueError(
+            f"--max-bad-images {config.max_bad_images}: more training images than that are unreadable, the names are "
+            f"above; {saved}: mend them, or allow more"
+        )
+    name = stop.received.name if stop.received else "another process"
+    status = 130 if stop.received == signal.SIGINT else STOPPED
+    raise StoppedError(f"stopped by {name}; {saved}; the same command goes on from there", status)
+
+
+class Meter:
+    """What the log says about the iterations since it last spoke."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, after something that is not training."""
+        self.begun, self.iteration = time.perf_counter(), self.trainer.progress.iteration
+        self.trainer.seconds_for_data = 0.0
+
+    def read(self, step: Step) -> dict[str, float]:
+        """Return the numbers of a record. Waits for the GPU."""
+        trainer, world, device = self.trainer, self.trainer.world, self.trainer.world.device
+        unreadable = step.loss.new_tensor(len(trainer.unreadable))
+        loss, unreadable = world.sum(torch.stack([step.loss, unreadable]).double()).tolist()
+        iterations = trainer.progress.iteration - self.iteration
+        values = {
+            "loss": loss / world.world_size,
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "grad_norm": step.grad_norm.item(),
+            "images_per_second": iterations * trainer.config.batch_size / (time.perf_counter() - self.begun),
+            "seconds_for_data": trainer.seconds_for_data,
+            "bad_steps": int(trainer.bad_steps),
+            "unreadable_images": round(unreadable),
+        }
+        if device.type == "cuda":
+            values["gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        self.restart()
+        return values
 
 
 def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
@@ -294,4 +461,11 @@ def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None
         f"{trainer.accumulation} accumulated"
     )
     log.say(f"bridge    {config.interval} steps, total variance {trainer.bridge.betas.sum():.4f}, {kind}")
-    log.say(f"run       {config.run_dir}, " + (f"resumed from {resumed_from}" if resumed_from else "from scratch"))
+    before, now = (progress := trainer.progress).world_size, world.world_size
+    if resumed_from and before and (before, progress.microbatch) != (now, config.microbatch):
+        log.say(
+            f"changed   {before} processes x {progress.microbatch} until now: the same images and noise, but "
+            "floats are added in another order, so the last digits differ from a run that was never changed"
+        )
+    begun = f"resumed from {resumed_from}" if resumed_from else f"begun with {'; '.join(trainer.begun_with)}"
+    log.say(f"run       {config.run_dir}, {begun}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 NORM_GROUPS = 32
 
@@ -95,11 +96,20 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in a row, of which only the residual blocks take the time embedding."""
+    """Layers in a row, of which only the residual blocks take the time embedding.
+
+    With `recompute` what happens inside residual and attention blocks is computed again in the backward pass.
+    """
+
+    recompute = False
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            inputs = (x, emb) if isinstance(layer, ResBlock) else (x,)
+            if self.recompute and torch.is_grad_enabled() and isinstance(layer, (ResBlock, AttentionBlock)):
+                x = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                x = layer(*inputs)
         return x
 
 
@@ -171,6 +181,11 @@ class UNet(nn.Module):
                 channels = out
 
         self.out = nn.Sequential(Norm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, out_channels, 3, padding=1)))
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only the blocks' inputs for the backward pass: less memory, a forward pass more, the same gradients."""
+        for stage in (*self.input_blocks, self.middle_block, *self.output_blocks):
+            stage.recompute = True
 
     def half_convolutions(self) -> UNet:
         """Turn the blocks' convolutions to float16, as the released half precision does; norms stay in float32."""

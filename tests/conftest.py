@@ -19,6 +19,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 # Small networks gain nothing from threads, and equal counts make equal sums.
 torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT["no_proxy"] = "127.0.0.1"  # where test_download's server stands
 
 
 def golden(name: str) -> dict[str, torch.Tensor]:
@@ -51,6 +52,22 @@ def write_images(folder: Path, names: list[str], first: int = 0) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         make_image(number).save(path)
+
+
+def assert_equal_states(one, other, where=""):
+    """Compare nested dicts and lists of tensors and numbers, to the last bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal_states(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal_states(a, b, f"{where}/{i}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
 
 
 @pytest.fixture(scope="session")

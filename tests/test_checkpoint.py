@@ -17,7 +17,7 @@ def state(value: float) -> dict:
 
 
 def names(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != "checkpoints.json")
 
 
 def test_keeps_the_newest_and_points_to_it(tmp_path):
@@ -116,3 +116,25 @@ def test_other_architectures_are_listed_shortest_first_and_cut_at_ten(tmp_path):
     assert message.count(" in the file") == 10 and message.endswith("; …")
     load_weights(net, {name: torch.zeros_like(p) for name, p in net.state_dict().items()}, tmp_path / "x.pt")
     assert net[3].weight.abs().sum() == 0
+
+
+def test_a_manifest_tells_a_cut_off_file_before_it_is_read(tmp_path, capsys):
+    import json
+
+    for iteration in (1, 2):
+        save_checkpoint(tmp_path, state(iteration), iteration, keep_last=2)
+    path = tmp_path / "checkpoint_00000002.pt"
+    size = path.stat().st_size
+    manifest = json.loads((tmp_path / "checkpoints.json").read_text())
+    assert manifest["format"] == 1 and manifest["bytes"][path.name] == size and len(manifest["bytes"]) == 2
+    path.write_bytes(path.read_bytes()[:-1])
+    assert find_checkpoint(tmp_path)[1]["progress"]["iteration"] == 1
+    assert f"{path}: broken checkpoint ({size - 1} of {size} bytes); passed over" in capsys.readouterr().err
+    (tmp_path / "checkpoints.json").write_text("no manifest")
+    assert find_checkpoint(tmp_path)[1]["progress"]["iteration"] == 1
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
+    save_checkpoint(tmp_path, {**state(1), "format": 2}, 1, keep_last=2)
+    with pytest.raises(ValueError, match="is of format 2, this version of the program reads 1"):
+        find_checkpoint(tmp_path)

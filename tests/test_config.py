@@ -80,7 +80,7 @@ def test_configs_are_frozen():
         (["--no-lr"], "unknown setting --no-lr"),
         (["--batch-size", "many"], "--batch-size many: must be a whole number"),
         (["--lr", "fast"], "--lr fast: must be a number"),
-        (["--log-writer", "paper"], "--log-writer paper: must be one of tensorboard, none"),
+        (["--log-writer", "paper"], "--log-writer paper: must be one of tensorboard, wandb, none"),
         (["--interval", "999"], "--interval 999: must be even and at least 2, such as 1000"),
         (["--interval", "0"], "--interval 0: must be even"),
         (["--batch-size", "5"], "--batch-size 5: must be a multiple of --microbatch 2"),

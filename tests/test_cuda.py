@@ -44,3 +44,20 @@ def test_train_resume_restore(tmp_path, dataset_dir):
     on_cpu, on_gpu = load_model(tmp_path / "gpu"), load_model(tmp_path / "gpu", device="cuda")
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     torch.testing.assert_close(on_gpu.restore(x, nfe=3), on_cpu.restore(x, nfe=3), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("tf32", 1e-2), ("bf16", 5e-2), ("fp16", 1e-2)])
+def test_precisions_are_close_to_float32(tmp_path, dataset_dir, precision, limit):
+    from i2sb import training
+    from i2sb.config import TrainConfig
+    from i2sb.precision import prepare
+
+    places = {"results_dir": str(tmp_path), "device": "cuda", "dataset_dir": str(dataset_dir)}
+    savings = {"precision": precision, "grad_checkpoint": True, "channels_last": True}
+    training.train(TrainConfig(name="gpu", **{**TINY, **places, **savings}))
+    plain, cast = load_model(tmp_path / "gpu", device="cuda"), load_model(tmp_path / "gpu", device="cuda")
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    prepare(plain.network, "fp32")
+    want = plain.restore(x, nfe=3)
+    prepare(cast.network, precision)
+    assert (cast.restore(x, nfe=3) - want).norm() < limit * want.norm()

@@ -128,15 +128,3 @@ def test_contact_sheet_shows_every_degradation(tmp_path, dataset_dir):
     ):
         refused = run_python(script, *arguments, check=False)
         assert refused.returncode == 1 and words in refused.stderr and refused.stderr.count("\n") == 1
-
-
-def test_benchmark_measures_every_degradation(tmp_path):
-    import json
-
-    from corruption import CORRUPTIONS
-
-    out = tmp_path / "figures.json"
-    arguments = ["corruption", "--batch", 1, "--size", 32, "--repeats", 1, "--device", "cpu", "--json", out]
-    run_python(ROOT / "scripts" / "benchmark.py", *arguments)
-    rows = json.loads(out.read_text())["corruption"]
-    assert [row["name"] for row in rows] == list(CORRUPTIONS) and all(row["units"] > 0 for row in rows)

@@ -211,3 +211,117 @@ def test_loading_from_a_position_continues_what_loading_from_the_start_gave(data
     whole, late = take(load(0), 10), take(load(8), 6)
     assert [b.numbers for b in late] == [b.numbers for b in whole[4:]]
     assert all(torch.equal(a.image, b.image) for a, b in zip(late, whole[4:], strict=True))
+
+
+# --- the released LMDB layout, and lists of images -------------------------------------------------------------------
+
+
+def pack(folder, out, split, keys=None):
+    """Write an LMDB of a folder's images in this process, under the `keys` given for their sorted paths."""
+    import lmdb
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{split}_faster_imagefolder.lmdb"
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    names = keys or [file.relative_to(folder).as_posix() for file in files]
+    with lmdb.open(str(path), subdir=False, map_size=1 << 24) as environment, environment.begin(write=True) as writing:
+        for name, file in zip(names, files, strict=True):
+            writing.put(name.encode(), file.read_bytes())
+    return path
+
+
+RELEASED_KEYS = ["/data/train/wolf/c.png", "/data/train/ape/d.png", "/data/train/cat/a.png"]
+
+
+def test_keys_of_a_released_lmdb_are_absolute_and_their_last_folder_is_the_class(tmp_path):
+    write_images(tmp_path / "in", ["0.png", "1.png", "2.png"])
+    pack(tmp_path / "in", tmp_path / "out", "train", RELEASED_KEYS)
+    images = open_tiny(tmp_path / "out")
+    assert images.keys == [RELEASED_KEYS[1], RELEASED_KEYS[2], RELEASED_KEYS[0]]
+    assert [images.label(i) for i in range(3)] == [0, 1, 2]
+    assert torch.equal(images.read(2)[0], open_tiny_folder(tmp_path / "in").read(0)[0])
+
+
+def open_tiny_folder(folder):
+    (folder.parent / "as_train").mkdir()
+    shutil.copytree(folder, folder.parent / "as_train" / "train")
+    return open_tiny(folder.parent / "as_train")
+
+
+def image_folder(imgs):
+    """A real torchvision ImageFolder, as the released program pickled it."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import default_loader
+
+    folder = ImageFolder.__new__(ImageFolder)
+    folder.root, folder.loader, folder.extensions = "/data/train", default_loader, (".png",)
+    folder.transform = folder.target_transform = folder.transforms = None
+    folder.imgs = folder.samples = imgs
+    folder.targets = [label for _, label in imgs]
+    return folder
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_lmdb_index_gives_order_and_classes(tmp_path, save):
+    write_images(tmp_path / "in", ["0.png", "1.png", "2.png"])
+    path = pack(tmp_path / "in", tmp_path / "out", "train", RELEASED_KEYS)
+    save(image_folder([(key, 7 - i) for i, key in enumerate(RELEASED_KEYS)]), path.with_name(f"{path.name}.pt"))
+    images = open_tiny(tmp_path / "out")
+    assert images.keys == RELEASED_KEYS
+    assert [images.label(i) for i in range(3)] == [7, 6, 5]
+    (batch,) = load_in_order(images, range(3), batch_size=3)
+    assert batch.label.tolist() == [7, 6, 5]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([(key, 0) for key in RELEASED_KEYS[:2]], "lists 2 images, its LMDB holds 3, and 0 of the listed"),
+        ([("/x.png", 0), ("/y.png", 0), (RELEASED_KEYS[0], 0)], "2 of the listed are not among them, first /x.png"),
+        ([(RELEASED_KEYS[0], 0)] * 3, "lists 3 images, its LMDB holds 3"),
+        ([(key, "0") for key in RELEASED_KEYS], "holds no ImageFolder whose imgs"),
+        (["a", "b", "c"], "holds no ImageFolder whose imgs"),
+        (None, "holds no ImageFolder whose imgs"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_named(tmp_path, value, words):
+    write_images(tmp_path / "in", ["0.png", "1.png", "2.png"])
+    path = pack(tmp_path / "in", tmp_path / "out", "train", RELEASED_KEYS)
+    folder = image_folder([])
+    folder.imgs = folder.samples = value
+    torch.save(folder, path.with_name(f"{path.name}.pt"))
+    with pytest.raises(ValueError, match="train_faster_imagefolder.lmdb.pt: ") as error:
+        open_tiny(tmp_path / "out")
+    assert words in str(error.value)
+
+
+def test_listed_images_come_in_the_order_of_the_list_with_their_classes(dataset_dir, tmp_path):
+    write_images(tmp_path / "val", ["cat/x.png", "dog/y.png", "dog/z.png"])
+    (tmp_path / "list.txt").write_text("/their/val/z.png\nC:\\val\\x.png\n\n")
+    whole = open_tiny(tmp_path, "val")
+    images = whole.subset(tmp_path / "list.txt")
+    assert images.keys == ["dog/z.png", "cat/x.png"] and len(images) == 2 and len(whole) == 3
+    assert [images.label(i) for i in range(2)] == [1, 0]
+    assert torch.equal(images.read(0)[0], whole.read(2)[0])
+    assert images.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a/x.png\nno.png\nb/y.png\nnor.png", "lists 4 images, 2 of them are in", ),
+        ("a/x.png\nno.png\nb/y.png\nnor.png", "2 are missing, first no.png"),
+        ("x.png\na/x.png", "lists x.png 2 times"),
+        ("twice.png", "has cat/twice.png and dog/twice.png"),
+        ("\n", "lists no images"),
+        (b"\xff", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_lists_that_do_not_fit_say_how(tmp_path, content, words):
+    write_images(tmp_path / "val", ["cat/x.png", "dog/y.png", "cat/twice.png", "dog/twice.png"])
+    if content is not None:
+        (tmp_path / "list.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match="--subset .*list.txt") as error:
+        open_tiny(tmp_path, "val").subset(tmp_path / "list.txt")
+    assert words in str(error.value)

@@ -113,6 +113,28 @@ def test_a_released_folder_needs_no_settings_of_ours(config, results, dataset_di
         score(replace(theirs, **{**flags, "corrupt": "inpaint-freeform1020"}))
 
 
+def test_a_released_file_of_listed_images(config, tmp_path):
+    """The published 10,000: the list's order is the file's."""
+    write_images(tmp_path / "data" / "val", [f"{i}.png" for i in range(4)])
+    (tmp_path / "list.txt").write_text("/elsewhere/3.png\n/elsewhere/1.png\n")
+    from i2sb.data import open_split
+
+    images = open_split(tmp_path / "data", "val", image_size=16)
+    pixels = torch.stack([images.read(i)[0] for i in (3, 1)])
+    write_recon(tmp_path / "theirs" / "samples_nfe2", pixels=pixels, labels=(0, 0))
+    places = {
+        "ckpt": "theirs",
+        "results_dir": str(tmp_path),
+        "corrupt": "jpeg-10",
+        "dataset_dir": str(tmp_path / "data"),
+    }
+    with pytest.raises(ValueError, match="holds 4 images, .* 2: give the --dataset-dir, and the --subset"):
+        score(replace(config, **places))
+    report = score(replace(config, subset=str(tmp_path / "list.txt"), **places))
+    assert report["images"] == 2 and report["metrics"]["mae"]["restored"] == 0
+    assert report["metrics"]["psnr"]["restored"] is None  # infinite
+
+
 def test_two_processes_score_what_one_scores(config):
     """In batches of one, so that all images are seen alike. What networks keep is held by test_features.py."""
     config = replace(config, batch_size=1)

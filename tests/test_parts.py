@@ -15,7 +15,7 @@ from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
 from i2sb.metrics import psnr, ssim
 from i2sb.optim import build_optimizer, build_scheduler
 from i2sb.randomness import ImageNoise, Purpose, make_seed
-from i2sb.run_log import RunLog
+from i2sb.run_log import RunLog, TensorBoardCurves
 
 # --- randomness ------------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ def test_learning_rate_falls_in_steps():
 
 def test_log_survives_a_line_cut_off_and_says_that_it_resumed(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"event": "train", "iteration": 1, "loss": 2.0}\n{"event": "tr')
-    with RunLog(tmp_path, writer="none", writer_dir=tmp_path, iteration=1, num_itr=3) as log:
+    with RunLog(tmp_path, curves=None, iteration=1, num_itr=3) as log:
         log.record("train", 2, {"loss": 1.0, "images_per_second": 3.0})
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert lines[1] == '{"event": "tr'
@@ -150,7 +150,9 @@ def test_log_survives_a_line_cut_off_and_says_that_it_resumed(tmp_path):
 def test_curves_and_pictures_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with RunLog(tmp_path, writer="tensorboard", writer_dir=tmp_path / "tb", iteration=0, num_itr=3) as log:
+    with RunLog(
+        tmp_path, curves=lambda iteration: TensorBoardCurves(tmp_path / "tb", iteration), iteration=0, num_itr=3
+    ) as log:
         log.record("train", 1, {"loss": 0.5, "images_per_second": 3.0})
         log.picture("validation", 1, Image.new("RGB", (4, 4)))
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
@@ -159,7 +161,9 @@ def test_curves_and_pictures_reach_tensorboard(tmp_path):
 
 
 def test_silent_log_writes_nothing(tmp_path):
-    with RunLog(tmp_path, writer="tensorboard", writer_dir=tmp_path, iteration=0, num_itr=3, silent=True) as log:
+    with RunLog(
+        tmp_path, curves=lambda iteration: TensorBoardCurves(tmp_path, iteration), iteration=0, num_itr=3, silent=True
+    ) as log:
         log.record("train", 1, {"loss": 0.5, "images_per_second": 1.0})
         log.say("hello")
         log.advance(1)

@@ -1,0 +1,80 @@
+"""Weights to begin a run with: where they come from, and how they are made to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from i2sb.checkpoint import averaged_weights, check_shapes, is_named_tensors, read_tensors
+from i2sb.exported import ENDING
+from i2sb.network import BridgeNetwork
+from i2sb.restore import read_averaged
+
+# ADM's unconditional ImageNet network, where scripts/download.py adm256 puts it.
+ADM_FILE = Path("data/weights/256x256_diffusion_uncond.pt")
+
+_PREFIX = "diffusion_model."
+# Parameters that know the number of channels of an image, and along which dimension: 1 the input's, 0 the output's.
+_CHANNELS = {f"{_PREFIX}input_blocks.0.0.weight": 1, f"{_PREFIX}out.2.weight": 0, f"{_PREFIX}out.2.bias": 0}
+
+
+def read_weights(init: str, results_dir: Path) -> tuple[dict[str, Tensor], Path]:
+    """Return the weights that `--init` names, under the names of a checkpoint's `net`, and where they were found.
+
+    init: "adm"; a .pt file (ADM's weights, or a checkpoint: its averaged weights); a .safetensors file; a run's folder,
+    or its name in `results_dir` (its averaged weights). Raises ValueError if there is nothing of that name, or it
+    cannot be read.
+    """
+    if init == "adm":
+        if not ADM_FILE.exists():
+            raise ValueError(f"--init adm: {ADM_FILE} is not there; fetch it with python scripts/download.py adm256")
+        return _read_file(ADM_FILE), ADM_FILE
+    path = Path(init)
+    if path.suffix in (".pt", ".pth") and not path.is_dir():
+        if not path.exists():
+            raise ValueError(f"--init {init}: there is no such file")
+        return _read_file(path), path
+    if path.suffix != ENDING and not path.is_dir():
+        path = results_dir / init
+        if not path.is_dir():
+            raise ValueError(f"--init {init}: give none, adm, a .pt or {ENDING} file, or a run (there is no {path})")
+    return read_averaged(path), path
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    weights = read_tensors(path, mmap=True)
+    if isinstance(weights, dict) and is_named_tensors(weights.get("net")) and isinstance(weights.get("ema"), dict):
+        return averaged_weights(weights, path)
+    if not is_named_tensors(weights):
+        raise ValueError(f"{path}: holds no weights (names with tensors)")
+    return {name if name.startswith(_PREFIX) else _PREFIX + name: tensor for name, tensor in weights.items()}
+
+
+@torch.no_grad()
+def begin_with(network: BridgeNetwork, weights: Mapping[str, Tensor], source: Path) -> list[str]:
+    """Copy `weights` into a freshly drawn network; returns what was kept and what stayed fresh, a line each.
+
+    Where the images have other channels than the source's, the first of those are kept: rows of the last convolution
+    (ADM has three more, for variances) and inputs of the first one. Inputs beyond them stay as they were drawn from the
+    run's seed, outputs beyond them at zero. Raises ValueError listing names and shapes if anything else differs.
+    """
+    own, fitted, lines = network.state_dict(), dict(weights), []
+    for name, dim in _CHANNELS.items():
+        given, mine = fitted.get(name), own[name]
+        if given is None or given.ndim != mine.ndim or given.shape[dim] == mine.shape[dim]:
+            continue
+        there, wanted = given.shape[dim], mine.shape[dim]
+        kept = min(there, wanted)
+        if given.select(dim, 0).shape == mine.select(dim, 0).shape:
+            fitted[name] = mine.clone()
+            fitted[name].narrow(dim, 0, kept).copy_(given.narrow(dim, 0, kept))
+            what = "input channels" if dim == 1 else "rows"
+            fresh = f", {wanted - kept} fresh" if wanted > kept else ""
+            lines.append(f"{name.removeprefix(_PREFIX)}: {kept} of its {there} {what} kept{fresh}")
+    check_shapes(own, fitted, source)
+    network.load_state_dict(fitted)
+    whole = len(own) - len(lines)
+    return [f"{whole} of {len(own)} parameters kept as they are", *lines]

@@ -1,0 +1,87 @@
+"""Validation while training: some images of the val split restored with the averaged weights, scored and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from corruption import Corruption
+from i2sb.data import ImageDataset, load_in_order
+from i2sb.images import draw_grid, draw_strip, to_uint8
+from i2sb.metrics import psnr, ssim
+from i2sb.randomness import ImageNoise, Purpose
+from i2sb.restore import RestorationModel
+from i2sb.tasks import make_task_batch
+
+STRIP_STATES = 6
+
+
+class Validation(NamedTuple):
+    """What one process found.
+
+    sums: float64, over its images: for each of METRICS the degraded and the restored value, then the number of images.
+    grid: degraded, restored and clean images side by side; strip: the first one's way over the bridge; None without
+    images.
+    """
+
+    sums: Tensor
+    grid: Image.Image | None
+    strip: Image.Image | None
+
+
+# SSIM is torchmetrics'; a machine without it trains all the same.
+METRICS = {"psnr": psnr} | ({"ssim": ssim} if find_spec("torchmetrics") else {})
+
+
+def choose_images(available: int, wanted: int) -> list[int]:
+    """Return the numbers of `wanted` images at most, spread evenly over those available."""
+    count = min(wanted, available)
+    return [i * available // count for i in range(count)]
+
+
+@torch.no_grad()
+def validate(
+    model: RestorationModel,
+    images: ImageDataset,
+    numbers: Sequence[int],
+    corruption: Corruption | None,
+    *,
+    batch_size: int,
+    nfe: int,
+    clip_denoise: bool,
+    seed: int,
+) -> Validation:
+    """Restore the images of these numbers and compare them with the clean ones."""
+    device = model.device
+    sums = torch.zeros(2 * len(METRICS) + 1, dtype=torch.float64, device=device)
+    drawn: list[tuple[Tensor, ...]] = []
+    strip = None
+    for part in load_in_order(images, numbers, batch_size=batch_size):
+        noise = ImageNoise(seed, Purpose.SAMPLE, part.numbers)
+        batch = make_task_batch(model.config, part, corruption, noise, device, evaluation=True)
+        first = strip is None
+        path = model.follow_batch(
+            batch, noise, nfe=nfe, clip_denoise=clip_denoise, log_count=min(STRIP_STATES, nfe) if first else None
+        )
+        shown, restored, clean = to_uint8(batch.shown), to_uint8(path.x0), part.image.to(device)
+        values = [value for metric in METRICS.values() for value in (metric(shown, clean), metric(restored, clean))]
+        sums += torch.stack([*(value.double().sum() for value in values), sums.new_tensor(len(batch))])
+        drawn.append((shown, restored, clean))
+        if first:
+            strip = draw_strip(to_uint8(path.states[0]), to_uint8(path.pred_x0s[0]), to_uint8(batch.x1[:1])[0])
+    if not drawn:
+        return Validation(sums, None, None)
+    columns = [torch.cat(column) for column in zip(*drawn, strict=True)]
+    return Validation(sums, draw_grid(list(zip(("degraded", "restored", "clean"), columns, strict=True))), strip)
+
+
+def summarise(sums: Tensor) -> tuple[dict[str, float], int]:
+    """Return the mean of every metric, as "psnr_degraded", "psnr_restored", …, and the number of images."""
+    *totals, count = sums.tolist()
+    names = [f"{name}_{which}" for name in METRICS for which in ("degraded", "restored")]
+    return {name: total / count for name, total in zip(names, totals, strict=True)}, round(count)

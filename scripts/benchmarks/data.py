@@ -1,0 +1,59 @@
+"""Images a second out of an LMDB, decoded at full size or shrunk before, by the number of worker processes."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from make_lmdb import make_lmdb
+from PIL import Image
+
+from benchmarks.timing import print_table
+from i2sb.data import TrainingPositions, load_training, open_split
+
+FULL_SIZE = (500, 375)  # of a typical ImageNet photograph
+
+
+def benchmark_data(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+    """Load random photographs, as smooth as real ones, the way training does."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _draw_photographs(root / "photos", options.images)
+        for kind, resize in (("full size", None), ("pre-resized", options.size)):
+            make_lmdb(root / "photos", root / kind, "train", resize=resize, workers=1)
+            images = open_split(root / kind, "train", image_size=options.size)
+            speeds = {workers: _speed(images, workers, options) for workers in options.workers}
+            for workers, speed in speeds.items():
+                ratio = speed / rows[0]["images/s"] if rows else 1.0
+                rows.append({"stored": kind, "workers": workers, "images/s": speed, "times first": ratio})
+    columns = {"stored": "", "workers": "", "images/s": ".0f", "times first": ".2f"}
+    print_table(f"data: JPEG of {FULL_SIZE[0]}x{FULL_SIZE[1]}, to {options.size} px", columns, rows)
+    return rows
+
+
+def _speed(images: torch.utils.data.Dataset, workers: int, options: argparse.Namespace) -> float:
+    """Return images a second after the first batches, when all workers are at work."""
+    batch = 16
+    stream = load_training(images, seed=0, positions=TrainingPositions(0, batch, batch), workers=workers)
+    for _ in range(2 * workers + 1):
+        next(stream)
+    begun, count = time.perf_counter(), max(4, options.images // batch)
+    for _ in range(count):
+        next(stream)
+    return count * batch / (time.perf_counter() - begun)
+
+
+def _draw_photographs(folder: Path, count: int) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize(FULL_SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = rng.normal(0, 6, smooth.shape).astype(np.int16)
+        photo = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+        photo.save(folder / f"{number:05d}.jpg", quality=90)

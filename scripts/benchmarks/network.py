@@ -1,0 +1,254 @@
+"""Training and sampling: images a second, variant by variant, beside the released program's settings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.released import MICROBATCH, use_released_settings
+from benchmarks.timing import compare, matrix_peak, print_table
+from corruption import build_corruption
+from i2sb.bridge import Bridge
+from i2sb.ema import ExponentialMovingAverage
+from i2sb.loss import bridge_loss
+from i2sb.network import BridgeNetwork, build_network
+from i2sb.optim import build_optimizer, guard_step
+from i2sb.precision import prepare
+from i2sb.sampler import sample
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute the same network. released: with the released settings, half convolutions in sampling."""
+
+    precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    released: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.released:
+            return "released"
+        return "+".join([self.precision, *["channels-last"] * self.channels_last, *["compile"] * self.compile])
+
+    @property
+    def matrix_type(self) -> torch.dtype:
+        """The type its matrix products take."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+
+
+def choose_variants(options: argparse.Namespace, device: torch.device) -> list[Variant]:
+    """Return what is measured on this device, the baseline first."""
+    variants = [Variant(released=True), Variant(), Variant(channels_last=True), Variant("bf16")]
+    if device.type == "cuda":
+        variants[3:] = [
+            Variant("tf32"),
+            Variant("bf16"),
+            Variant("bf16", channels_last=True),
+            Variant("bf16", compile=True),
+            Variant("bf16", channels_last=True, compile=True),
+        ]
+    elif options.compile:
+        variants.append(Variant(compile=True))
+    return variants
+
+
+def make_network(options: argparse.Namespace, device: torch.device) -> tuple[Bridge, BridgeNetwork]:
+    """Return a bridge and a network with random weights, none of them zero."""
+    torch.manual_seed(0)
+    bridge = Bridge().to(device)
+    network = build_network(options.preset, bridge.noise_levels).to(device)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():  # ADM begins with zeros at the end of each block
+                parameter.normal_(std=0.02)
+    return bridge, network
+
+
+def vary(network: BridgeNetwork, variant: Variant) -> BridgeNetwork:
+    """Return a copy of a network that computes as the variant says."""
+    varied = deepcopy(network)
+    if variant.released:
+        use_released_settings(varied)
+    else:
+        prepare(varied, variant.precision, channels_last=variant.channels_last, compile=variant.compile)
+    return varied
+
+
+def count_flops(bridge: Bridge, network: BridgeNetwork, options: argparse.Namespace) -> int:
+    """Return the floating-point operations (multiply and add are two) of one evaluation of one image."""
+    image, step = _images(options, bridge, 1), torch.zeros(1, dtype=torch.long, device=bridge.betas.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(image, step)
+    return counter.get_total_flops()
+
+
+def benchmark_train(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+    """Time an optimizer iteration over `options.batch` images: degradation, noise, network, update, average."""
+    bridge, network = make_network(options, device)
+    flops = 3 * count_flops(bridge, network, options)  # the backward pass takes twice the forward one
+    images = _images(options, bridge, options.batch)
+    rows = []
+    for variant in choose_variants(options, device):
+        sizes = [MICROBATCH] if variant.released else [MICROBATCH * 2**i for i in range(10)]
+        for microbatch in [size for size in sizes if size <= options.batch and options.batch % size == 0]:
+            try:
+                rows.append(_time_training(options, bridge, network, images, variant, microbatch))
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                break
+    return _report("train", rows, flops, options, device)
+
+
+def _time_training(
+    options: argparse.Namespace,
+    bridge: Bridge,
+    network: BridgeNetwork,
+    images: Tensor,
+    variant: Variant,
+    microbatch: int,
+) -> dict[str, object]:
+    corruption = build_corruption("sr4x-pool", options.size).to(images.device)
+    works: dict[str, Callable[[], object]] = {}
+    for name, how, size in (("variant", variant, microbatch), ("released", Variant(released=True), MICROBATCH)):
+        if name == "released" and variant.released:
+            continue
+        varied = vary(network, how)
+        optimizer = build_optimizer(varied.parameters(), lr=1e-5, weight_decay=0.0)
+        average = ExponentialMovingAverage(varied.parameters(), 0.99)
+
+        def iterate(varied=varied, optimizer=optimizer, average=average, size=size, how=how) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            for part in images.split(size):
+                step = torch.randint(bridge.interval, (size,), device=part.device)
+                loss = bridge_loss(bridge, varied, step, part, corruption(part).image)
+                (loss if how.released else loss * size / len(images)).backward()
+            guard_step(optimizer, 0.0)
+            optimizer.step()
+            average.update()
+            if how.released:
+                loss.item()
+
+        works[name] = iterate
+    _reset_memory(images.device)
+    works["variant"]()
+    memory = _peak_memory(images.device)
+    spent = compare(works, options.repeats, images.device)
+    errors = _numerics(options, bridge, network, variant)
+    return _row(options, variant, microbatch, spent, len(images), memory) | errors
+
+
+@torch.no_grad()
+def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+    """Time restoring `options.batch` images with `options.nfe` evaluations."""
+    bridge, network = make_network(options, device)
+    flops = options.nfe * count_flops(bridge, network, options)
+    x1 = _images(options, bridge, options.batch)
+    step = torch.full((len(x1),), bridge.interval - 1, dtype=torch.long, device=device)
+    baseline = vary(network, Variant(released=True))
+    if device.type == "cuda":
+        baseline.diffusion_model.half_convolutions()
+
+    def released() -> None:
+        path = sample(bridge, baseline, x1, nfe=options.nfe, log_count=10)
+        path.states.cpu(), path.pred_x0s.cpu()  # the whole trajectory goes to the CPU
+
+    rows = []
+    for variant in choose_variants(options, device):
+        varied = baseline if variant.released else vary(network, variant)
+
+        def restore(varied=varied) -> None:
+            sample(bridge, varied, x1, nfe=options.nfe)
+
+        _reset_memory(device)
+        works = {"variant": released} if variant.released else {"variant": restore, "released": released}
+        works["variant"]()
+        memory = _peak_memory(device)
+        spent = compare(works, options.repeats, device)
+        row = _row(options, variant, len(x1), spent, len(x1), memory)
+        if not variant.released:
+            alone = compare(
+                {"network": lambda varied=varied: varied(x1, step), "all": restore}, options.repeats, device
+            )
+            row["overhead %"] = 100 * max(0.0, 1 - options.nfe * alone["network"] / alone["all"])
+        rows.append(row)
+    return _report("sample", rows, flops, options, device)
+
+
+def _numerics(
+    options: argparse.Namespace, bridge: Bridge, network: BridgeNetwork, variant: Variant
+) -> dict[str, float]:
+    """Return how far a variant's output and gradient are from float32's, as norms relative to its."""
+    found = []
+    for how in (Variant(), variant):
+        varied = vary(network, how)
+        torch.manual_seed(1)
+        x, step = _images(options, bridge, 2), torch.tensor([3, 700], device=bridge.betas.device)
+        out = varied(x, step)
+        out.float().square().mean().backward()
+        gradient = torch.cat([p.grad.float().flatten() for p in varied.parameters()])
+        found.append((out.detach().float(), gradient))
+    (want, want_gradient), (out, gradient) = found
+    return {
+        "output error": ((out - want).norm() / want.norm()).item(),
+        "gradient error": ((gradient - want_gradient).norm() / want_gradient.norm()).item(),
+    }
+
+
+def _images(options: argparse.Namespace, bridge: Bridge, count: int) -> Tensor:
+    return torch.rand(count, 3, options.size, options.size, device=bridge.betas.device) * 2 - 1
+
+
+def _reset_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_memory(device: torch.device) -> float | None:
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+
+
+def _row(
+    options: argparse.Namespace,
+    variant: Variant,
+    microbatch: int,
+    spent: dict[str, float],
+    images: int,
+    memory: float | None,
+) -> dict[str, object]:
+    return {
+        "variant": variant.name,
+        "microbatch": microbatch,
+        "ms": 1000 * spent["variant"],
+        "images/s": images / spent["variant"],
+        "times released": spent.get("released", spent["variant"]) / spent["variant"],
+        "memory GB": memory,
+        "matrix_type": variant.matrix_type,
+    }
+
+
+def _report(
+    what: str, rows: list[dict[str, object]], flops: int, options: argparse.Namespace, device: torch.device
+) -> list[dict[str, object]]:
+    peaks = {dtype: matrix_peak(device, dtype) for dtype in {row["matrix_type"] for row in rows}}
+    for row in rows:
+        row["% of peak"] = 100 * flops * row["images/s"] / peaks[row.pop("matrix_type")]
+    columns = {"variant": "", "microbatch": "", "ms": ".1f", "images/s": ".2f", "times released": ".2f"}
+    columns |= {"% of peak": ".0f", "memory GB": ".1f", "output error": ".1e", "gradient error": ".1e"}
+    columns |= {"overhead %": ".1f"}
+    columns = {name: form for name, form in columns.items() if any(row.get(name) is not None for row in rows)}
+    rates = ", ".join(f"{str(dtype).removeprefix('torch.')} {peak / 1e12:.2f} TFLOP/s" for dtype, peak in peaks.items())
+    print_table(
+        f"{what}: {options.preset} at {options.size} px, batch {options.batch}, {flops / 1e9:.1f} GFLOP an image; "
+        f"matrix products {rates}",
+        columns,
+        rows,
+    )
+    return rows

@@ -1,0 +1,42 @@
+"""Write a run's weights and settings into one .safetensors file, which load_model, --init and other programs read.
+
+python scripts/export.py NAME OUT.safetensors          averaged weights of results/NAME
+python scripts/export.py NAME OUT.safetensors --raw    those that the optimizer was at
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from i2sb.exported import Exported, write_export
+from i2sb.restore import load_model
+
+
+def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool) -> None:
+    """Write the weights of a run. Raises ValueError if the run cannot be read or the file is there already."""
+    model = load_model(run_dir, ema=not raw)
+    weights = {name: tensor.detach() for name, tensor in model.network.state_dict().items()}
+    write_export(out, Exported(weights, model.config, model.iteration, averaged=not raw), overwrite=overwrite)
+    print(f"{out}: {'raw' if raw else 'averaged'} weights of {run_dir} after {model.iteration} iterations")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of the run in --results-dir")
+    parser.add_argument("out", type=Path, help="file to write")
+    parser.add_argument("--raw", action="store_true", help="the raw weights instead of the averaged ones")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
+    options = parser.parse_args()
+    try:
+        export(options.results_dir / options.name, options.out, raw=options.raw, overwrite=options.overwrite)
+    except (ValueError, OSError) as error:
+        sys.exit(f"export.py: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The benchmark runs every part and compares like with like; what it measures is no test's business."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, run_python
+
+from corruption import CORRUPTIONS
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmark") / "figures.json"
+    small = ["--preset", "tiny", "--size", 32, "--batch", 4, "--repeats", 1, "--nfe", 2, "--images", 32, "--workers", 1]
+    run_python(ROOT / "scripts" / "benchmark.py", "all", *small, "--device", "cpu", "--json", out)
+    return json.loads(out.read_text())
+
+
+def test_every_degradation_is_measured(figures):
+    assert [row["degradation"] for row in figures["corruption"]] == list(CORRUPTIONS)
+    assert all(row["units"] > 0 for row in figures["corruption"])
+
+
+def test_every_variant_stands_beside_the_released_settings_and_computes_the_same(figures):
+    for what in ("train", "sample"):
+        rows = figures[what]
+        assert rows[0]["variant"] == "released" and rows[0]["times released"] == 1
+        assert {row["variant"] for row in rows} == {"released", "fp32", "fp32+channels-last", "bf16"}
+        assert all(row["images/s"] > 0 and row["% of peak"] > 0 for row in rows)
+    for row in figures["train"]:
+        assert row["output error"] < (0.05 if row["variant"] == "bf16" else 1e-5)
+        assert row["gradient error"] < (0.1 if row["variant"] == "bf16" else 1e-4)
+    assert all(0 <= row["overhead %"] < 100 for row in figures["sample"][1:])
+
+
+def test_both_kinds_of_lmdb_are_loaded(figures):
+    assert [(row["stored"], row["workers"]) for row in figures["data"]] == [("full size", 1), ("pre-resized", 1)]
+
+
+def test_released_attention_is_the_same_function(figures):
+    from benchmarks.network import Variant, vary
+
+    from i2sb.bridge import Bridge
+    from i2sb.network import build_network
+
+    torch.manual_seed(0)
+    network = build_network("tiny", Bridge().noise_levels)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    released = vary(network, Variant(released=True))
+    assert any(type(module).__name__ == "MaterialisedAttention" for module in released.modules())
+    x, step = torch.randn(2, 3, 16, 16), torch.tensor([5, 900])
+    torch.testing.assert_close(released(x, step), network(x, step))
+
+
+def test_flops_are_counted_as_the_published_figure_counts_them():
+    """ADM-256 at 256 pixels: 2.239 TFLOP an image and evaluation, multiply and add being two (shapes only)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from i2sb.bridge import Bridge
+    from i2sb.network import build_network
+
+    with torch.device("meta"):
+        network = build_network("adm256", Bridge().noise_levels)
+        image, time = torch.empty(1, 3, 256, 256), torch.zeros(1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.diffusion_model(image, time)
+    assert counter.get_total_flops() == pytest.approx(2.239e12, rel=0.01)
+
+
+def test_wrong_options_are_named():
+    script = ROOT / "scripts" / "benchmark.py"
+    for flags, words in (
+        (["--batch", 0], "--batch 0: must be at least 1"),
+        (["--preset", "x"], "--network x: unknown"),
+    ):
+        refused = run_python(script, "train", *flags, check=False)
+        assert refused.returncode == 1 and words in refused.stderr and "Traceback" not in refused.stderr

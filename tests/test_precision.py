@@ -1,0 +1,220 @@
+"""Other number formats and savings: close to or the same as plain float32, and under the same names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, write_images
+
+from i2sb import load_model, sampling
+from i2sb.bridge import Bridge
+from i2sb.checkpoint import find_checkpoint, save_checkpoint
+from i2sb.config import SampleConfig, TrainConfig
+from i2sb.network import BridgeNetwork, build_network
+from i2sb.precision import make_scaler, prepare
+from i2sb.training import train
+
+
+def loud(cond_x1: bool = False) -> BridgeNetwork:
+    """A small network of which every path shows in the output."""
+    torch.manual_seed(0)
+    net = build_network("unet-32x1.2-blocks1-attention2-heads16", Bridge(10).noise_levels, cond_x1=cond_x1)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return net
+
+
+def outputs_and_gradients(net: BridgeNetwork) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    y = net(x, torch.tensor([0, 9]))
+    y.square().mean().backward()
+    return y, [p.grad for p in net.parameters()]
+
+
+def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    one, other = (torch.cat([t.flatten() for t in tensors]) for tensors in (one, other))
+    return ((one - other).norm() / other.norm()).item()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_checkpointed_gradients_are_the_same(precision, monkeypatch):
+    from i2sb import unet
+
+    plain, saving = loud(), loud()
+    prepare(plain, precision)
+    prepare(saving, precision, grad_checkpoint=True)
+    calls, original = [], unet.checkpoint
+    monkeypatch.setattr(unet, "checkpoint", lambda *a, **k: calls.append(a[0]) or original(*a, **k))
+    (y, gradients), (want, expected) = outputs_and_gradients(saving), outputs_and_gradients(plain)
+    assert torch.equal(y, want)
+    assert all(torch.equal(g, e) for g, e in zip(gradients, expected, strict=True))
+    # Every residual and attention block, once, and none without gradients.
+    blocks = [m for m in saving.modules() if isinstance(m, (unet.ResBlock, unet.AttentionBlock))]
+    assert calls == [m for stage in all_stages(saving) for m in stage if m in blocks] and len(calls) == len(blocks)
+    with torch.no_grad():
+        saving(torch.zeros(1, 3, 16, 16), torch.tensor([0]))
+    assert len(calls) == len(blocks)
+
+
+def all_stages(net):
+    unet = net.diffusion_model
+    return [*unet.input_blocks, unet.middle_block, *unet.output_blocks]
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("bf16", 3e-2), ("fp16", 4e-3)])
+def test_autocast_is_close_and_leaves_weights_and_outputs_in_float32(precision, limit):
+    plain, cast = loud(), loud()
+    prepare(cast, precision)
+    (y, gradients), (want, expected) = outputs_and_gradients(cast), outputs_and_gradients(plain)
+    assert y.dtype == torch.float32 and all(g.dtype == torch.float32 for g in gradients)
+    assert 0 < difference([y], [want]) < limit and 0 < difference(gradients, expected) < limit
+    assert all(p.dtype == torch.float32 for p in cast.parameters())
+
+
+def test_channels_last_computes_the_same():
+    plain, last = loud(), loud()
+    prepare(last, "fp32", channels_last=True)
+    kernel = last.diffusion_model.middle_block[0].in_layers[2].weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()
+    (y, gradients), (want, expected) = outputs_and_gradients(last), outputs_and_gradients(plain)
+    assert difference([y], [want]) < 1e-5 and difference(gradients, expected) < 1e-5
+
+
+def test_compiling_keeps_names_and_results(monkeypatch):
+    """Traced as torch.compile does it, but run by torch itself: its compiler would take minutes here."""
+    original, traced = torch.compile, []
+
+    def trace(function, **options):
+        def backend(graph, inputs):
+            traced.append(graph)
+            return graph
+
+        return original(function, backend=backend, **options)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    net, plain = loud(), loud()
+    prepare(net, "fp32", compile=True)
+    assert list(net.state_dict()) == list(plain.state_dict())
+    (y, gradients), (want, expected) = outputs_and_gradients(net), outputs_and_gradients(plain)
+    assert len(traced) == 1, "the U-Net falls into several graphs"
+    assert difference([y], [want]) < 1e-5 and difference(gradients, expected) < 1e-5
+
+
+def test_tf32_needs_a_gpu_and_fp32_means_it():
+    with pytest.raises(ValueError, match="--precision tf32: only GPUs compute so, and this is a cpu"):
+        prepare(loud(), "tf32")
+    torch.backends.cudnn.allow_tf32 = True
+    prepare(loud(), "fp32")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_half_precisions_exclude_each_other():
+    with pytest.raises(ValueError, match="--use-fp16 --precision bf16: choose one of the two"):
+        SampleConfig(ckpt="a", use_fp16=True, precision="bf16")
+
+
+# --- in the programs -------------------------------------------------------------------------------------------------
+
+
+def settings(tmp_path, dataset_dir, **changes) -> TrainConfig:
+    places = {"results_dir": str(tmp_path), "dataset_dir": str(dataset_dir)}
+    return TrainConfig(**{**TINY, "name": "run", "num_itr": 4, "eval_every": 0, **places, **changes})
+
+
+def test_training_with_all_savings_learns_what_plain_training_learns(tmp_path, dataset_dir):
+    for name, changes in (
+        ("plain", {}),
+        ("saving", {"grad_checkpoint": True, "channels_last": True}),
+        ("bf16", {"precision": "bf16", "grad_checkpoint": True}),
+    ):
+        train(settings(tmp_path, dataset_dir, name=name, **changes))
+    plain, saving, bf16 = (
+        find_checkpoint(tmp_path / name)[1]["ema"]["shadow_params"] for name in ("plain", "saving", "bf16")
+    )
+    assert difference(saving, plain) < 1e-3
+    assert 0 < difference(bf16, plain) < 0.05
+    train(settings(tmp_path, dataset_dir, name="plain", num_itr=5, precision="bf16"))  # a run may change over
+
+
+def test_fp16_training_scales_its_loss_and_resumes_the_same(tmp_path, dataset_dir, monkeypatch):
+    train(settings(tmp_path, dataset_dir, name="whole", precision="fp16"))
+    whole = find_checkpoint(tmp_path / "whole")[1]
+    assert whole["scaler"]["scale"] > 1 and whole["scaler"]["_growth_tracker"] + 2 >= 4
+    train(settings(tmp_path, dataset_dir, precision="fp16", num_itr=2))
+    state = find_checkpoint(tmp_path / "run")[1]
+    # Half the scale, saved: were it not taken up again, the end would show the default.
+    state["scaler"]["scale"] /= 2
+    save_checkpoint(tmp_path / "run", state, 2, keep_last=2)
+    train(settings(tmp_path, dataset_dir, precision="fp16"))
+    resumed = find_checkpoint(tmp_path / "run")[1]
+    assert resumed["scaler"] == {**whole["scaler"], "scale": whole["scaler"]["scale"] / 2}
+    assert difference(resumed["ema"]["shadow_params"], whole["ema"]["shadow_params"]) < 1e-2
+
+
+def test_a_gradient_that_overflows_is_skipped_not_applied():
+    scaler = make_scaler("fp16", torch.device("cpu"))
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0)
+    scaler.scale(parameter.sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert parameter.item() == 1.0 and scaler.get_scale() == 65536 / 2
+    assert not make_scaler("bf16", torch.device("cpu")).is_enabled()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sampling_in_other_precisions(tmp_path, dataset_dir, trained_run, precision):
+    (tmp_path / "tiny").mkdir()
+    for name in ("config.yaml", "latest.pt"):
+        (tmp_path / "tiny" / name).symlink_to(trained_run / name)
+    common = {"ckpt": "tiny", "results_dir": str(tmp_path), "nfe": 1, "device": "cpu", "workers": 0}
+    sampling.run(SampleConfig(**common, precision=precision, channels_last=True))
+    with pytest.raises(ValueError, match=f"precision {precision} there, fp32 now"):
+        sampling.run(SampleConfig(**common))
+    settings_file = tmp_path / "tiny" / "samples_nfe1" / "settings.yaml"
+    assert f"precision: {precision}" in settings_file.read_text()
+    # A folder of an older version says nothing of precision or subset: it was fp32, and whole.
+    lines = [line for line in settings_file.read_text().splitlines() if not line.startswith(("precision", "subset"))]
+    settings_file.write_text("\n".join(lines))
+    sampling.run(SampleConfig(**common))
+
+
+def test_a_listed_part_is_restored_and_scored(tmp_path, dataset_dir, trained_run):
+    from i2sb import evaluation
+    from i2sb.config import EvalConfig
+
+    (tmp_path / "tiny").mkdir()
+    for name in ("config.yaml", "latest.pt"):
+        (tmp_path / "tiny" / name).symlink_to(trained_run / name)
+    data = tmp_path / "data"
+    for number, name in enumerate(["cat/x.png", "cat/y.png", "dog/z.png"]):
+        write_images(data / "val", [name], first=number)
+    (tmp_path / "list.txt").write_text("/val/z.png\n/val/x.png\n")
+    common = {"ckpt": "tiny", "results_dir": str(tmp_path), "device": "cpu", "workers": 0, "dataset_dir": str(data)}
+    sampling.run(SampleConfig(**common, nfe=1, subset=str(tmp_path / "list.txt")))
+    assert len(list((tmp_path / "tiny" / "samples_nfe1" / "000").iterdir())) == 2
+    with pytest.raises(ValueError, match="num_images 2 there, 3 now; fingerprint"):
+        sampling.run(SampleConfig(**common, nfe=1))
+    evaluation.run(EvalConfig(**common, sample_dir="samples_nfe1"))
+    report = json.loads((tmp_path / "tiny" / "samples_nfe1" / "metrics.json").read_text())
+    assert report["images"] == 2
+    (tmp_path / "other.txt").write_text("/val/x.png\n/val/z.png\n")
+    with pytest.raises(ValueError, match="holds images of other names"):
+        evaluation.run(EvalConfig(**common, sample_dir="samples_nfe1", subset=str(tmp_path / "other.txt")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+@pytest.mark.parametrize("ema", [True, False])
+def test_weights_are_used_where_the_file_has_them(trained_run, ema):
+    """No second copy: each parameter lies in the mapped checkpoint; changing one changes no file."""
+    network = load_model(trained_run, ema=ema).network
+    file = str((trained_run / "latest.pt").resolve())
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file)]
+    mapped = [range(*(int(end, 16) for end in line.split()[0].split("-"))) for line in lines]
+    assert all(any(p.data_ptr() in part for part in mapped) for p in network.parameters())
+    with torch.no_grad():
+        first = next(network.parameters()).add_(1.0)
+    assert torch.equal(next(load_model(trained_run, ema=ema).network.parameters()) + 1.0, first)

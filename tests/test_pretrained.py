@@ -1,0 +1,244 @@
+"""Weights to begin with: from ADM, runs and exported files; made to fit, or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, TINY, run_python
+from safetensors.torch import load_file, save_file
+from test_released import write_released_run
+
+from i2sb import load_model
+from i2sb.bridge import Bridge
+from i2sb.checkpoint import find_checkpoint, read_checkpoint
+from i2sb.config import TrainConfig
+from i2sb.exported import Exported, read_export, write_export
+from i2sb.network import BridgeNetwork, build_network
+from i2sb.pretrained import begin_with, read_weights
+
+FIRST, LAST = "diffusion_model.input_blocks.0.0.weight", "diffusion_model.out.2"
+
+
+def build(seed: int = 0, **options) -> BridgeNetwork:
+    torch.manual_seed(seed)
+    return build_network("tiny", Bridge(10).noise_levels, **options)
+
+
+def adm_weights(path, rows: int = 6):
+    """Weights as ADM publishes them: names without the prefix, variances beside means; everything random."""
+    generator = torch.Generator().manual_seed(5)
+    weights = build().diffusion_model.state_dict()
+    for name in ("out.2.weight", "out.2.bias"):
+        weights[name] = torch.zeros(rows, *weights[name].shape[1:])
+    weights = {name: torch.randn(p.shape, generator=generator) for name, p in weights.items()}
+    torch.save(weights, path)
+    return {f"diffusion_model.{name}": p for name, p in weights.items()}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before-1.6"])
+def test_adm_weights_lose_their_variances(tmp_path, legacy):
+    given = adm_weights(tmp_path / "adm.pt")
+    if legacy:
+        weights = torch.load(tmp_path / "adm.pt", weights_only=True)
+        torch.save(weights, tmp_path / "adm.pt", _use_new_zipfile_serialization=False)
+    net = build()
+    weights, source = read_weights(str(tmp_path / "adm.pt"), tmp_path)
+    lines = begin_with(net, weights, source)
+    for name, p in net.state_dict().items():
+        assert torch.equal(p, given[name][:3] if name.startswith(LAST) else given[name]), name
+    count = len(given)
+    assert lines == [
+        f"{count - 2} of {count} parameters kept as they are",
+        "out.2.weight: 3 of its 6 rows kept",
+        "out.2.bias: 3 of its 6 rows kept",
+    ]
+
+
+def test_a_conditioned_network_draws_its_new_inputs_from_the_seed(tmp_path):
+    given = adm_weights(tmp_path / "adm.pt")
+    net, same, other = (build(seed, cond_x1=True) for seed in (1, 1, 2))
+    drawn = net.state_dict()[FIRST][:, 3:].clone()
+    for each in (net, same, other):
+        lines = begin_with(each, given, tmp_path)
+    assert "input_blocks.0.0.weight: 3 of its 3 input channels kept, 3 fresh" in lines
+    first = net.state_dict()[FIRST]
+    assert torch.equal(first[:, :3], given[FIRST]) and torch.equal(first[:, 3:], drawn) and drawn.std() > 0
+    assert torch.equal(first, same.state_dict()[FIRST]) and not torch.equal(first, other.state_dict()[FIRST])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_channels": 1}, ["1 of its 3 input channels kept", "weight: 1 of its 6 rows kept"]),
+        ({"image_channels": 8}, ["3 of its 3 input channels kept, 5 fresh", "weight: 6 of its 6 rows kept, 2 fresh"]),
+    ],
+)
+def test_other_channels_keep_the_first_and_say_so(tmp_path, options, words):
+    lines = begin_with(build(**options), adm_weights(tmp_path / "adm.pt"), tmp_path)
+    for word in words:
+        assert any(line.endswith(word) for line in lines), (word, lines)
+
+
+def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
+    net = build_network("mini", Bridge(10).noise_levels)
+    before = {name: p.clone() for name, p in net.state_dict().items()}
+    with pytest.raises(ValueError, match="adm.pt: holds another architecture, .* parameters differ") as error:
+        begin_with(net, adm_weights(tmp_path / "adm.pt"), tmp_path / "adm.pt")
+    listed = str(error.value).split("differ: ")[1].split("; ")
+    assert len(listed) == 11 and listed[-1] == "…" and listed[:10] == sorted(listed[:10], key=len)
+    assert "in the file" in listed[0] and "in the network" in listed[0]
+    assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        ("adm", "--init adm: data/weights/256x256_diffusion_uncond.pt is not there; fetch it with"),
+        ("nobody", "--init nobody: give none, adm, a .pt or .safetensors file, or a run (there is no"),
+        ("none.pt", "--init none.pt: there is no such file"),
+        ("none.safetensors", "none.safetensors: there is no such file"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, monkeypatch, init, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        read_weights(init, tmp_path)
+    assert words in str(error.value)
+
+
+def test_files_without_weights_are_named(tmp_path):
+    for value in ([1], {"a": 1}, {"net": {"a": 1}, "ema": {}}):
+        torch.save(value, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match="a.pt: holds no weights"):
+            read_weights(str(tmp_path / "a.pt"), tmp_path)
+
+
+# --- runs begun with them ---------------------------------------------------------------------------------------------
+
+
+def train(tmp_path, dataset_dir, capsys, **changes):
+    """Train in this process; returns the last state and what was said."""
+    from i2sb.training import train
+
+    settings = {**TINY, "num_itr": 1, "eval_every": 0, "results_dir": str(tmp_path), "dataset_dir": str(dataset_dir)}
+    config = TrainConfig(**{"name": "run", **settings, **changes})
+    capsys.readouterr()
+    train(config)
+    printed = capsys.readouterr()
+    return find_checkpoint(config.run_dir)[1], printed.out + printed.err
+
+
+def test_every_source_begins_a_run_with_its_averaged_weights(tmp_path, dataset_dir, trained_run, capsys):
+    shutil.copytree(trained_run, tmp_path / "tiny")
+    shadow = read_checkpoint(trained_run / "latest.pt")["ema"]["shadow_params"]
+    model = load_model(trained_run)
+    write_export(tmp_path / "tiny.safetensors", Exported(model.network.state_dict(), model.config, 6, averaged=True))
+    frozen = {"lr": 1e-30}  # the iteration changes nothing
+    for init in ("tiny", trained_run, trained_run / "latest.pt", tmp_path / "tiny.safetensors"):
+        state, said = train(tmp_path, dataset_dir, capsys, init=str(init), **frozen)
+        assert "begun with" in said and "parameters kept as they are" in said and "fresh" not in said
+        for p, mine, averaged in zip(shadow, state["net"].values(), state["ema"]["shadow_params"], strict=True):
+            assert torch.equal(p, mine) and torch.equal(p, averaged)
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_init_acts_when_a_run_begins_and_not_when_it_goes_on(tmp_path, dataset_dir, capsys):
+    adm_weights(tmp_path / "adm.pt")
+    flags = {"init": str(tmp_path / "adm.pt"), "cond_x1": True}
+    first, said = train(tmp_path, dataset_dir, capsys, **flags)
+    assert "adm.pt; " in said and "3 of its 3 input channels kept, 3 fresh; out.2.weight: 3 of its 6 rows kept" in said
+    adm_weights(tmp_path / "adm.pt", rows=9)
+    (tmp_path / "adm.pt").unlink()
+    second, said = train(tmp_path, dataset_dir, capsys, num_itr=2, **flags)
+    assert "resumed from" in said
+    assert (second["net"][FIRST] - first["net"][FIRST]).abs().max() < 0.01
+    with pytest.raises(ValueError, match="--init .*adm.pt there, none now"):
+        train(tmp_path, dataset_dir, capsys, num_itr=3, cond_x1=True)
+
+
+def test_weights_that_do_not_fit_leave_nothing_behind(tmp_path, dataset_dir, capsys):
+    adm_weights(tmp_path / "adm.pt")
+    with pytest.raises(ValueError, match="adm.pt: holds another architecture"):
+        train(tmp_path, dataset_dir, capsys, init=str(tmp_path / "adm.pt"), network="mini")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_released_run_gives_weights_but_is_not_gone_on_with(tmp_path, dataset_dir, capsys):
+    run = write_released_run(tmp_path / "released")
+    shadow = torch.load(run / "latest.pt", weights_only=True)["ema"]["shadow_params"]
+    network = load_model(run).config.network
+    flags = {"network": network, "lr": 1e-30}
+    state, _ = train(tmp_path, dataset_dir, capsys, init="released", **flags)
+    assert all((p - mine).abs().max() < 1e-20 for p, mine in zip(shadow, state["net"].values(), strict=True))
+    for changes in ({"name": "released"}, {"name": "other", "ckpt": "released"}):
+        with pytest.raises(ValueError, match="a run of the released program, .* with --init"):
+            train(tmp_path, dataset_dir, capsys, **changes)
+
+
+def test_runs_of_older_versions_lack_the_newer_settings(tmp_path, trained_run):
+    shutil.copytree(trained_run, tmp_path / "old")
+    later = {f.name for f in dataclasses.fields(TrainConfig) if f.metadata["later"]}
+    assert "init" in later
+    file = tmp_path / "old" / "config.yaml"
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if line.split(":")[0] not in later))
+    assert load_model(tmp_path / "old").config.init == "none"
+
+
+# --- exported weights -------------------------------------------------------------------------------------------------
+
+
+def test_exported_weights_load_alike(tmp_path, trained_run, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from export import export
+
+    for raw in (False, True):
+        out = tmp_path / f"{raw}.safetensors"
+        export(trained_run, out, raw=raw, overwrite=False)
+        want, model = load_model(trained_run, ema=not raw), load_model(out)
+        assert (model.config, model.iteration, read_export(out).averaged) == (want.config, 6, not raw)
+        for name, p in want.network.state_dict().items():
+            assert torch.equal(p, model.network.state_dict()[name])
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(model.restore(x), want.restore(x))
+    with pytest.raises(ValueError, match="True.safetensors: exists already; .* --overwrite"):
+        export(trained_run, out, raw=False, overwrite=False)
+    export(trained_run, out, raw=False, overwrite=True)
+    with pytest.raises(ValueError, match="holds averaged weights; the raw ones"):
+        load_model(out, ema=False)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_export_as_a_process(tmp_path, trained_run):
+    command = [ROOT / "scripts/export.py", trained_run.name, tmp_path / "a.safetensors", "--results-dir"]
+    done = run_python(*command, trained_run.parent)
+    assert f"averaged weights of {trained_run} after 6 iterations" in done.stdout
+    done = run_python(*command, tmp_path / "none", check=False)
+    assert done.returncode == 1 and "there is no such run" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_broken_exports_are_named(tmp_path, trained_run):
+    model = load_model(trained_run)
+    out = tmp_path / "a.safetensors"
+    write_export(out, Exported(model.network.state_dict(), model.config, 6, averaged=True))
+    whole = out.read_bytes()
+    for length in (0, 4, 100, len(whole) - 1):
+        out.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="a.safetensors: broken file of weights"):
+            load_model(out)
+    tensors = load_file_of(whole, out)
+    save_file(tensors, out)
+    with pytest.raises(ValueError, match="a.safetensors: lacks the settings"):
+        load_model(out)
+    save_file(tensors, out, metadata={"config": "[]", "iteration": "1", "weights": "raw"})
+    with pytest.raises(ValueError, match="a.safetensors: must hold lines of the form"):
+        load_model(out)
+    with pytest.raises(ValueError, match="a.pt: the name must end in .safetensors"):
+        write_export(tmp_path / "a.pt", Exported(tensors, model.config, 6, averaged=True))
+
+
+def load_file_of(content: bytes, path) -> dict[str, torch.Tensor]:
+    path.write_bytes(content)
+    return load_file(path)
