@@ -20,6 +20,22 @@ _COMPILE_HELP = "compile the network with torch.compile: minutes at the start, f
 # `--corrupt paired`: the data set holds degraded images itself.
 PAIRED = "paired"
 
+# What compute_metrices.py can compute.
+METRICS = (
+    "psnr",
+    "ssim",
+    "mae",
+    "lpips-alex",
+    "lpips-vgg",
+    "fid",
+    "kid",
+    "ca",
+    "efficientnet-lite0-frechet",
+    "efficientnet-lite0-agreement",
+    "efficientnet-lite0-accuracy",
+    "features-frechet",
+)
+
 
 def option(default: Any, help: str, *, later: bool = False) -> Any:
     """A field with its default and the line that `--help` prints for it.
@@ -261,34 +277,85 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Score restored images against the clean ones; writes metrics.json and comparison.png beside them."""
+    """Score restored images against the clean ones; writes metrics.json, report.html and comparison.png beside them."""
 
     ckpt: str = option("", "name of the run in --results-dir")
     results_dir: str = option("results", "folder of all runs")
     sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
     dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
     subset: str = option("", "text file that lists the images (default: the one they were restored by, if any)")
-    corrupt: str = option("", "degradation, to be given where the images' own is a Python file")
+    corrupt: str = option("", "degradation, where the run does not say it, or its own is a Python file")
     mask_file: str = option("", "npz of the published freeform masks (default: where they were)")
+    metrics: str = option("", f"what to compute beside psnr, with commas between: {', '.join(METRICS)} (default: all)")
+    require: str = option("", "metrics, with commas between, without which the program exits with status 3")
     mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
-        "legacy_pytorch", "how images are resized for FID, once it is computed: recorded only, so far"
+        "legacy_pytorch", "how images are resized for FID and KID; legacy_pytorch: as published"
     )
-    batch_size: int = option(16, "images scored at once")
+    reference: str = option("", "npz of reference statistics for FID (default: the clean images that are scored)")
+    reference_split: Literal["", "train", "val"] = option(
+        "", "split the reference is made from (default, as published: train for sr4x-*, val for all others)"
+    )
+    make_reference: str = option("", "write reference statistics of --dataset-dir to this npz, score nothing")
+    image_size: int = option(256, "side of the square images, in pixels, for --make-reference")
+    weights_dir: str = option("data/weights", "folder of the networks' weights, looked into before torch's own cache")
+    features: str = option("", "feature function of your own, path/to/file.py:function, which is run")
+    seed: int = option(0, "seed of the subsets that KID draws")
+    batch_size: int = option(16, "images scored at once, per process")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
-    workers: int = option(4, "processes that decode images, at most one a core")
+    workers: int = option(4, "processes that decode images, per GPU, at most one a core")
 
     def __post_init__(self) -> None:
-        _require_name("--ckpt", self.ckpt)
+        if self.make_reference:
+            named = f"--make-reference {self.make_reference}"
+            _require(self.make_reference.endswith(".npz"), f"{named}: name a file that ends in .npz")
+            _require(bool(self.dataset_dir), f"{named}: give --dataset-dir, the data it is to be made from")
+            _require(
+                not self.ckpt and not self.sample_dir, f"{named}: scores nothing, so leave out --ckpt, --sample-dir"
+            )
+            _require(not self.reference, f"{named}: leave out --reference, which is for scoring")
+        else:
+            _require_name("--ckpt", self.ckpt)
+            _require(
+                bool(self.sample_dir) and Path(self.sample_dir).name == self.sample_dir.rstrip("/"),
+                f"--sample-dir {self.sample_dir}: name a folder of restored images inside the run, "
+                "such as samples_nfe10",
+            )
+        for named, listed in (("metrics", self.metrics), ("require", self.require)):
+            for name in _split(listed):
+                _require(name in METRICS, f"--{named} {name}: unknown metric; there are {', '.join(METRICS)}")
         _require(
-            bool(self.sample_dir) and Path(self.sample_dir).name == self.sample_dir.rstrip("/"),
-            f"--sample-dir {self.sample_dir}: name a folder of restored images inside the run, such as samples_nfe10",
+            re.fullmatch(r"(.+\.py:[A-Za-z_]\w*)?", self.features) is not None,
+            f"--features {self.features}: name file and function, as path/to/file.py:function",
         )
-        _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
-        _require(self.workers >= 0, f"--workers {self.workers}: must not be negative")
+        _require(
+            bool(self.features) or "features-frechet" not in _split(f"{self.metrics},{self.require}"),
+            "features-frechet: give the function with --features path/to/file.py:function",
+        )
+        for name in _split(self.require):
+            _require(name in self.wanted, f"--require {name}: is not among --metrics {self.metrics}")
+        for name in ("batch_size", "image_size"):
+            _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)}: must be at least 1")
+        for name in ("workers", "seed"):
+            _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The metrics to compute, in the order of METRICS."""
+        listed = ("psnr", *_split(self.metrics)) if self.metrics else METRICS
+        return tuple(name for name in METRICS if name in listed and (self.features or name != "features-frechet"))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The metrics that must be computed."""
+        return _split(self.require)
 
     @property
     def run_dir(self) -> Path:
         return Path(self.results_dir) / self.ckpt
+
+
+def _split(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
 def flag(field_name: str) -> str:

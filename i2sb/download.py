@@ -96,6 +96,20 @@ ITEMS: dict[str, Item] = {
         "https://download.pytorch.org/models/resnet50-0676ba61.pth",
         sha256="0676ba61",
     ),
+    "alexnet": Item(
+        "alexnet-owt-7be5be79.pth",
+        "data/weights",
+        "torchvision's AlexNet, for LPIPS",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        sha256="7be5be79",
+    ),
+    "vgg16": Item(
+        "vgg16-397923af.pth",
+        "data/weights",
+        "torchvision's VGG-16, for LPIPS",
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        sha256="397923af",
+    ),
 }
 
 

@@ -4,128 +4,256 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from importlib.metadata import version
-from importlib.util import find_spec
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from i2sb.config import EvalConfig
-from i2sb.data import load_in_order
-from i2sb.distributed import find_device
+from i2sb.data import load_in_order, open_split
+from i2sb.distributed import World, join_world, leave_world
+from i2sb.features import (
+    EFFICIENTNET_LITE0,
+    INCEPTION,
+    UnavailableError,
+)
 from i2sb.files import write_text
-from i2sb.images import draw_grid, save_png, to_uint8
-from i2sb.metrics import psnr, ssim
-from i2sb.randomness import ImageNoise, Purpose
-from i2sb.restore import read_run_config
-from i2sb.sample_folder import SampleFolder
-from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
+from i2sb.frechet import Moments
+from i2sb.images import draw_grid, save_png
+from i2sb.measures import Meters, build_meters, build_network, compute_results, weights_of
+from i2sb.reference import MadeFrom, Reference, read_reference, write_reference
+from i2sb.report import Example, write_report
+from i2sb.restored import RestoredImages, open_restored
+from i2sb.scores import COLUMNS, PairMeter, Result, Scored
 
 IMAGES_DRAWN = 12
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is computed, one number an image, and how it is shown."""
-
-    compute: Callable[[Tensor, Tensor], Tensor]
-    unit: str
-    digits: int
-    definition: str
-    needs: str = "torch"
-
-
-METRICS = {
-    "psnr": Metric(psnr, "dB", 2, "PSNR of 8-bit images, mean over images"),
-    "ssim": Metric(ssim, "", 4, "SSIM, Gaussian window 11, σ 1.5, mean over images and channels", needs="torchmetrics"),
-}
+EXAMPLES_DRAWN = 4  # each of the worst, middle and best
+REQUIRED_IS_MISSING = 3  # exit status
+_PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "efficientnet-lite-pytorch", "numpy")
 
 
 def run(config: EvalConfig) -> None:
-    """Print PSNR and SSIM of degraded and restored images; write metrics.json and comparison.png into the folder.
+    """Print the metrics of degraded and restored images; write metrics.json, report.html and comparison.png.
 
-    Raises ValueError if the folder is not one of sample.py's, is unfinished, or does not fit the data set.
+    With --make-reference write reference statistics instead. Under torchrun the processes share the images. Exits with
+    status 3 if a metric of --require could not be computed.
+    Raises ValueError if the folder holds no restored images, is unfinished, or does not fit the data set or reference.
     """
-    device = find_device(config.device)
-    folder = SampleFolder.open(config.run_dir / config.sample_dir)
-    settings = folder.settings
-    run_config = replace(read_run_config(config.run_dir), corrupt=settings.corrupt, mask_file=settings.mask_file)
-    if config.corrupt not in ("", settings.corrupt):
-        raise ValueError(f"--corrupt {config.corrupt}: the images in {folder.path} were made with {settings.corrupt}")
-    run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / "settings.yaml")
-    dataset_dir = config.dataset_dir or settings.dataset_dir
-    images = open_task_split(run_config, dataset_dir, "val", settings.image_size)
-    if config.subset or settings.subset:
-        images = images.subset(config.subset or settings.subset)
-    if len(images) != settings.num_images:
-        raise ValueError(
-            f"{images.clean.describe()} holds {len(images)} images, but those in {folder.path} were restored from "
-            f"{settings.num_images}: give the --dataset-dir, and the --subset, they came from"
-        )
-    if images.fingerprint != settings.fingerprint:
-        raise ValueError(
-            f"{images.clean.describe()} holds images of other names than those in {folder.path} were restored from: "
-            "give the --dataset-dir they came from"
-        )
-    missing = folder.missing(range(len(images)))
+    world = join_world(config.device)
+    try:
+        # Full precision in convolutions: scores are compared with other people's.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            if config.make_reference:
+                _make_reference(config, world)
+                return
+            not_computed = _score(config, world)
+        world.barrier()  # a process that leaves early with a status would have the others stopped
+    finally:
+        leave_world()
+    missing = [f"{name} ({not_computed[name]})" for name in config.required if name in not_computed]
     if missing:
-        raise ValueError(
-            f"{folder.path}: {len(missing)} of {len(images)} images are missing, first number {missing[0]}; "
-            "finish sample.py first"
-        )
+        if world.is_main:
+            print(f"compute_metrices.py: --require: {'; '.join(missing)}", file=sys.stderr)
+        sys.exit(REQUIRED_IS_MISSING)
 
-    metrics = {name: metric for name, metric in METRICS.items() if find_spec(metric.needs) is not None}
-    scores: dict[str, dict[str, list[Tensor]]] = {name: {"degraded": [], "restored": []} for name in metrics}
-    corruption = build_task_corruption(run_config, settings.image_size)
-    wanted = {i * len(images) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)}
-    drawn: list[tuple[Tensor, Tensor, Tensor]] = []
-    loaded = load_in_order(images, range(len(images)), batch_size=config.batch_size, workers=config.workers)
-    for part in tqdm(loaded, total=-(-len(images) // config.batch_size), unit="batch", dynamic_ncols=True):
-        noise = ImageNoise(settings.seed, Purpose.SAMPLE, part.numbers)
-        batch = make_task_batch(run_config, part, corruption, noise, evaluation=True)
-        degraded, clean = to_uint8(batch.shown), part.image
-        restored = torch.stack([folder.load(index) for index in part.numbers])
-        if restored.shape != clean.shape:
+
+# --- Scoring ---------------------------------------------------------------------------------------------------------
+
+
+def _score(config: EvalConfig, world: World) -> dict[str, str]:
+    """Score the images and, on the main process, write and print what came out. Returns what was not computed."""
+    restored = open_restored(config)
+    count = len(restored)
+    if count < world.world_size:
+        raise ValueError(f"torchrun --nproc-per-node: {world.world_size} processes for {count} images")
+    reference = read_reference(Path(config.reference)) if config.reference else None
+    if reference is not None:
+        metric = {INCEPTION: "fid", EFFICIENTNET_LITE0: "efficientnet-lite0-frechet"}.get(reference.network)
+        if metric is None and reference.network != config.features:
             raise ValueError(
-                f"{folder.path}: images {part.numbers} are not of the shape of those they were restored from"
+                f"--reference {reference.path}: made with {reference.network}; give --features {reference.network}, "
+                "if you trust that file, or another reference"
             )
-        for name, metric in metrics.items():
-            scores[name]["degraded"].append(metric.compute(degraded.to(device), clean.to(device)).cpu())
-            scores[name]["restored"].append(metric.compute(restored.to(device), clean.to(device)).cpu())
-        drawn += [(degraded[i], restored[i], clean[i]) for i, index in enumerate(part.numbers) if index in wanted]
+        if (metric or "features-frechet") not in config.wanted:
+            raise ValueError(
+                f"--reference {reference.path}: holds statistics of {reference.network}, but --metrics "
+                f"{config.metrics} leaves out {metric or 'features-frechet'}"
+            )
+    meters = build_meters(config, restored, reference, world.device)
+    if world.is_main:
+        _warn(meters, reference)
 
-    means = {
-        name: {column: torch.cat(values).mean().item() for column, values in columns.items()}
-        for name, columns in scores.items()
-    }
-    reasons = {name: f"not computed: needs {METRICS[name].needs}" for name in METRICS if name not in metrics}
-    reasons["fid"] = f"({config.mode}) not computed: this version has no Inception network"
+    mine = range(world.rank, count, world.world_size)
+    progress = tqdm(total=len(mine), unit="image", dynamic_ncols=True, disable=not world.is_main)
+    for scored in restored.read(mine, config, world.device):
+        for meter in meters:
+            meter.add(scored)
+        progress.update(len(scored.numbers))
+    progress.close()
+    for meter in meters:
+        meter.reduce(lambda value: world.sum(value.to(world.device)).cpu())
+    if world.is_main:
+        results = compute_results(config, restored, meters, reference)
+        _write(config, restored, meters, results)
+        _print(restored, results, meters.not_computed)
+    return meters.not_computed
+
+
+def _warn(meters: Meters, reference: Reference | None) -> None:
+    """Say what the user should know of files that do not vouch for themselves."""
+    if reference is not None and reference.made_from is None:
+        print(
+            f"warning: {reference.path} does not say what it was made from: taken as it is, "
+            f"as statistics of {reference.network}",
+            file=sys.stderr,
+        )
+    for network in weights_of(meters).values():
+        if network and not network["published"]:
+            print(f"warning: {network['file']} is not the published file of that name", file=sys.stderr)
+
+
+# --- What comes out --------------------------------------------------------------------------------------------------
+
+
+def _finite(value: float) -> float | None:
+    """Return a number as JSON knows it: no infinity, the PSNR of equal images."""
+    return value if math.isfinite(value) else None
+
+
+def _write(config: EvalConfig, restored: RestoredImages, meters: Meters, results: dict[str, Result]) -> None:
+    versions = _versions()
     report = {
-        "images": len(images),
-        "settings": vars(settings),
+        "images": len(restored),
+        "settings": restored.settings,
+        "scored_with": asdict(config),
         "metrics": {
-            # JSON knows no infinity, the PSNR of equal images.
-            name: {column: value if math.isfinite(value) else None for column, value in columns.items()}
-            | {"unit": METRICS[name].unit, "definition": METRICS[name].definition}
-            for name, columns in means.items()
+            name: {column: _finite(getattr(result, column)) for column in COLUMNS}
+            | {"n": result.n, "unit": result.unit, "definition": result.definition}
+            | result.details
+            for name, result in results.items()
         },
-        "not_computed": reasons,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "torchmetrics") if find_spec(name)},
+        "not_computed": meters.not_computed,
+        "versions": versions,
     }
-    write_text(folder.path / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False))
-    columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
-    picture = folder.path / "comparison.png"
-    save_png(draw_grid(list(zip(("degraded", "restored", "clean"), columns, strict=True))), picture)
+    write_text(restored.path / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False))
 
-    print(f"\n{len(images)} images of {images.clean.describe()}, {settings.run}, NFE {settings.nfe}")
-    print(f"{'':10}{'degraded':>10}{'restored':>10}{'gain':>10}")
-    for name, columns in means.items():
-        before, after, digits = columns["degraded"], columns["restored"], METRICS[name].digits
-        row = f"{name.upper():10}{before:10.{digits}f}{after:10.{digits}f}{after - before:+10.{digits}f}"
-        print(f"{row} {METRICS[name].unit}".rstrip())
-    for name, reason in reasons.items():
-        print(f"{name.upper()} {reason}")
-    print(f"{folder.path / 'metrics.json'}\n{picture}")
+    spread_evenly = sorted({i * len(restored) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)})
+    images = [getattr(_gather(restored, spread_evenly, config), column) for column in (*COLUMNS, "clean")]
+    save_png(draw_grid(list(zip((*COLUMNS, "clean"), images, strict=True))), restored.path / "comparison.png")
+    write_report(
+        restored.path / "report.html",
+        title=f"{restored.settings['run']}, {restored.path.name}",
+        summary=f"{len(restored)} images of {restored.images.clean.describe()}, degraded by "
+        f"{restored.run_config.corrupt}",
+        results=list(results.values()),
+        not_computed=meters.not_computed,
+        psnr={column: meters.pairs["psnr"].values(column).tolist() for column in COLUMNS},
+        examples=_examples(restored, meters.pairs["psnr"], config),
+        strips=sorted((restored.path / "trajectories").glob("*.png")),
+        settings={**restored.settings, **{f"scored with {k}": v for k, v in asdict(config).items() if v != ""}},
+        versions=versions,
+    )
+
+
+def _gather(restored: RestoredImages, numbers: list[int], config: EvalConfig) -> Scored:
+    """Read some images again, all at once."""
+    read = list(restored.read(numbers, config, torch.device("cpu")))
+    columns = [torch.cat([getattr(scored, name) for scored in read]) for name in (*COLUMNS, "clean")]
+    return Scored(*columns, numbers)
+
+
+def _examples(restored: RestoredImages, meter: PairMeter, config: EvalConfig) -> dict[str, list[Example]]:
+    """Return the worst, middle and best images by the PSNR of the restored ones."""
+    order = torch.argsort(meter.values("restored"), stable=True).tolist()
+    shown = min(EXAMPLES_DRAWN, len(order))
+    middle = (len(order) - shown) // 2
+    chosen = {"worst": order[:shown], "median": order[middle : middle + shown], "best": order[-shown:][::-1]}
+    examples: dict[str, list[Example]] = {}
+    for kind, numbers in chosen.items():
+        scored = _gather(restored, numbers, config)
+        examples[kind] = [
+            Example(
+                number,
+                restored.images.keys[number],
+                *(meter.values(column)[number].item() for column in COLUMNS),
+                *(getattr(scored, column)[i] for column in (*COLUMNS, "clean")),
+            )
+            for i, number in enumerate(numbers)
+        ]
+    return examples
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _print(restored: RestoredImages, results: dict[str, Result], not_computed: dict[str, str]) -> None:
+    settings = restored.settings
+    nfe = f", NFE {settings['nfe']}" if "nfe" in settings else ""
+    print(f"\n{len(restored)} images of {restored.images.clean.describe()}, {settings['run']}{nfe}")
+    width = max(10, *(len(result.title) + 2 for result in results.values()))
+    print(f"{'':{width}}{'degraded':>10}{'restored':>10}{'gain':>10}")
+    for result in results.values():
+        before, after, digits = result.degraded, result.restored, result.digits
+        row = f"{result.title:{width}}{before:10.{digits}f}{after:10.{digits}f}{after - before:+10.{digits}f}"
+        print(f"{row} {result.unit}".rstrip())
+    for name, reason in not_computed.items():
+        print(f"{name} {reason}")
+    for name in ("metrics.json", "comparison.png", "report.html"):
+        print(restored.path / name)
+
+
+# --- Reference statistics --------------------------------------------------------------------------------------------
+
+
+def _make_reference(config: EvalConfig, world: World) -> None:
+    """Write the moments of the clean images of a split."""
+    path = Path(config.make_reference)
+    if path.exists():
+        raise ValueError(f"--make-reference {path}: is there already; delete it first, or name another file")
+    split = config.reference_split or "val"
+    images = open_split(config.dataset_dir, split, image_size=config.image_size)
+    if len(images) < max(2, world.world_size):
+        raise ValueError(f"{images.clean.describe()}: holds {len(images)} images, too few for statistics")
+    named = INCEPTION
+    if config.features:
+        named = "own"
+    elif config.metrics and "fid" not in config.wanted and "efficientnet-lite0-frechet" in config.wanted:
+        named = EFFICIENTNET_LITE0
+    try:
+        network = build_network(named, config, world.device)
+    except UnavailableError as error:
+        raise ValueError(f"--make-reference {path}: {error}") from None
+    if world.is_main and network.weights and not network.weights.published:
+        print(f"warning: {network.weights.file} is not the published file of that name", file=sys.stderr)
+    moments = Moments()
+    mine = range(world.rank, len(images), world.world_size)
+    progress = tqdm(total=len(mine), unit="image", dynamic_ncols=True, disable=not world.is_main)
+    for part in load_in_order(images, mine, batch_size=config.batch_size, workers=config.workers):
+        moments.add(network(part.image.to(world.device)).features)
+        progress.update(len(part.numbers))
+    progress.close()
+    gaussian = moments.gaussian(lambda value: world.sum(value.to(world.device)).cpu())
+    made_from = MadeFrom(
+        network=network.name,
+        mode=network.mode,
+        split=split,
+        image_size=config.image_size,
+        images=len(images),
+        data=Path(config.dataset_dir).name,
+        fingerprint=images.fingerprint,
+        weights=network.weights.sha256 if network.weights else "",
+    )
+    if world.is_main:
+        write_reference(path, gaussian, made_from)
+        print(f"{path}: {network.name} statistics of {len(images)} images of {images.clean.describe()}")
+    world.barrier()

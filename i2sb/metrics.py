@@ -17,6 +17,11 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
     return 10 * torch.log10(PEAK**2 / error)
 
 
+def mae(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean absolute error over all pixels and channels of each image, in 8-bit levels (0 to 255), [B]."""
+    return (images.double() - reference.double()).abs().flatten(1).mean(dim=1)
+
+
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity (Wang et al. 2004: Gaussian window of 11 pixels, σ = 1.5) of each image, [B]."""
     from torchmetrics.functional.image import structural_similarity_index_measure

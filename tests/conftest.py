@@ -121,3 +121,36 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, dataset_dir: Path) -> 
     config = TrainConfig(name="tiny", results_dir=str(results), dataset_dir=str(dataset_dir), **TINY)
     train(config)
     return config.run_dir
+
+
+# --- Weights for the metrics, of the right shapes and drawn from a seed ----------------------------------------------
+
+
+def write_seeded(module: torch.nn.Module, path: Path, keep: str = "") -> dict[str, torch.Tensor]:
+    """Give a module weights drawn from a seed, save those whose names begin with `keep`, and return them."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.ndim > 1:
+                value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)
+            elif name.endswith("running_mean"):
+                value.copy_(0.1 * torch.randn(value.shape, generator=generator))
+    state = {name: value for name, value in module.state_dict().items() if name.startswith(keep)}
+    torch.save(state, path)
+    return state
+
+
+@pytest.fixture(scope="session")
+def inception_dir(tmp_path_factory) -> Path:
+    """A folder with Inception's file, its weights drawn from a seed."""
+    import torch_fidelity.feature_extractor_inceptionv3 as source
+
+    from i2sb.features import INCEPTION_FILES
+
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(source.FeatureExtractorInceptionV3, "load_state_dict", lambda *args: None)
+        network = source.FeatureExtractorInceptionV3("inception", ["2048"])
+    write_seeded(network, folder / INCEPTION_FILES[0])
+    return folder

@@ -183,7 +183,7 @@ def test_wrong_sampling(program, trained_run, flags, words):
     assert sorted(trained_run.rglob("*")) == before
 
 
-def test_wrong_scoring(program, trained_run, tmp_path):
+def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
     from i2sb.evaluation import run
 
     common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
@@ -194,6 +194,35 @@ def test_wrong_scoring(program, trained_run, tmp_path):
     assert_one_line(
         *program(EvalConfig, run, [*common, "--sample-dir", "a", "--mode", "best"]), "--mode best: must be one of"
     )
+    results = restore_tiny(program, trained_run, tmp_path)
+    for flags, words in (
+        (["--metrics", "psnr,fdi"], "--metrics fdi: unknown metric; there are psnr, ssim"),
+        (["--require", "best"], "--require best: unknown metric"),
+        (["--metrics", "ssim", "--require", "fid"], "--require fid: is not among --metrics ssim"),
+        (["--features", "own.py"], "--features own.py: name file and function, as path/to/file.py:function"),
+        (["--require", "features-frechet"], "features-frechet: give the function with --features"),
+        (["--reference", "nowhere.npz"], "--reference nowhere.npz: there is no such file"),
+        (["--make-reference", "a.npz"], "--make-reference a.npz: give --dataset-dir"),
+        (["--make-reference", "a.npz", "--dataset-dir", "d"], "--make-reference a.npz: scores nothing, so leave out"),
+        (["--make-reference", "a", "--dataset-dir", "d"], "--make-reference a: name a file that ends in .npz"),
+    ):
+        said = program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1", "--results-dir", results, *flags])
+        assert_one_line(*said, words)
+    make = ["--make-reference", tmp_path / "a.npz", "--dataset-dir", dataset_dir, "--weights-dir", tmp_path]
+    assert_one_line(*program(EvalConfig, run, make), "a.npz: needs pt_inception-2015-12-05-6726825d.pth in")
+
+
+def restore_tiny(program, trained_run, tmp_path):
+    """Restore the split once into a results folder of its own; returns the folder."""
+    from i2sb.sampling import run as restore
+
+    results = tmp_path / "tiny_results"
+    (results / "tiny").mkdir(parents=True)
+    for name in ("config.yaml", "latest.pt"):
+        (results / "tiny" / name).symlink_to(trained_run / name)
+    flags = ["--ckpt", "tiny", "--results-dir", results, "--device", "cpu", "--workers", 0, "--nfe", 1]
+    assert program(SampleConfig, restore, flags)[0] == 0
+    return results
 
 
 def test_scoring_an_unfinished_folder_or_another_data_set(program, trained_run, tmp_path, dataset_dir):

@@ -141,12 +141,12 @@ def test_restoring_and_scoring_a_split(tmp_path, dataset_dir, trained_run):
     refused = run_python("sample.py", *common, "--nfe", 3, "--seed", 1, check=False)
     assert refused.returncode == 2 and "made with other settings (seed 0 there, 1 now)" in refused.stderr
 
-    done = run_python("compute_metrices.py", *common, "--sample-dir", "samples_nfe3")
-    assert "PSNR" in done.stdout and "FID (legacy_pytorch) not computed" in done.stdout
+    done = run_python("compute_metrices.py", *common, "--sample-dir", "samples_nfe3", "--weights-dir", tmp_path)
+    assert "PSNR" in done.stdout and "fid not computed: needs pt_inception" in done.stdout
     report = json.loads((folder / "metrics.json").read_text())
-    assert report["images"] == 5 and "Inception" in report["not_computed"]["fid"]
+    assert report["images"] == 5 and "pt_inception" in report["not_computed"]["fid"]
     assert 5 < report["metrics"]["psnr"]["degraded"] < 60 and 0 < report["metrics"]["ssim"]["restored"] <= 1
-    assert (folder / "comparison.png").exists()
+    assert (folder / "comparison.png").exists() and (folder / "report.html").exists()
 
 
 def test_python_gives_the_same_as_the_command(tmp_path, dataset_dir, trained_run):
@@ -196,7 +196,7 @@ def test_other_tasks_take_the_same_path(tmp_path, dataset_dir, changes):
     settings = {**TINY, "num_itr": 2, "dataset_dir": str(dataset_dir), **places, **changes}
     training.train(TrainConfig(name="other", **settings))
     sampling.run(SampleConfig(ckpt="other", nfe=2, clip_denoise=True, use_fp16=True, **places))
-    evaluation.run(EvalConfig(ckpt="other", sample_dir="samples_nfe2_clip", **places))
+    evaluation.run(EvalConfig(ckpt="other", sample_dir="samples_nfe2_clip", metrics="psnr,ssim", **places))
     report = json.loads((tmp_path / "other" / "samples_nfe2_clip" / "metrics.json").read_text())
     assert report["settings"]["image_size"] == changes.get("eval_image_size", 16)
     assert report["metrics"]["psnr"]["restored"] > 5

@@ -1,0 +1,370 @@
+"""Scoring whole folders: PNGs and released files, one process and two, references, and what cannot be computed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_python, write_images
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from i2sb import evaluation, measures, sampling
+from i2sb.config import EvalConfig, SampleConfig
+from i2sb.features import FeatureNetwork, Seen
+from i2sb.frechet import Gaussian
+from i2sb.reference import MadeFrom, read_reference, write_reference
+
+CHEAP = "psnr,ssim,mae,features-frechet"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> str:
+    """A feature function in a file: means over thirds of the image, three numbers."""
+    file = tmp_path_factory.mktemp("own") / "own.py"
+    file.write_text(
+        "from torch.nn.functional import adaptive_avg_pool2d\n"
+        "def thirds(images): return adaptive_avg_pool2d(images[:, :1], (1, 3)).flatten(1)\n"
+    )
+    return f"{file}:thirds"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, trained_run) -> Path:
+    """A results folder with a run and its restored images; treat it as read-only, but for what scoring writes."""
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "tiny").mkdir()
+    for name in ("config.yaml", "latest.pt"):
+        (folder / "tiny" / name).symlink_to(trained_run / name)
+    sampling.run(SampleConfig(ckpt="tiny", results_dir=str(folder), nfe=2, device="cpu", workers=0))
+    return folder
+
+
+@pytest.fixture
+def config(results, own) -> EvalConfig:
+    places = {"results_dir": str(results), "device": "cpu", "workers": 0, "batch_size": 2}
+    return EvalConfig(ckpt="tiny", sample_dir="samples_nfe2", metrics=CHEAP, features=own, **places)
+
+
+def score(config: EvalConfig) -> dict:
+    evaluation.run(config)
+    return json.loads((config.run_dir / config.sample_dir / "metrics.json").read_text())
+
+
+def restored_pixels(results: Path) -> torch.Tensor:
+    paths = sorted((results / "tiny" / "samples_nfe2" / "000").glob("*.png"))
+    return torch.stack([pil_to_tensor(Image.open(path)) for path in paths])
+
+
+def write_recon(folder: Path, *parts: slice, pixels: torch.Tensor, labels=(0, 0, 1, 1, 1)) -> None:
+    """Write 8-bit images as the released program keeps them: floats that become these levels again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    floats = (pixels.float() + 0.5) / 127.5 - 1
+    for i, part in enumerate(parts or [slice(None)]):
+        name = f"recon_{i}_{len(parts)}.pt" if parts else "recon.pt"
+        torch.save({"arr": floats[part].clone(), "label_arr": torch.tensor(labels)[part]}, folder / name)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_json_says_what_every_number_is(config, results):
+    report = score(config)
+    assert list(report["metrics"]) == ["psnr", "ssim", "mae", "features-frechet"]
+    for metric in report["metrics"].values():
+        assert metric["n"] == 5 and metric["definition"] and metric["degraded"] > 0 and metric["restored"] > 0
+    assert config.features in report["metrics"]["features-frechet"]["definition"]
+    assert report["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert report["scored_with"]["mode"] == "legacy_pytorch" and report["settings"]["nfe"] == 2
+
+    from i2sb.data import open_split
+
+    images = open_split(report["settings"]["dataset_dir"], "val", image_size=16)
+    clean = np.stack([images.read(i)[0].numpy() for i in range(5)]).astype(float)
+    restored = restored_pixels(results).numpy().astype(float)
+    assert report["metrics"]["mae"]["restored"] == pytest.approx(np.abs(restored - clean).mean())
+    mse = ((restored - clean) ** 2).mean(axis=(1, 2, 3))
+    assert report["metrics"]["psnr"]["restored"] == pytest.approx((10 * np.log10(255**2 / mse)).mean())
+    folder = config.run_dir / "samples_nfe2"
+    assert {"metrics.json", "report.html", "comparison.png"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("parts", [(), (slice(0, 2), slice(2, 5))], ids=["whole", "parts"])
+def test_a_released_file_scores_as_the_images_it_was_made_from(config, results, parts):
+    folder = f"samples_nfe7_parts{len(parts)}"
+    write_recon(results / "tiny" / folder, *parts, pixels=restored_pixels(results))
+    want, got = score(config), score(replace(config, sample_dir=folder))
+    assert got["metrics"] == want["metrics"] and got["settings"]["nfe"] == 7
+
+
+def test_a_released_folder_needs_no_settings_of_ours(config, results, dataset_dir, tmp_path):
+    write_recon(tmp_path / "theirs" / "samples_nfe2", pixels=restored_pixels(results))
+    theirs = replace(config, ckpt="theirs", results_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="does not say what it was restored from: give --corrupt and --dataset-dir"):
+        score(theirs)
+    flags = {"corrupt": "sr4x-pool", "dataset_dir": str(dataset_dir)}
+    assert score(replace(theirs, **flags))["metrics"] == score(config)["metrics"]
+    with pytest.raises(ValueError, match="give the published masks that .* used with --mask-file"):
+        score(replace(theirs, **{**flags, "corrupt": "inpaint-freeform1020"}))
+
+
+def test_a_released_file_of_listed_images(config, tmp_path):
+    """The published 10,000: the list's order is the file's."""
+    write_images(tmp_path / "data" / "val", [f"{i}.png" for i in range(4)])
+    (tmp_path / "list.txt").write_text("/elsewhere/3.png\n/elsewhere/1.png\n")
+    from i2sb.data import open_split
+
+    images = open_split(tmp_path / "data", "val", image_size=16)
+    pixels = torch.stack([images.read(i)[0] for i in (3, 1)])
+    write_recon(tmp_path / "theirs" / "samples_nfe2", pixels=pixels, labels=(0, 0))
+    places = {
+        "ckpt": "theirs",
+        "results_dir": str(tmp_path),
+        "corrupt": "jpeg-10",
+        "dataset_dir": str(tmp_path / "data"),
+    }
+    with pytest.raises(ValueError, match="holds 4 images, .* 2: give the --dataset-dir, and the --subset"):
+        score(replace(config, **places))
+    report = score(replace(config, subset=str(tmp_path / "list.txt"), **places))
+    assert report["images"] == 2 and report["metrics"]["mae"]["restored"] == 0
+    assert report["metrics"]["psnr"]["restored"] is None  # infinite
+
+
+def test_two_processes_score_what_one_scores(config):
+    """In batches of one, so that all images are seen alike. What networks keep is held by test_features.py."""
+    config = replace(config, batch_size=1)
+    one = score(config)["metrics"]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(config).items() if value not in ("", None)]
+    run_python(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "compute_metrices.py", *flags
+    )
+    two = json.loads((config.run_dir / config.sample_dir / "metrics.json").read_text())["metrics"]
+    assert [two[name] for name in ("psnr", "ssim", "mae")] == [one[name] for name in ("psnr", "ssim", "mae")]
+    for column in ("degraded", "restored"):
+        assert two["features-frechet"][column] == pytest.approx(one["features-frechet"][column], rel=1e-6)
+    assert two["features-frechet"]["n"] == 5
+
+
+class KnowsBrightness(FeatureNetwork):
+    """Tells dark images from bright ones; class 0 is dark."""
+
+    name = "toy"
+
+    def forward(self, images):
+        brightness = images.double().mean(dim=(1, 2, 3))
+        return Seen(None, torch.stack([127.5 - brightness, brightness - 127.5], dim=1))
+
+
+def test_accuracy_is_100_on_images_the_classifier_knows(tmp_path, monkeypatch, results):
+    """The whole way: class folders, labels, restored PNGs, the table."""
+    monkeypatch.setattr(measures, "IMAGENET_CLASSES", 2)
+    monkeypatch.setattr(measures, "build_resnet50", lambda weights_dir: KnowsBrightness())
+    for name, level in (("a_dark", 20), ("b_bright", 240)):
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (16, 16), (level, level - i, level)).save(tmp_path / "data" / "val" / name / f"{i}.png")
+    labels, levels = [0, 0, 0, 1, 1, 1], torch.tensor([30, 30, 30, 200, 200, 30])  # the last one went wrong
+    pixels = levels[:, None, None, None].expand(6, 3, 16, 16)
+    write_recon(tmp_path / "toy" / "samples_nfe1", pixels=pixels, labels=labels)
+    config = EvalConfig(
+        ckpt="toy",
+        results_dir=str(tmp_path),
+        sample_dir="samples_nfe1",
+        corrupt="sr4x-pool",
+        dataset_dir=str(tmp_path / "data"),
+        metrics="ca",
+        device="cpu",
+        workers=0,
+    )
+    ca = score(config)["metrics"]["ca"]
+    assert ca["degraded"] == 100 and ca["restored"] == pytest.approx(100 * 5 / 6) and ca["unit"] == "%"
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def make_reference(config: EvalConfig, path: Path, **changes) -> Path:
+    settings = {"ckpt": "", "sample_dir": "", "make_reference": str(path), "image_size": 16, **changes}
+    evaluation.run(replace(config, **settings))
+    return path
+
+
+def test_reference_of_the_scored_split_gives_what_its_clean_images_give(config, dataset_dir, tmp_path):
+    reference = make_reference(config, tmp_path / "val.npz", dataset_dir=str(dataset_dir))
+    made_from = read_reference(reference).made_from
+    assert (made_from.split, made_from.images, made_from.image_size) == ("val", 5, 16)
+    assert made_from.network == config.features and made_from.data == dataset_dir.name
+    want = score(config)["metrics"]["features-frechet"]
+    got = score(replace(config, reference=str(reference), reference_split="val"))["metrics"]["features-frechet"]
+    assert got["restored"] == pytest.approx(want["restored"], rel=1e-9)
+    assert got["reference"] == {"file": str(reference), "made_from": vars(made_from)}
+    with pytest.raises(ValueError, match="is there already"):
+        make_reference(config, reference, dataset_dir=str(dataset_dir))
+
+
+def test_reference_of_something_else_is_refused(config, dataset_dir, tmp_path, own):
+    """By default super-resolution is compared with the training set, as published."""
+    reference = make_reference(config, tmp_path / "val.npz", dataset_dir=str(dataset_dir))
+    with pytest.raises(ValueError, match=r"val.npz: made from something else \(split val there, train wanted\)"):
+        score(replace(config, reference=str(reference)))
+    train = {"dataset_dir": str(dataset_dir), "reference_split": "train"}
+    larger = make_reference(config, tmp_path / "larger.npz", **{**train, "image_size": 20})
+    with pytest.raises(ValueError, match="image size 20 there, 16 wanted"):
+        score(replace(config, reference=str(larger)))
+    score(replace(config, reference=str(make_reference(config, tmp_path / "train.npz", **train))))
+    with pytest.raises(ValueError, match=f"made with {own}; give --features"):
+        score(replace(config, features="", metrics="psnr", reference=str(reference)))
+    with pytest.raises(ValueError, match="but --metrics psnr leaves out features-frechet"):
+        score(replace(config, metrics="psnr", reference=str(reference)))
+
+
+def test_reference_of_another_mode_or_network_is_refused(config, tmp_path, inception_dir):
+    config = replace(config, metrics="fid", weights_dir=str(inception_dir))
+    statistics = Gaussian(torch.zeros(2048).double(), torch.eye(2048).double())
+    path = tmp_path / "a.npz"
+    right = MadeFrom(network="Inception", mode="legacy_pytorch", split="train", image_size=16)
+    for made_from, words in (
+        (replace(right, mode="clean"), "--mode clean there, legacy_pytorch wanted"),
+        (replace(right, weights="0123456789abcdef"), "weights 0123456789abcdef there"),
+    ):
+        write_reference(path, statistics, made_from)
+        with pytest.raises(ValueError, match=words):
+            score(replace(config, reference=str(path)))
+    write_reference(path, Gaussian(torch.zeros(3).double(), torch.eye(3).double()), right)
+    with pytest.raises(ValueError, match="holds 3 features, Inception has 2048"):
+        score(replace(config, reference=str(path)))
+
+
+def test_statistics_as_adm_keeps_them(config, tmp_path, inception_dir, capsys, monkeypatch):
+    """mu and sigma alone: known by name, or taken as they are with a warning."""
+    monkeypatch.setattr("i2sb.scores.frechet_distance", lambda one, other: float(len(other.mean)))  # to save time
+    config = replace(config, metrics="fid", weights_dir=str(inception_dir))
+    known, unknown = tmp_path / "VIRTUAL_imagenet256_labeled.npz", tmp_path / "statistics.npz"
+    for path in (known, unknown):
+        np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32), arr_0=np.zeros(3, dtype=np.uint8))
+    with pytest.raises(ValueError, match="image size 256 there, 16 wanted"):
+        score(replace(config, reference=str(known)))
+    fid = score(replace(config, reference=str(unknown)))["metrics"]["fid"]
+    assert "does not say what it was made from" in capsys.readouterr().err
+    assert (
+        fid["restored"] == 2048
+        and fid["reference"]["made_from"] == "not said"
+        and "statistics.npz" in fid["definition"]
+    )
+    assert "5 images are few for 2048 features" in fid["definition"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (None, "there is no such file"),
+        (b"PK\x03\x04 cut off", "cannot be used"),
+        ({"mean": np.zeros(2)}, "it holds mean; mu and sigma are wanted"),
+        ({"mu": np.zeros(2), "sigma": np.eye(3)}, r"mu \[2\] and sigma \[3, 3\]"),
+        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "not finite"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1, 2], [3, 4]])}, "sigma is not symmetric"),
+        ({"mu": np.array([{}, {}]), "sigma": np.eye(2)}, "cannot be used"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "made_from": "{}["}, "cannot be used"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "made_from": '{"split": 3}'}, "split 3 is no str"),
+    ],
+)
+def test_broken_references_are_named(tmp_path, arrays, words):
+    path = tmp_path / "a.npz"
+    if isinstance(arrays, bytes):
+        path.write_bytes(arrays)
+    elif arrays:
+        np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=f"--reference .*a.npz: .*{words}"):
+        read_reference(path)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (Path.touch, (Path("hostile_was_here"),))
+
+
+def test_references_and_released_files_cannot_run_code(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "a.npz", mu=np.array([Hostile(), 1], dtype=object), sigma=np.eye(2))
+    with pytest.raises(ValueError, match="a.npz: cannot be used"):
+        read_reference(tmp_path / "a.npz")
+    (tmp_path / "theirs" / "samples_nfe2").mkdir(parents=True)
+    torch.save({"arr": Hostile()}, tmp_path / "theirs" / "samples_nfe2" / "recon.pt")
+    with pytest.raises(ValueError, match="recon.pt: cannot be read"):
+        score(replace(config, ckpt="theirs", results_dir=str(tmp_path)))
+    assert not Path("hostile_was_here").exists()
+
+
+# --- what cannot be computed, and what is refused --------------------------------------------------------------------
+
+
+def test_what_is_missing_is_said_and_the_rest_computed(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = replace(config, metrics="ssim,fid,kid,ca,lpips-alex", weights_dir=str(tmp_path))
+    report = score(config)
+    assert set(report["metrics"]) == {"psnr", "ssim"}
+    reasons = report["not_computed"]
+    assert "needs pt_inception-2015-12-05-6726825d.pth in" in reasons["fid"] == reasons["kid"]
+    assert "needs alexnet-owt-7be5be79.pth" in reasons["lpips-alex"]
+    assert "needs the 1000 class folders of ImageNet, the data set has 2" in reasons["ca"]
+    assert "fid not computed: needs" in capsys.readouterr().out
+    score(replace(config, require="ssim"))
+    with pytest.raises(SystemExit) as stop:
+        score(replace(config, require="psnr,fid"))
+    assert stop.value.code == 3
+    assert "--require: fid (not computed: needs pt_inception" in capsys.readouterr().err
+    assert (config.run_dir / config.sample_dir / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": (0, 0, 1, 1, 0)}, "image 4 is of class 1, in .* of class 0 \\(1 differ\\)"),
+        ({"pixels": torch.zeros(4, 3, 16, 16), "labels": (0, 0, 1, 1)}, "val holds 5 images, .* 4: give the"),
+        ({"pixels": torch.full((5, 3, 16, 16), torch.nan)}, "recon.pt: image 0 holds values that are not finite"),
+        ({"pixels": torch.zeros(5, 3, 16, 12)}, "12x16 pixels, square ones are wanted"),
+        ({"pixels": torch.zeros(5, 48, 16)}, r"arr is torch.float32 \[5, 48, 16\]"),
+    ],
+)
+def test_released_files_that_do_not_fit(config, tmp_path, results, dataset_dir, changes, words):
+    write_recon(tmp_path / "theirs" / "samples_nfe2", **{"pixels": torch.zeros(5, 3, 16, 16), **changes})
+    places = {"ckpt": "theirs", "results_dir": str(tmp_path), "corrupt": "sr4x-pool", "dataset_dir": str(dataset_dir)}
+    with pytest.raises(ValueError, match=words):
+        score(replace(config, **places))
+
+
+def test_released_files_that_are_broken_or_gone(config, tmp_path, results):
+    folder = tmp_path / "tiny" / "samples_nfe2"
+    shutil.copytree(results / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("samples*"))
+    config = replace(config, results_dir=str(tmp_path))
+    write_recon(folder, slice(0, 2), slice(2, 4), slice(4, 5), pixels=restored_pixels(results))
+    (folder / "recon_1_3.pt").unlink()
+    with pytest.raises(ValueError, match="lacks 1 of 3 parts, first recon_1_3.pt"):
+        score(config)
+    write_recon(folder, slice(0, 5), slice(5, 5), pixels=restored_pixels(results))
+    with pytest.raises(ValueError, match=r"holds parts of several sets \(of 2, 3 parts\)"):
+        score(config)
+    for content in (b"", b"PK\x03\x04", b"\x80\x04K\x01."):
+        (folder / "recon.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"recon.pt: cannot be read"):
+            score(config)
+    torch.save({"arr": Path("x")}, folder / "recon.pt")
+    with pytest.raises(ValueError, match=r"recon.pt: cannot be read \(it holds more than tensors"):
+        score(config)
+    torch.save({"arr": torch.zeros(1)}, folder / "recon.pt")
+    with pytest.raises(ValueError, match="holds no restored images"):
+        score(config)
+
+
+def test_one_image_is_enough_for_what_one_image_can_tell(config, tmp_path):
+    write_images(tmp_path / "data" / "val", ["0.png"])
+    write_recon(tmp_path / "one" / "samples_nfe1", pixels=torch.zeros(1, 3, 16, 16), labels=(0,))
+    places = {"ckpt": "one", "results_dir": str(tmp_path), "corrupt": "jpeg-10", "dataset_dir": str(tmp_path / "data")}
+    report = score(replace(config, sample_dir="samples_nfe1", **places))
+    assert report["not_computed"]["features-frechet"] == "not computed: needs at least 2 images"
+    assert report["metrics"]["psnr"]["n"] == 1

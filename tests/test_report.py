@@ -1,0 +1,105 @@
+"""The report: whole in itself, and true to what it was given."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from i2sb.report import Example, write_report
+from i2sb.scores import Result
+
+NASTY = "<script>alert('a&b')</script>"
+
+
+@pytest.fixture
+def page(tmp_path):
+    pixels = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    Image.new("RGB", (30, 10)).save(tmp_path / "000003.png")
+
+    def write(**changes) -> str:
+        values = {
+            "title": NASTY,
+            "summary": "2 images",
+            "results": [
+                Result("PSNR", 20.0, 25.125, 2, "a definition", unit="dB"),
+                Result(
+                    "KID",
+                    0.5,
+                    0.75,
+                    2,
+                    "b",
+                    higher_is_better=False,
+                    details={"spread": {"degraded": 0.125, "restored": 0.25}},
+                ),
+            ],
+            "not_computed": {"fid": f"not computed: needs {NASTY}"},
+            "psnr": {"degraded": [20.0, 20.2], "restored": [25.0, float("inf")]},
+            "examples": {"worst": [Example(7, f"cat/{NASTY}", 20.0, float("inf"), *pixels)]},
+            "strips": [tmp_path / "000003.png"],
+            "settings": {"nfe": 3},
+            "versions": {"torch": "2"},
+        }
+        write_report(tmp_path / "report.html", **{**values, **changes})
+        return (tmp_path / "report.html").read_text()
+
+    return write
+
+
+class Tags(HTMLParser):
+    """Collects every tag with its attributes, and what is open at the end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_report_needs_nothing_from_elsewhere(page):
+    text = page()
+    tags = Tags(text)
+    assert not tags.open
+    assert not {tag for tag, _ in tags.found} & {"script", "link", "iframe", "object"}
+    sources = [attributes["src"] for _, attributes in tags.found if "src" in attributes]
+    assert len(sources) == 4 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.findall(r"https?://|url\(|@import", text)
+
+
+def test_report_escapes_what_it_is_given(page):
+    text = page()
+    assert "<script>" not in text and text.count("&lt;script&gt;") >= 4
+
+
+def test_report_shows_every_number(page):
+    text = page()
+    row = text[text.index("PSNR ↑") : text.index("KID ↓")]
+    assert "20.00" in row and "25.12" in row and 'class="better">+5.12' in row and "a definition" in row
+    kid = text[text.index("KID ↓") : text.index("</tbody>")]
+    assert "± 0.12" in kid and "± 0.25" in kid and 'class="worse">+0.25' in kid
+    assert "20.00 → ∞ dB" in text and "<b>7</b>" in text
+    assert "Trajectories" in text and "000003" in text
+    assert "Trajectories" not in page(strips=[])
+
+
+def test_histogram_counts_all_images(page):
+    text = page()
+    counts = [(int(n), name) for n, name in re.findall(r"dB: (\d+) (degraded|restored)</title>", text)]
+    assert sum(n for n, name in counts if name == "degraded") == 2
+    assert sum(n for n, name in counts if name == "restored") == 1
+    assert "being equal to their clean images: 1 restored" in text
+    assert "All images equal" in page(psnr={"degraded": [float("inf")], "restored": [float("inf")]})
+    page(psnr={"degraded": [20.0], "restored": [20.0]})  # one value has no width
