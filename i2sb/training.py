@@ -315,7 +315,7 @@ def _train(config: TrainConfig, world: World) -> None:
     resumed_from = trainer.resume()
     curves = choose_curves(
         config.log_writer,
-        Path(config.log_dir) if config.log_dir else config.run_dir / config.log_writer,
+        Path(config.log_dir or config.run_dir / ("" if config.log_writer == "wandb" else config.log_writer)),
         name=config.name,
         project=config.wandb_project,
         user=config.wandb_user,
