@@ -51,7 +51,10 @@ class TensorBoardCurves:
 
 
 class WandbCurves:
-    """Curves on Weights & Biases, and in `folder`/wandb. Its key comes from WANDB_API_KEY or `wandb login`; nothing here sees it."""
+    """Curves on Weights & Biases, kept in `folder`/wandb too.
+
+    Its key comes from WANDB_API_KEY or `wandb login`; nothing here sees it.
+    """
 
     def __init__(self, folder: Path, name: str, project: str, user: str, settings: dict[str, Any]) -> None:
         import wandb
