@@ -239,7 +239,7 @@ class SampleConfig:
     save_pt: bool = option(False, "also write recon.pt, the file of the released program, at the end")
     save_trajectory: bool = option(False, "also draw every image's way over the bridge, as a strip and an animation")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
-    batch_size: int = option(16, "images restored at once, per GPU")
+    batch_size: int = option(16, "images restored at once, per GPU (of --input: tiles)")
     use_fp16: bool = option(False, "convolutions in half precision as the released program has it (see --precision)")
     precision: Precision = option("fp32", _PRECISION_HELP)
     channels_last: bool = option(False, _CHANNELS_LAST_HELP)

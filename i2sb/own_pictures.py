@@ -125,7 +125,7 @@ class OwnPictures:
             corruption=corruption,
             tile=self.tile(job),
             overlap=config.overlap,
-            tiles_at_once=config.batch_size,
+            tiles_at_once=config.batch_size if model.device.type == "cuda" else 1,  # more are no faster on a CPU
             callback=report,
         )[..., : job.height, : job.width]
         self._remove_partials(job)

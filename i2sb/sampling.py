@@ -47,7 +47,7 @@ def run(config: SampleConfig) -> None:
         if config.use_fp16:
             model.network.diffusion_model.half_convolutions()
         prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
-        advice = advise(config.sampler, config.noise_share, ot_ode=model.config.ot_ode)
+        advice = advise(config.sampler, config.noise_share, nfe, ot_ode=model.config.ot_ode)
         if advice and world.is_main:
             print(f"warning: {advice}", file=sys.stderr)
         restore = _restore_pictures if config.input else _restore_split

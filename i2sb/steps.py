@@ -21,7 +21,7 @@ Step = Callable[[int, int, Tensor, Tensor], Tensor]
 SAMPLERS = ("posterior", "eta", "second_order", "ot_ode")
 
 
-def advise(sampler: str, eta: float, *, ot_ode: bool) -> str:
+def advise(sampler: str, eta: float, nfe: int, *, ot_ode: bool) -> str:
     """Return what a user should know who asks for this way to step on a bridge that was trained so; empty if nothing.
 
     ot_ode: whether the bridge was trained without noise.
@@ -31,7 +31,9 @@ def advise(sampler: str, eta: float, *, ot_ode: bool) -> str:
     if sampler == "eta" and eta == 1:
         return "--sampler eta with --eta 1 is the posterior itself; 0 leaves out all noise after the first step"
     if sampler == "ot_ode" and not ot_ode:
-        return "--sampler ot_ode: this run was trained with noise; steps without it give blurry images, --eta 0 sharper"
+        return "--sampler ot_ode: this run was trained with noise; steps without it give blurry images"
+    if sampler == "second_order" and ot_ode and 1 < nfe < 20:
+        return f"--sampler second_order: on a bridge without noise it overshoots with --nfe {nfe}; give it 20 or more"
     return ""
 
 

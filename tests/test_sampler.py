@@ -245,7 +245,6 @@ def exact_law(toy: GaussianToy, sampler: str, nfe: int, eta: float) -> tuple[tor
     return mean, of_x1.T @ toy.covariance_x1 @ of_x1 + of_draws.T @ of_draws
 
 
-# How many times smaller the covariance's error is with 125 evaluations than with 5, at least; measured: 23 to 170.
 @pytest.mark.parametrize(
     ("sampler", "eta", "ot_ode"),
     [
@@ -260,24 +259,31 @@ def exact_law(toy: GaussianToy, sampler: str, nfe: int, eta: float) -> tuple[tor
 def test_exact_error_of_every_sampler_falls_with_the_number_of_steps(sampler, eta, ot_ode):
     toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode)
     errors = []
-    for nfe in (1, 5, 25, 125):
+    for nfe in (1, 10, 40):  # the SDE's flow has an error of its own, 0.008, that shows beyond
         mean, covariance = exact_law(toy, sampler, nfe, eta)
         assert (mean - toy.mean).abs().max() < 1e-3
         errors.append((covariance - toy.covariance).abs().max().item())
     assert all(later < 0.6 * earlier for earlier, later in pairwise(errors)), errors
     if sampler == "posterior":  # the same as its own closed form
-        torch.testing.assert_close(covariance, toy.propagate(125)[1], rtol=0, atol=1e-9)
+        torch.testing.assert_close(covariance, toy.propagate(40)[1], rtol=0, atol=1e-9)
+
+
+def exact_error(ot_ode: bool, sampler: str, nfe: int, eta: float = 1.0) -> float:
+    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode)
+    return (exact_law(toy, sampler, nfe, eta)[1] - toy.covariance).abs().max().item()
 
 
 def test_less_noise_and_second_order_need_fewer_steps():
     """At ten evaluations each is closer to the target than the published sampler."""
-    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode=False)
+    published, less_noise = exact_error(False, "posterior", 10), exact_error(False, "eta", 10, 0.0)
+    assert less_noise < 0.9 * published
+    assert exact_error(False, "second_order", 10) < 0.7 * less_noise
 
-    def error(sampler: str, eta: float) -> float:
-        return (exact_law(toy, sampler, 10, eta)[1] - toy.covariance).abs().max().item()
 
-    published = error("posterior", 1.0)
-    assert error("eta", 0.0) < published and error("second_order", 1.0) < error("eta", 0.0), published
+def test_second_order_without_noise_overshoots_in_few_steps():
+    """Why the user is warned: below some twenty evaluations it is worse than first order, above it is better."""
+    assert exact_error(True, "second_order", 5) > 3 * exact_error(True, "posterior", 5)
+    assert exact_error(True, "second_order", 20) < 0.7 * exact_error(True, "posterior", 20)
 
 
 def test_steps_without_noise_on_any_bridge():
@@ -288,19 +294,21 @@ def test_steps_without_noise_on_any_bridge():
 
 
 @pytest.mark.parametrize(
-    ("sampler", "eta", "ot_ode", "words"),
+    ("sampler", "eta", "nfe", "ot_ode", "words"),
     [
-        ("posterior", 1.0, False, ""),
-        ("eta", 0.3, False, ""),
-        ("second_order", 1.0, True, ""),
-        ("ot_ode", 1.0, True, ""),
-        ("eta", 0.0, True, "no noise to leave out"),
-        ("eta", 1.0, False, "is the posterior itself"),
-        ("ot_ode", 1.0, False, "blurry"),
+        ("posterior", 1.0, 5, False, ""),
+        ("eta", 0.3, 5, False, ""),
+        ("second_order", 1.0, 5, False, ""),
+        ("second_order", 1.0, 20, True, ""),
+        ("ot_ode", 1.0, 5, True, ""),
+        ("eta", 0.0, 5, True, "no noise to leave out"),
+        ("eta", 1.0, 5, False, "is the posterior itself"),
+        ("ot_ode", 1.0, 5, False, "blurry"),
+        ("second_order", 1.0, 5, True, "overshoots with --nfe 5"),
     ],
 )
-def test_samplers_that_cannot_help_or_harm_are_named(sampler, eta, ot_ode, words):
-    advice = advise(sampler, eta, ot_ode=ot_ode)
+def test_samplers_that_cannot_help_or_harm_are_named(sampler, eta, nfe, ot_ode, words):
+    advice = advise(sampler, eta, nfe, ot_ode=ot_ode)
     assert (words in advice) if words else advice == ""
 
 
