@@ -295,6 +295,9 @@ class SampleConfig:
                     f"{flag(name)} {getattr(self, name)}: is about the val split and does nothing for --input",
                 )
             _require(
+                self.corrupt != PAIRED, "--corrupt paired: pictures of --input are degraded already; leave it away"
+            )
+            _require(
                 not (self.mask and self.corrupt),
                 f"--mask {self.mask} --corrupt {self.corrupt}: choose one; a degradation brings its own holes",
             )

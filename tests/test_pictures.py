@@ -353,6 +353,7 @@ def test_own_settings_and_the_split_do_not_mix():
         ({"tile": 64}, "--tile 64: needs --input"),
         ({"input": "a", "output": "b", "subset": "c"}, "--subset c: is about the val split"),
         ({"input": "a", "output": "b", "mask": "c", "corrupt": "d"}, "--mask c --corrupt d: choose one"),
+        ({"input": "a", "output": "b", "corrupt": "paired"}, "--corrupt paired: pictures of --input are degraded"),
         ({"input": "a", "output": "b", "tile": 16, "overlap": 16}, "--overlap 16: must be below --tile 16"),
         ({"eta": 0.5}, "--eta 0.5: --sampler posterior does not use it"),
         ({"sampler": "eta", "eta": 2.0}, "--eta 2.0: must be between 0 and 1"),
