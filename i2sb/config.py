@@ -217,19 +217,45 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Restore the val split of a data set with a trained run; images go to results/NAME/samples_nfe{NFE}."""
+    """Restore the val split of a data set with a trained run; images go to results/NAME/samples_nfe{NFE}.
+
+    With --input, restore pictures of one's own instead; they go to --output.
+    """
 
     ckpt: str = option("", "name of the run in --results-dir")
     results_dir: str = option("results", "folder of all runs")
+    ckpt_file: str = option("", "checkpoint of the run, by its name in results/NAME or its path (default: the newest)")
+    input: str = option("", "a degraded picture of your own, or a folder of such, to restore instead of the val split")
+    mask: str = option("", "picture, or folder of such named as those of --input, white where theirs are missing")
+    output: str = option("", "folder for the restored pictures of --input")
+    overwrite: bool = option(False, "let --input replace pictures that are in --output already")
+    tile: int | None = option(
+        None, "side of the tiles in which the network sees pictures of --input (0: whole; default: large ones by 256)"
+    )
+    overlap: int = option(32, "pixels that neighbouring tiles share at least")
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
     subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
+    limit: int | None = option(None, "restore at most this many images, the first ones")
     image_size: int | None = option(None, "side of the square images, in pixels (default: the run's validation size)")
-    corrupt: str = option("", "degradation (default: the run's; must be given where that is a Python file)")
+    corrupt: str = option(
+        "", "degradation (default: the run's, but none with --input; must be given where it is a Python file)"
+    )
     mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
     nfe: int | None = option(None, "network evaluations per image (default: interval - 1)")
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
+    sampler: Literal["posterior", "eta", "second_order", "ot_ode"] = option(
+        "posterior",
+        "way to step back: posterior (published), eta (less noise), second_order, ot_ode (no noise)",
+    )
+    eta: float | None = option(None, "share of the posterior's noise with --sampler eta, 0 to 1 (default: 0)")
+    consistency: Literal["none", "project", "gradient"] = option(
+        "none", "keep predictions in line with the degraded image, if it was made by the run's degradation (--corrupt)"
+    )
+    consistency_weight: float = option(1.0, "length of the steps of --consistency gradient")
+    save_pt: bool = option(False, "also write recon.pt, the file of the released program, at the end")
+    save_trajectory: bool = option(False, "also draw every image's way over the bridge, as a strip and an animation")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
-    batch_size: int = option(16, "images restored at once, per GPU")
+    batch_size: int = option(16, "images restored at once, per GPU (of --input: tiles)")
     use_fp16: bool = option(False, "convolutions in half precision as the released program has it (see --precision)")
     precision: Precision = option("fp32", _PRECISION_HELP)
     channels_last: bool = option(False, _CHANNELS_LAST_HELP)
@@ -245,9 +271,26 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _require_name("--ckpt", self.ckpt)
-        for name in ("image_size", "nfe"):
+        _require_finite(self)
+        for name in ("image_size", "nfe", "limit"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{flag(name)} {value}: must be at least 1")
+        _require(self.tile is None or self.tile >= 0, f"--tile {self.tile}: must not be negative")
+        _require(self.overlap >= 0, f"--overlap {self.overlap}: must not be negative")
+        _require(
+            not self.tile or self.overlap < self.tile, f"--overlap {self.overlap}: must be below --tile {self.tile}"
+        )
+        _require(self.eta is None or 0 <= self.eta <= 1, f"--eta {self.eta}: must be between 0 and 1")
+        _require(
+            self.eta is None or self.sampler == "eta",
+            f"--eta {self.eta}: --sampler {self.sampler} does not use it; ask for --sampler eta",
+        )
+        _require(self.consistency_weight > 0, f"--consistency-weight {self.consistency_weight}: must be positive")
+        _require(
+            self.consistency == "gradient" or self.consistency_weight == 1,
+            f"--consistency-weight {self.consistency_weight}: only --consistency gradient uses it",
+        )
+        self._check_pictures()
         _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
         for name in ("workers", "seed"):
             _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
@@ -257,6 +300,33 @@ class SampleConfig:
         )
         self.part  # noqa: B018 - validates
         _require_place(self)
+
+    def _check_pictures(self) -> None:
+        """Refuse settings of the split for pictures of one's own, and the other way round."""
+        if self.input:
+            _require(bool(self.output), "--output is missing: the folder for the restored pictures of --input")
+            for name in ("dataset_dir", "subset", "image_size", "partition", "save_pt", "mask_file"):
+                _require(
+                    not getattr(self, name),
+                    f"{flag(name)} {getattr(self, name)}: is about the val split and does nothing for --input",
+                )
+            _require(
+                self.corrupt != PAIRED, "--corrupt paired: pictures of --input are degraded already; leave it away"
+            )
+            _require(
+                not (self.mask and self.corrupt),
+                f"--mask {self.mask} --corrupt {self.corrupt}: choose one; a degradation brings its own holes",
+            )
+        for name in ("mask", "output", "overwrite", "tile"):
+            value = getattr(self, name)
+            _require(
+                bool(self.input) or value in ("", False, None), f"{flag(name)} {value}: needs --input, your pictures"
+            )
+
+    @property
+    def noise_share(self) -> float:
+        """The `eta` that the sampler is given."""
+        return (self.eta or 0.0) if self.sampler == "eta" else 1.0
 
     @property
     def part(self) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from i2sb.measures import Meters, build_meters, build_network, compute_results, 
 from i2sb.reference import MadeFrom, Reference, read_reference, write_reference
 from i2sb.report import Example, write_report
 from i2sb.restored import RestoredImages, open_restored
+from i2sb.sample_folder import TRAJECTORIES
 from i2sb.scores import COLUMNS, PairMeter, Result, Scored
 
 IMAGES_DRAWN = 12
@@ -152,7 +153,7 @@ def _write(config: EvalConfig, restored: RestoredImages, meters: Meters, results
         not_computed=meters.not_computed,
         psnr={column: meters.pairs["psnr"].values(column).tolist() for column in COLUMNS},
         examples=_examples(restored, meters.pairs["psnr"], config),
-        strips=sorted((restored.path / "trajectories").glob("*.png")),
+        strips=sorted((restored.path / TRAJECTORIES).rglob("*.png")),
         settings={**restored.settings, **{f"scored with {k}": v for k, v in asdict(config).items() if v != ""}},
         versions=versions,
     )

@@ -60,13 +60,15 @@ def draw_grid(columns: Sequence[tuple[str, Tensor]], *, scale: int | None = None
     return sheet
 
 
-def draw_strip(states: Tensor, pred_x0s: Tensor, x1: Tensor, *, scale: int | None = None) -> Image.Image:
+def draw_strip(
+    states: Tensor, pred_x0s: Tensor, x1: Tensor, *, title: str = "x1", scale: int | None = None
+) -> Image.Image:
     """Draw one image's way over the bridge: x1 and the states, degraded to clean, and below them the predicted x0.
 
-    states, pred_x0s: uint8 [L, C, H, W], cleanest first, as trajectories are; x1: uint8 [C, H, W].
+    states, pred_x0s: uint8 [L, C, H, W], cleanest first, as trajectories are; x1: uint8 [C, H, W], under `title`.
     """
     states, pred_x0s = states.flip(0), pred_x0s.flip(0)
     blank = torch.full_like(x1, 255)
-    columns = [("x1", torch.stack([x1, blank]))]
+    columns = [(title, torch.stack([x1, blank]))]
     columns += [(f"state {i + 1}", torch.stack(pair)) for i, pair in enumerate(zip(states, pred_x0s, strict=True))]
     return draw_grid(columns, scale=scale, per_row=1)

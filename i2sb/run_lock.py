@@ -1,4 +1,4 @@
-"""One process at a time may write into a run's folder."""
+"""One process at a time may write into a run's folder, or do something to a folder that several write into."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import fcntl
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LOCK = ".lock"
@@ -40,3 +42,15 @@ class RunLock:
     def release(self) -> None:
         """Let others have it."""
         self._file.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Do something in a folder while no other process does, waiting for it; unguarded where there are no locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"warning: {folder}: not guarded against other processes ({error.strerror})", file=sys.stderr)
+        yield

@@ -1,19 +1,30 @@
-"""A folder of restored images: numbered PNGs in folders of a thousand, and the settings they were made with."""
+"""A folder of restored images: numbered PNGs in folders of a thousand, the settings they were made with, a manifest.
+
+Several processes may fill one folder, each with images of its own. manifest.jsonl has a line for every image that is
+there; lines are added as images are, and put in order at every start and end.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from i2sb.files import PARTIAL, write_text
+from i2sb.files import PARTIAL, write_atomically, write_text
 from i2sb.images import save_png, to_pil, to_uint8
+from i2sb.run_lock import LOCK, locked
 
 SETTINGS = "settings.yaml"
+MANIFEST = "manifest.jsonl"
+TRAJECTORIES = "trajectories"
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,9 @@ class SampleSettings:
     """All that decides what image i of the folder looks like, and where its data was.
 
     fingerprint: of the data set's names, so that images of two data sets are not mixed or compared; subset: the file
-    that listed them, or empty; precision: what the network computed in (folders of older versions do not say: fp32).
+    that listed them, or empty; precision: what the network computed in (folders of older versions do not say: fp32);
+    ckpt_file: the checkpoint as the user named it, or empty for the newest. Lines with a default came later: folders
+    that lack one were made by it.
     """
 
     run: str
@@ -38,6 +51,11 @@ class SampleSettings:
     fingerprint: str
     subset: str = ""
     precision: str = "fp32"
+    ckpt_file: str = ""
+    sampler: str = "posterior"
+    eta: float = 1.0
+    consistency: str = "none"
+    consistency_weight: float = 1.0
 
 
 class SampleFolder:
@@ -49,6 +67,17 @@ class SampleFolder:
     @classmethod
     def begin(cls, path: Path, settings: SampleSettings) -> SampleFolder:
         """Start a folder, or go on with one made with the same settings. Raises ValueError if they differ."""
+        there = [entry.name for entry in path.iterdir() if entry.suffix != PARTIAL] if path.is_dir() else []
+        if SETTINGS not in there and set(there) - {LOCK}:
+            raise ValueError(f"{path} holds files but no {SETTINGS}: who knows how they were made; move it away")
+        with locked(path):  # so nobody else is writing these now
+            for name in (SETTINGS, MANIFEST):
+                for left in path.glob(f".{name}.*{PARTIAL}"):
+                    left.unlink()
+            return cls._begin(path, settings)
+
+    @classmethod
+    def _begin(cls, path: Path, settings: SampleSettings) -> SampleFolder:
         if (path / SETTINGS).exists():
             there = cls.open(path).settings
             differences = [
@@ -61,10 +90,8 @@ class SampleFolder:
                     f"{path} holds images made with other settings ({'; '.join(differences)}): "
                     "move it away, or ask for the same again"
                 )
-        elif path.is_dir() and any(entry.suffix != PARTIAL for entry in path.iterdir()):
-            raise ValueError(f"{path} holds files but no {SETTINGS}: who knows how they were made; move it away")
-        else:
-            write_text(path / SETTINGS, yaml.safe_dump(asdict(settings), sort_keys=False))
+            return cls(path, there)
+        write_text(path / SETTINGS, yaml.safe_dump(asdict(settings), sort_keys=False))
         return cls(path, settings)
 
     @classmethod
@@ -85,6 +112,10 @@ class SampleFolder:
         """Return where image number `index` lies: in folders of a thousand."""
         return self.path / f"{index // 1000:03d}" / f"{index:06d}.png"
 
+    def trajectory_stem(self, index: int) -> Path:
+        """Return where the pictures of an image's way over the bridge lie, but for their endings."""
+        return self.path / TRAJECTORIES / f"{index // 1000:03d}" / f"{index:06d}"
+
     def save(self, index: int, image: Tensor) -> None:
         """Write image [C, H, W] in [-1, 1] as number `index`."""
         save_png(to_pil(to_uint8(image)), self.image_path(index))
@@ -99,9 +130,37 @@ class SampleFolder:
             reason = "not an image, or cut off" if isinstance(error, UnidentifiedImageError) else error
             raise ValueError(f"{path}: unreadable image ({reason}); delete it and run sample.py again") from None
 
-    def missing(self, indices: range) -> list[int]:
+    def missing(self, indices: Sequence[int]) -> list[int]:
         """Return those of `indices` whose images are not there."""
         return [index for index in indices if not self.image_path(index).exists()]
+
+    def remove_partials(self, indices: Collection[int]) -> None:
+        """Delete what a killed process left that was writing one of these images, or its trajectory."""
+        own = set(indices)
+        for thousand in sorted({index // 1000 for index in own}):
+            for folder in (self.path, self.path / TRAJECTORIES):
+                for left in (folder / f"{thousand:03d}").glob(f".*{PARTIAL}"):
+                    number = left.name[1:].partition(".")[0]
+                    if number.isdecimal() and int(number) in own:
+                        left.unlink(missing_ok=True)
+
+    def rewrite_manifest(self, line: Callable[[int], dict[str, Any]]) -> None:
+        """Write a line for every image that is there, in order; line(index) says what it tells besides the settings."""
+        with locked(self.path):
+            there = [index for index in range(self.settings.num_images) if self.image_path(index).exists()]
+            lines = (self._manifest_line(line(index)) for index in there)
+            write_atomically(self.path / MANIFEST, lambda file: file.writelines(lines))
+
+    def add_to_manifest(self, line: dict[str, Any]) -> None:
+        """Add the line of an image that was saved."""
+        file = os.open(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(file, self._manifest_line(line))  # at once, so that processes' lines do not mingle
+        finally:
+            os.close(file)
+
+    def _manifest_line(self, line: dict[str, Any]) -> bytes:
+        return (json.dumps(line | {"settings": asdict(self.settings)}, ensure_ascii=False) + "\n").encode()
 
 
 def _identity(name: str, settings: SampleSettings) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,31 @@ class Trajectory:
     x0: Tensor
     states: Tensor | None = None
     pred_x0s: Tensor | None = None
+
+
+class StepTaken(NamedTuple):
+    """One step back over the bridge, as a callback sees it.
+
+    number: from 1 to `count`, one an evaluation. n, nprev: the indices it went from and to. state: the state at nprev,
+    pred_x0: the clean image predicted at n, both [B, C, H, W]; neither may be changed.
+    """
+
+    number: int
+    count: int
+    n: int
+    nprev: int
+    state: Tensor
+    pred_x0: Tensor
+
+
+# refine(pred_x0, share) -> pred_x0: brings a predicted clean image into line with what is known about it. share:
+# how much of the prediction enters the next state, (σ_n² − σ_nprev²) / σ_n²; 0 for the finished image, refined last.
+Refine = Callable[[Tensor, float], Tensor]
+
+
+def logged_steps(nfe: int, log_count: int) -> list[int]:
+    """Return the numbers, 1 to nfe, of the steps that a log of at most `log_count` states keeps: the last always."""
+    return [nfe - i for i in reversed(space_indices(nfe, min(nfe, log_count)))]
 
 
 def step_grid(interval: int, nfe: int) -> list[int]:
@@ -55,33 +81,42 @@ def sample(
     eta: float = 1.0,
     log_count: int | None = None,
     randn: Randn = torch.randn_like,
+    refine: Refine | None = None,
+    callback: Callable[[StepTaken], object] | None = None,
 ) -> Trajectory:
     """Restore x1 [B, C, H, W] with `nfe` evaluations of net(xt, step [B], cond=cond).
 
-    `sampler` ("posterior", "eta", "second_order") and `eta` say how a step back is taken (i2sb.steps).
+    `sampler` ("posterior", "eta", "second_order", "ot_ode") and `eta` say how a step back is taken (i2sb.steps).
     Given a mask [B or 1, 1, H, W] (1 inside the hole), the known region is put back after every step.
     `log_count` asks for at most that many intermediate states, evenly spaced, index 0 always among them.
     `randn` is called once per draw, in the order the maths needs it: the step's noise, then the known region's.
+    `refine` is applied to every predicted clean image, before the step back, and to the finished one.
+    `callback` is called after every step.
 
     Raises ValueError if `nfe` does not fit the bridge, or for an unknown sampler.
     """
     steps = step_grid(bridge.interval, nfe)
     step_back = make_step(sampler, bridge, x1, ot_ode=ot_ode, eta=eta, randn=randn)
-    logged = set()
-    if log_count is not None:
-        logged = {steps[i] for i in space_indices(nfe, min(nfe, log_count))}
+    ot_ode = ot_ode or sampler == "ot_ode"
+    logged = set() if log_count is None else set(logged_steps(nfe, log_count))
 
     xt, states, pred_x0s = x1, [], []
-    for n, nprev in pairwise(reversed(steps)):
+    for number, (n, nprev) in enumerate(pairwise(reversed(steps)), 1):
         step = torch.full((len(x1),), n, dtype=torch.long, device=x1.device)
         pred_x0 = bridge.compute_pred_x0(step, xt, net(xt, step, cond=cond), clip_denoise=clip_denoise)
+        if refine is not None:
+            pred_x0 = refine(pred_x0, 1 - float(bridge.std_fwd[nprev] / bridge.std_fwd[n]) ** 2)
         xt = step_back(nprev, n, xt, pred_x0)
         if mask is not None:
             known = x1 if ot_ode else x1 + bridge.std_sb[nprev] * randn(x1)
             xt = (1.0 - mask) * known + mask * xt
-        if nprev in logged:
+        if refine is not None and nprev == 0:
+            xt = refine(xt, 0.0)
+        if number in logged:
             states.append(xt)
             pred_x0s.append(pred_x0)
+        if callback is not None:
+            callback(StepTaken(number, nfe, n, nprev, xt, pred_x0))
 
     if not logged:
         return Trajectory(xt)

@@ -1,90 +1,200 @@
-"""Restoring a split: clean images in, degraded and restored, numbered images out, one batch in memory at a time."""
+"""Restoring a split: clean images in, degraded and restored, numbered images out, one batch in memory at a time.
+
+Or, with --input, pictures of one's own (i2sb.own_pictures).
+"""
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from i2sb.config import SampleConfig
-from i2sb.data import load_in_order
-from i2sb.distributed import join_world, leave_world
+from i2sb.consistency import check_consistency, make_consistency
+from i2sb.data import ImageDataset, load_in_order
+from i2sb.distributed import World, join_world, leave_world
 from i2sb.network import check_image_size
+from i2sb.own_pictures import OwnPictures
 from i2sb.precision import prepare
-from i2sb.randomness import ImageNoise, Purpose
-from i2sb.restore import load_model
+from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.recon import recon_path, write_recon
+from i2sb.restore import RestorationModel, load_model
 from i2sb.sample_folder import SampleFolder, SampleSettings
 from i2sb.sampler import step_grid
+from i2sb.steps import advise
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
+from i2sb.trajectory import TrajectoryRecorder, trajectory_paths
+
+# tqdm's own, but for a rate that stays in images a second when they are slow.
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
 def run(config: SampleConfig) -> None:
-    """Restore the val split (or the part of it that --partition names) with a trained run.
+    """Restore the val split (or the part of it that --partition names), or pictures, with a trained run.
 
     Images that are in the folder already are not made again, so a stopped run goes on where it was. Raises ValueError
     for settings that do not fit, or if the folder holds images made with others.
     """
     world = join_world(config.device)
     try:
-        model = load_model(config.run_dir, world.device)
+        model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None)
         nfe = config.nfe if config.nfe is not None else model.config.interval - 1
         step_grid(model.config.interval, nfe)  # refuses an nfe out of range before any image is read
         if config.use_fp16:
             model.network.diffusion_model.half_convolutions()
         prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
-        image_size = config.image_size or model.config.restored_size
-        check_image_size(model.config.network, image_size)
-        task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
-        corruption = build_task_corruption(task, image_size, world.device)
-        dataset_dir = config.dataset_dir or model.config.dataset_dir
-        images = open_task_split(task, dataset_dir, "val", image_size)
-        if config.subset:
-            images = images.subset(config.subset)
-
-        settings = SampleSettings(
-            run=config.ckpt,
-            iteration=model.iteration,
-            nfe=nfe,
-            corrupt=task.corrupt,
-            mask_file=task.mask_file,
-            clip_denoise=config.clip_denoise,
-            use_fp16=config.use_fp16,
-            seed=config.seed,
-            dataset_dir=str(Path(dataset_dir)),
-            image_size=image_size,
-            num_images=len(images),
-            fingerprint=images.fingerprint,
-            subset=config.subset,
-            precision=config.precision,
-        )
-        name = f"samples_nfe{nfe}" + ("_clip" if config.clip_denoise else "")
-        if world.is_main:
-            SampleFolder.begin(config.run_dir / name, settings)
-        world.barrier()
-        folder = SampleFolder.begin(config.run_dir / name, settings)
-
-        part, parts = config.part
-        mine = range(len(images) * part // parts, len(images) * (part + 1) // parts)
-        # Dealt out by index, not by what is missing: other processes may be writing already.
-        missing = folder.missing(mine[world.rank :: world.world_size])
-        if world.is_main:
-            print(f"{folder.path}: {len(mine)} images from number {mine.start} on, {len(missing)} to restore here")
-            if corruption is not None and corruption.note:
-                print(f"{task.corrupt}: {corruption.note}")
-        progress = tqdm(total=len(missing), unit="image", dynamic_ncols=True, disable=not world.is_main)
-        for part_images in load_in_order(
-            images,
-            missing,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            pin_memory=world.device.type == "cuda",
-        ):
-            noise = ImageNoise(config.seed, Purpose.SAMPLE, part_images.numbers)
-            batch = make_task_batch(task, part_images, corruption, noise, world.device, evaluation=True)
-            restored = model.restore_batch(batch, noise, nfe=nfe, clip_denoise=config.clip_denoise)
-            for index, image in zip(part_images.numbers, restored, strict=True):
-                folder.save(index, image)
-            progress.update(len(batch))
-        progress.close()
+        advice = advise(config.sampler, config.noise_share, nfe, ot_ode=model.config.ot_ode)
+        if advice and world.is_main:
+            print(f"warning: {advice}", file=sys.stderr)
+        restore = _restore_pictures if config.input else _restore_split
+        restore(config, world, model, nfe)
     finally:
         leave_world()
+
+
+def _restore_split(config: SampleConfig, world: World, model: RestorationModel, nfe: int) -> None:
+    image_size = config.image_size or model.config.restored_size
+    check_image_size(model.config.network, image_size)
+    task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
+    corruption = build_task_corruption(task, image_size, world.device)
+    check_consistency(config.consistency, task.corrupt, corruption)
+    dataset_dir = config.dataset_dir or model.config.dataset_dir
+    images = open_task_split(task, dataset_dir, "val", image_size)
+    if config.subset:
+        images = images.subset(config.subset)
+
+    settings = SampleSettings(
+        run=config.ckpt,
+        iteration=model.iteration,
+        nfe=nfe,
+        corrupt=task.corrupt,
+        mask_file=task.mask_file,
+        clip_denoise=config.clip_denoise,
+        use_fp16=config.use_fp16,
+        seed=config.seed,
+        dataset_dir=str(Path(dataset_dir)),
+        image_size=image_size,
+        num_images=len(images),
+        fingerprint=images.fingerprint,
+        subset=config.subset,
+        precision=config.precision,
+        ckpt_file=config.ckpt_file,
+        sampler=config.sampler,
+        eta=config.noise_share,
+        consistency=config.consistency,
+        consistency_weight=config.consistency_weight,
+    )
+    place = config.run_dir / folder_name(config, nfe)
+    if world.is_main:
+        SampleFolder.begin(place, settings)
+    world.barrier()
+    folder = SampleFolder.begin(place, settings)
+
+    def line(index: int) -> dict[str, Any]:
+        return {
+            "index": index,
+            "file": folder.image_path(index).relative_to(folder.path).as_posix(),
+            "source": images.keys[index],
+            "label": images.label(index),
+            "seed": make_seed(config.seed, Purpose.SAMPLE, index),
+        }
+
+    part, parts = config.part
+    mine = range(len(images) * part // parts, len(images) * (part + 1) // parts)[: config.limit]
+    # Dealt out by index, not by what is missing: other processes may be writing already.
+    own = mine[world.rank :: world.world_size]
+    missing = folder.missing(own)
+    if config.save_trajectory:
+        drawn = (trajectory_paths(folder.trajectory_stem(index)) for index in own)
+        undrawn = {index for index, paths in zip(own, drawn, strict=True) if not all(path.exists() for path in paths)}
+        missing = sorted({*missing, *undrawn})
+    folder.remove_partials(own)
+    if world.is_main:
+        folder.rewrite_manifest(line)
+        print(f"{folder.path}: {len(mine)} images from number {mine.start} on, {len(missing)} to restore here")
+        if corruption is not None and corruption.note:
+            print(f"{task.corrupt}: {corruption.note}")
+    begun = time.perf_counter()
+    progress = tqdm(total=len(missing), unit="image", bar_format=BAR, dynamic_ncols=True, disable=not world.is_main)
+    for loaded in load_in_order(
+        images,
+        missing,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        pin_memory=world.device.type == "cuda",
+    ):
+        noise = ImageNoise(config.seed, Purpose.SAMPLE, loaded.numbers)
+        batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
+        recorder = TrajectoryRecorder(batch.shown, nfe, image_size, image_size) if config.save_trajectory else None
+        restored = model.restore_batch(
+            batch,
+            noise,
+            nfe=nfe,
+            clip_denoise=config.clip_denoise,
+            sampler=config.sampler,
+            eta=config.noise_share,
+            refine=make_consistency(
+                config.consistency, corruption, batch.shown, batch.mask, weight=config.consistency_weight
+            ),
+            callback=recorder,
+        )
+        for place_in_batch, index in enumerate(loaded.numbers):
+            if recorder is not None:  # before the image, which says that all is there
+                recorder.save(place_in_batch, folder.trajectory_stem(index))
+            is_new = not folder.image_path(index).exists()
+            folder.save(index, restored[place_in_batch])
+            if is_new:
+                folder.add_to_manifest(line(index))
+        progress.update(len(batch))
+    progress.close()
+    spent = time.perf_counter() - begun
+
+    world.barrier()
+    if world.is_main:
+        folder.rewrite_manifest(line)
+        if config.save_pt:
+            _save_pt(config, folder, images, mine)
+        there = len(mine) - len(folder.missing(mine))
+        print(f"{folder.path}: {_rate(len(missing), 'image', spent)}; {there} of {len(mine)} are there")
+
+
+def _save_pt(config: SampleConfig, folder: SampleFolder, images: ImageDataset, mine: range) -> None:
+    path = recon_path(folder.path, config.partition)
+    write_recon(path, folder, mine, torch.tensor([images.label(index) for index in mine], dtype=torch.int64))
+    print(f"{path}: {len(mine)} images and their labels")
+
+
+def _restore_pictures(config: SampleConfig, world: World, model: RestorationModel, nfe: int) -> None:
+    pictures = OwnPictures(model, config, nfe)
+    missing = pictures.missing[world.rank :: world.world_size]
+    if world.is_main:
+        for advice in pictures.advice():
+            print(f"warning: {advice}", file=sys.stderr)
+        print(f"{pictures.output}: {len(pictures.jobs)} pictures, {len(missing)} to restore here")
+    begun = time.perf_counter()
+    pictures.restore(missing, quiet=not world.is_main)
+    spent = time.perf_counter() - begun
+    world.barrier()
+    if world.is_main:
+        pictures.tidy()
+        print(f"{pictures.output}: {_rate(len(missing), 'picture', spent)}; {len(pictures.jobs)} are there")
+
+
+def _rate(count: int, unit: str, seconds: float) -> str:
+    rate = f", {count / seconds:.3g} {unit}s/s" if count and seconds else ""
+    return f"restored {count} {unit}s here in {seconds:.1f} s{rate}"
+
+
+def folder_name(config: SampleConfig, nfe: int) -> str:
+    """Return the name of the folder of restored images inside the run: what was asked for besides the defaults."""
+    name = f"samples_nfe{nfe}" + ("_clip" if config.clip_denoise else "")
+    if config.sampler != "posterior":
+        name += f"_{config.sampler}" + (f"{config.noise_share:g}" if config.sampler == "eta" else "")
+    if config.consistency != "none":
+        weight = f"{config.consistency_weight:g}" if config.consistency == "gradient" else ""
+        name += f"_{config.consistency}{weight}"
+    return name + (f"_{Path(config.ckpt_file).stem}" if config.ckpt_file else "")

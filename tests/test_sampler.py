@@ -10,7 +10,8 @@ import torch
 from conftest import golden
 
 from i2sb.bridge import Bridge
-from i2sb.sampler import sample, step_grid
+from i2sb.sampler import logged_steps, sample, step_grid
+from i2sb.steps import advise
 
 
 def refuse_noise(x):
@@ -218,6 +219,120 @@ def test_second_order_without_noise_converges_faster():
     assert error("second_order", 40) < 0.35 * error("second_order", 20)
     assert error("second_order", 80) < 0.25 * error("posterior", 80)
     assert 0.35 < error("posterior", 40) / error("posterior", 20) < 0.7
+
+
+def exact_law(toy: GaussianToy, sampler: str, nfe: int, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and covariance at index 0, without Monte Carlo: with this denoiser x0 is affine in x1 and in every draw.
+
+    The rows of a batch are the parts of that map: one for its offset, one for each component of x1 and of each draw.
+    """
+    rows = 1 + 2 + 2 * nfe
+    x1 = torch.zeros(rows, 2, 1, 1, dtype=torch.float64)
+    x1[1:3, :, 0, 0] = torch.eye(2, dtype=torch.float64)
+    drawn = 0
+
+    def randn(x):
+        nonlocal drawn
+        noise = torch.zeros_like(x)
+        noise[3 + 2 * drawn : 5 + 2 * drawn, :, 0, 0] = torch.eye(2, dtype=x.dtype)
+        drawn += 1
+        return noise
+
+    out = sample(toy.bridge, toy.net, x1, nfe=nfe, ot_ode=toy.ot_ode, sampler=sampler, eta=eta, randn=randn).x0
+    offset, parts = out[0].flatten(), (out[1:] - out[:1]).flatten(1)
+    of_x1, of_draws = parts[:2], parts[2 : 2 + 2 * drawn]
+    mean = offset + of_x1.T @ toy.mean_x1
+    return mean, of_x1.T @ toy.covariance_x1 @ of_x1 + of_draws.T @ of_draws
+
+
+@pytest.mark.parametrize(
+    ("sampler", "eta", "ot_ode"),
+    [
+        ("posterior", 1.0, False),
+        ("eta", 0.0, False),
+        ("eta", 0.5, False),
+        ("second_order", 1.0, False),
+        ("posterior", 1.0, True),
+        ("second_order", 1.0, True),
+    ],
+)
+def test_exact_error_of_every_sampler_falls_with_the_number_of_steps(sampler, eta, ot_ode):
+    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode)
+    errors = []
+    for nfe in (1, 10, 40):  # the SDE's flow has an error of its own, 0.008, that shows beyond
+        mean, covariance = exact_law(toy, sampler, nfe, eta)
+        assert (mean - toy.mean).abs().max() < 1e-3
+        errors.append((covariance - toy.covariance).abs().max().item())
+    assert all(later < 0.6 * earlier for earlier, later in pairwise(errors)), errors
+    if sampler == "posterior":  # the same as its own closed form
+        torch.testing.assert_close(covariance, toy.propagate(40)[1], rtol=0, atol=1e-9)
+
+
+def exact_error(ot_ode: bool, sampler: str, nfe: int, eta: float = 1.0) -> float:
+    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode)
+    return (exact_law(toy, sampler, nfe, eta)[1] - toy.covariance).abs().max().item()
+
+
+def test_less_noise_and_second_order_need_fewer_steps():
+    """At ten evaluations each is closer to the target than the published sampler."""
+    published, less_noise = exact_error(False, "posterior", 10), exact_error(False, "eta", 10, 0.0)
+    assert less_noise < 0.9 * published
+    assert exact_error(False, "second_order", 10) < 0.7 * less_noise
+
+
+def test_second_order_without_noise_overshoots_in_few_steps():
+    """Why the user is warned: below some twenty evaluations it is worse than first order, above it is better."""
+    assert exact_error(True, "second_order", 5) > 3 * exact_error(True, "posterior", 5)
+    assert exact_error(True, "second_order", 20) < 0.7 * exact_error(True, "posterior", 20)
+
+
+def test_steps_without_noise_on_any_bridge():
+    toy = GaussianToy(Bridge(100, 0.3, dtype=torch.float64), ot_ode=False)
+    x1 = torch.ones(3, 2, 1, 1, dtype=torch.float64)
+    forced = sample(toy.bridge, toy.net, x1, nfe=5, sampler="ot_ode", randn=refuse_noise).x0
+    assert torch.equal(forced, sample(toy.bridge, toy.net, x1, nfe=5, ot_ode=True, randn=refuse_noise).x0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "eta", "nfe", "ot_ode", "words"),
+    [
+        ("posterior", 1.0, 5, False, ""),
+        ("eta", 0.3, 5, False, ""),
+        ("second_order", 1.0, 5, False, ""),
+        ("second_order", 1.0, 20, True, ""),
+        ("ot_ode", 1.0, 5, True, ""),
+        ("eta", 0.0, 5, True, "no noise to leave out"),
+        ("eta", 1.0, 5, False, "is the posterior itself"),
+        ("ot_ode", 1.0, 5, False, "blurry"),
+        ("second_order", 1.0, 5, True, "overshoots with --nfe 5"),
+    ],
+)
+def test_samplers_that_cannot_help_or_harm_are_named(sampler, eta, nfe, ot_ode, words):
+    advice = advise(sampler, eta, nfe, ot_ode=ot_ode)
+    assert (words in advice) if words else advice == ""
+
+
+def test_callback_and_refinement_see_every_step():
+    bridge, x1 = Bridge(100, 0.3), torch.zeros(2, 3, 4, 4)
+    seen, shares = [], []
+
+    def refine(x0, share):
+        shares.append(share)
+        return x0 + 1
+
+    done = sample(bridge, lambda x, step, cond: x, x1, nfe=4, refine=refine, callback=seen.append, log_count=2)
+    assert [(step.number, step.count, step.n, step.nprev) for step in seen] == [
+        (1, 4, 99, 74),
+        (2, 4, 74, 50),
+        (3, 4, 50, 25),
+        (4, 4, 25, 0),
+    ]
+    assert torch.equal(seen[-1].state, done.x0) and torch.equal(seen[-1].pred_x0, done.pred_x0s[:, 0])
+    var = bridge.std_fwd**2
+    want = [(1 - var[step.nprev] / var[step.n]).item() for step in seen]
+    assert shares == pytest.approx([*want, 0.0], abs=1e-6)
+    assert [step.number for step in seen if any(torch.equal(step.state, s) for s in done.states.unbind(1))] == [1, 4]
+    assert logged_steps(4, 2) == [1, 4] and logged_steps(100, 10)[-1] == 100 and logged_steps(1, 10) == [1]
 
 
 def test_unknown_samplers_are_named():
