@@ -63,7 +63,7 @@ def fill_in(given: argparse.Namespace, what: str) -> argparse.Namespace:
             raise ValueError(f"--{name} {values[name]}: must be at least 1")
     if what in ("train", "sample", "memory"):
         find_preset(values["preset"])
-    return argparse.Namespace(**values)
+    return argparse.Namespace(**{**vars(given), **values})
 
 
 def main() -> None:

@@ -84,3 +84,11 @@ def test_wrong_options_are_named():
     ):
         refused = run_python(script, "train", *flags, check=False)
         assert refused.returncode == 1 and words in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_memory_of_a_run_of_the_released_format_is_measured_in_a_process_of_its_own(tmp_path):
+    out = tmp_path / "memory.json"
+    script = ROOT / "scripts" / "benchmark.py"
+    run_python(script, "memory", "--preset", "tiny", "--size", 32, "--device", "cpu", "--json", out)
+    figures = json.loads(out.read_text())["memory"]
+    assert figures["finite"] and figures["parameters"] > 100_000 and 0.05 < figures["peak_resident_gb"] < 6
