@@ -32,8 +32,10 @@ def advise(sampler: str, eta: float, nfe: int, *, ot_ode: bool) -> str:
         return "--sampler eta with --eta 1 is the posterior itself; 0 leaves out all noise after the first step"
     if sampler == "ot_ode" and not ot_ode:
         return "--sampler ot_ode: this run was trained with noise; steps without it give blurry images"
-    if sampler == "second_order" and ot_ode and 1 < nfe < 20:
-        return f"--sampler second_order: on a bridge without noise it overshoots with --nfe {nfe}; give it 20 or more"
+    if sampler == "second_order" and ot_ode and 2 < nfe < 20:
+        return (
+            f"--sampler second_order with --nfe {nfe}: on a bridge without noise it may overshoot below 20 evaluations"
+        )
     return ""
 
 
@@ -107,7 +109,10 @@ class _SecondOrder:
 
 
 class _SecondOrderOde:
-    """The same for the bridge without noise, in λ = −log σ²; the first step is of first order."""
+    """The same for the bridge without noise, in λ = −log σ².
+
+    The last step to σ_0, a small fraction of what comes before, is so long in λ that extrapolating would overshoot.
+    """
 
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
@@ -117,7 +122,7 @@ class _SecondOrderOde:
         lambda_t = -2 * self.bridge.std_fwd[n].log()
         h = -2 * self.bridge.std_fwd[nprev].log() - lambda_t
         change = 0.0
-        if self.last is not None:
+        if self.last is not None and nprev > 0:
             lambda_u, x0_u = self.last
             change = ((-h).exp() + h - 1) * (x0 - x0_u) / (lambda_t - lambda_u)
         self.last = (lambda_t, x0)

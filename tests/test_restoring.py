@@ -173,6 +173,17 @@ def test_python_restores_a_split_as_the_command_does(restore, dataset_dir, train
         model.restore(degraded, nfe=2, cond=degraded)
 
 
+def test_what_a_killed_process_left_is_removed_but_not_what_another_is_writing(restore):
+    folder = restore(limit=1) / "samples_nfe2"
+    own = [".settings.yaml.9.partial", ".manifest.jsonl.9.partial", "000/.000003.png.9.partial"]
+    (folder / "trajectories" / "000").mkdir(parents=True)
+    for name in (*own, "trajectories/000/.000004.webp.9.partial", "000/.000001.png.9.partial"):
+        (folder / name).write_text("half of it")
+    restore(partition="1_2")
+    left = [path.relative_to(folder).as_posix() for path in folder.rglob("*.partial")]
+    assert left == ["000/.000001.png.9.partial"], "number 1 is another part's"
+
+
 def test_killed_at_five_random_moments_the_files_are_those_of_one_clean_run(tmp_path, trained_run):
     """SIGKILL between any two function calls; the same command until it is done; every byte of every file."""
     for name in ("never-killed", "killed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -268,8 +269,8 @@ def test_exact_error_of_every_sampler_falls_with_the_number_of_steps(sampler, et
         torch.testing.assert_close(covariance, toy.propagate(40)[1], rtol=0, atol=1e-9)
 
 
-def exact_error(ot_ode: bool, sampler: str, nfe: int, eta: float = 1.0) -> float:
-    toy = GaussianToy(Bridge(1000, 0.3, dtype=torch.float64), ot_ode)
+def exact_error(ot_ode: bool, sampler: str, nfe: int, eta: float = 1.0, interval: int = 1000) -> float:
+    toy = GaussianToy(Bridge(interval, 0.3, dtype=torch.float64), ot_ode)
     return (exact_law(toy, sampler, nfe, eta)[1] - toy.covariance).abs().max().item()
 
 
@@ -280,10 +281,16 @@ def test_less_noise_and_second_order_need_fewer_steps():
     assert exact_error(False, "second_order", 10) < 0.7 * less_noise
 
 
-def test_second_order_without_noise_overshoots_in_few_steps():
-    """Why the user is warned: below some twenty evaluations it is worse than first order, above it is better."""
-    assert exact_error(True, "second_order", 5) > 3 * exact_error(True, "posterior", 5)
-    assert exact_error(True, "second_order", 20) < 0.7 * exact_error(True, "posterior", 20)
+@pytest.mark.parametrize("nfe", [1, 2, 3, 5, 10, 20])
+def test_second_order_without_noise_is_no_worse_on_the_published_bridge(nfe):
+    """Its last step, long in λ, is of first order: extrapolated, two steps would have an error of 0.7."""
+    assert exact_error(True, "second_order", nfe) < 1.01 * exact_error(True, "posterior", nfe)
+
+
+def test_second_order_without_noise_overshoots_on_short_bridges():
+    """Why the user is warned: after a step that is short in λ, a long one extrapolates far."""
+    assert exact_error(True, "second_order", 3, interval=4) > 10 * exact_error(True, "posterior", 3, interval=4)
+    assert exact_error(True, "second_order", 20, interval=100) < 0.5 * exact_error(True, "posterior", 20, interval=100)
 
 
 def test_steps_without_noise_on_any_bridge():
@@ -304,12 +311,15 @@ def test_steps_without_noise_on_any_bridge():
         ("eta", 0.0, 5, True, "no noise to leave out"),
         ("eta", 1.0, 5, False, "is the posterior itself"),
         ("ot_ode", 1.0, 5, False, "blurry"),
-        ("second_order", 1.0, 5, True, "overshoots with --nfe 5"),
+        ("second_order", 1.0, 5, True, "with --nfe 5: .* may overshoot"),
     ],
 )
 def test_samplers_that_cannot_help_or_harm_are_named(sampler, eta, nfe, ot_ode, words):
-    advice = advise(sampler, eta, nfe, ot_ode=ot_ode)
-    assert (words in advice) if words else advice == ""
+    assert (
+        re.search(words, advise(sampler, eta, nfe, ot_ode=ot_ode))
+        if words
+        else not advise(sampler, eta, nfe, ot_ode=ot_ode)
+    )
 
 
 def test_callback_and_refinement_see_every_step():
