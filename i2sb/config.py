@@ -155,6 +155,9 @@ class TrainConfig:
     eval_nfe: int = option(10, "network evaluations per validation image")
     eval_images: int = option(16, "validation images, spread evenly over the val split")
     eval_image_size: int | None = option(None, "side of validation images, if another than --image-size")
+    weights_dir: str = option(
+        "data/weights", "folder where ResNet-50's weights may lie, for the accuracy of validation images", later=True
+    )
 
     def __post_init__(self) -> None:
         _require_finite(self)
@@ -438,7 +441,7 @@ _MAY_CHANGE = frozenset(
     "results_dir name ckpt device dataset_dir workers microbatch num_itr clip_denoise save_every keep_last "
     "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size precision grad_checkpoint "
     "channels_last compile n_gpu_per_node num_proc_node node_rank master_address master_port prefetch max_bad_images "
-    "grad_clip max_bad_steps wandb_project wandb_user".split()
+    "grad_clip max_bad_steps weights_dir wandb_project wandb_user".split()
 )
 
 

@@ -36,6 +36,7 @@ _ITEMS = {
     LPIPS_FILES["alex"][0]: "alexnet",
     LPIPS_FILES["vgg"][0]: "vgg16",
 }
+IMAGENET_CLASSES = 1000
 INCEPTION, RESNET50, EFFICIENTNET_LITE0 = "Inception", "ResNet-50", "EfficientNet-Lite0"
 
 

@@ -12,6 +12,7 @@ import torch
 from i2sb.config import EvalConfig
 from i2sb.features import (
     EFFICIENTNET_LITE0,
+    IMAGENET_CLASSES,
     INCEPTION,
     RESNET50,
     FeatureNetwork,
@@ -27,8 +28,6 @@ from i2sb.metrics import mae, psnr, ssim
 from i2sb.reference import MadeFrom, Reference
 from i2sb.restored import RestoredImages
 from i2sb.scores import COLUMNS, NetworkMeter, PairMeter, Result
-
-IMAGENET_CLASSES = 1000
 
 
 @dataclass

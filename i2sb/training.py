@@ -35,7 +35,7 @@ from i2sb.run_lock import LOCK, RunLock
 from i2sb.run_log import RunLog, choose_curves
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
 from i2sb.tasks import build_bridge, build_task_corruption, make_task_batch, open_task_split
-from i2sb.validation import choose_images, summarise, validate
+from i2sb.validation import choose_images, choose_metrics, find_classifier, summarise, validate
 
 
 @dataclass
@@ -82,6 +82,10 @@ class Trainer:
         self.val_images = None
         if config.eval_every:
             self.val_images = open_task_split(config, config.dataset_dir, "val", config.restored_size)
+        if self.val_images is not None:
+            classifier = find_classifier(self.val_images, Path(config.weights_dir), world.device)
+            (lacking,) = world.any(classifier is None)  # all machines compute the same metrics
+            self.metrics = choose_metrics(None if lacking else classifier)
         if len(self.train_images) < config.batch_size:
             raise ValueError(
                 f"--batch-size {config.batch_size}: larger than the {len(self.train_images)} images "
@@ -279,13 +283,14 @@ class Trainer:
                 self.val_images,
                 chosen[world.rank :: world.world_size],
                 self.val_corruption,
+                self.metrics,
                 batch_size=config.microbatch,
                 nfe=config.eval_nfe,
                 clip_denoise=config.clip_denoise,
                 seed=config.seed,
             )
         self.network.train()
-        values, count = summarise(world.sum(found.sums))
+        values, count = summarise(world.sum(found.sums), self.metrics)
         log.record("validation", iteration, values)
         log.say(
             f"iteration {iteration}: PSNR {values['psnr_restored']:.2f} dB restored, "

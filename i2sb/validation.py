@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from corruption import Corruption
 from i2sb.data import ImageDataset, load_in_order
+from i2sb.features import IMAGENET_CLASSES, FeatureNetwork, UnavailableError, build_resnet50
 from i2sb.images import draw_grid, draw_strip, to_uint8
 from i2sb.metrics import psnr, ssim
 from i2sb.randomness import ImageNoise, Purpose
@@ -24,7 +26,7 @@ STRIP_STATES = 6
 class Validation(NamedTuple):
     """What one process found.
 
-    sums: float64, over its images: for each of METRICS the degraded and the restored value, then the number of images.
+    sums: float64, over its images: for each metric the degraded and the restored value, then the number of images.
     grid: degraded, restored and clean images side by side; strip: the first one's way over the bridge; None without
     images.
     """
@@ -34,8 +36,31 @@ class Validation(NamedTuple):
     strip: Image.Image | None
 
 
-# SSIM is torchmetrics'; a machine without it trains all the same.
-METRICS = {"psnr": psnr} | ({"ssim": ssim} if find_spec("torchmetrics") else {})
+# Of images, the clean ones and their labels: a number an image.
+Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def choose_metrics(classifier: FeatureNetwork | None) -> dict[str, Metric]:
+    """Return PSNR; SSIM, if torchmetrics is there (a machine without it trains all the same); accuracy in percent."""
+    metrics: dict[str, Metric] = {"psnr": lambda images, clean, label: psnr(images, clean)}
+    if find_spec("torchmetrics"):
+        metrics["ssim"] = lambda images, clean, label: ssim(images, clean)
+    if classifier is not None:
+        metrics["accuracy"] = lambda images, clean, label: 100.0 * (classifier(images).scores.argmax(1) == label)
+    return metrics
+
+
+def find_classifier(images: ImageDataset, weights_dir: Path, device: torch.device) -> FeatureNetwork | None:
+    """Return the published accuracy's ResNet-50 if the images have ImageNet's classes and its weights are here.
+
+    Raises ValueError naming the file of weights if it is broken.
+    """
+    if len(images.classes) != IMAGENET_CLASSES or images.mode != "RGB":
+        return None
+    try:
+        return build_resnet50(weights_dir).eval().requires_grad_(False).to(device)
+    except UnavailableError:
+        return None
 
 
 def choose_images(available: int, wanted: int) -> list[int]:
@@ -50,6 +75,7 @@ def validate(
     images: ImageDataset,
     numbers: Sequence[int],
     corruption: Corruption | None,
+    metrics: Mapping[str, Metric],
     *,
     batch_size: int,
     nfe: int,
@@ -58,7 +84,7 @@ def validate(
 ) -> Validation:
     """Restore the images of these numbers and compare them with the clean ones."""
     device = model.device
-    sums = torch.zeros(2 * len(METRICS) + 1, dtype=torch.float64, device=device)
+    sums = torch.zeros(2 * len(metrics) + 1, dtype=torch.float64, device=device)
     drawn: list[tuple[Tensor, ...]] = []
     strip = None
     for part in load_in_order(images, numbers, batch_size=batch_size):
@@ -69,7 +95,8 @@ def validate(
             batch, noise, nfe=nfe, clip_denoise=clip_denoise, log_count=min(STRIP_STATES, nfe) if first else None
         )
         shown, restored, clean = to_uint8(batch.shown), to_uint8(path.x0), part.image.to(device)
-        values = [value for metric in METRICS.values() for value in (metric(shown, clean), metric(restored, clean))]
+        label = part.label.to(device)
+        values = [metric(image, clean, label) for metric in metrics.values() for image in (shown, restored)]
         sums += torch.stack([*(value.double().sum() for value in values), sums.new_tensor(len(batch))])
         drawn.append((shown, restored, clean))
         if first:
@@ -80,8 +107,8 @@ def validate(
     return Validation(sums, draw_grid(list(zip(("degraded", "restored", "clean"), columns, strict=True))), strip)
 
 
-def summarise(sums: Tensor) -> tuple[dict[str, float], int]:
+def summarise(sums: Tensor, metrics: Iterable[str]) -> tuple[dict[str, float], int]:
     """Return the mean of every metric, as "psnr_degraded", "psnr_restored", …, and the number of images."""
     *totals, count = sums.tolist()
-    names = [f"{name}_{which}" for name in METRICS for which in ("degraded", "restored")]
+    names = [f"{name}_{which}" for name in metrics for which in ("degraded", "restored")]
     return {name: total / count for name, total in zip(names, totals, strict=True)}, round(count)

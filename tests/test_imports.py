@@ -94,6 +94,7 @@ ALLOWED = {
         "i2sb.randomness",
         "i2sb.restore",
         "i2sb.tasks",
+        "i2sb.features",
     },
     "i2sb.pretrained": {"i2sb.checkpoint", "i2sb.exported", "i2sb.network", "i2sb.restore"},
     "i2sb.batch": {"corruption", "i2sb.images", "i2sb.randomness"},

@@ -186,3 +186,35 @@ def test_psnr_and_ssim_agree_with_torchmetrics_and_closed_forms():
     assert psnr(a, a).isinf().all()
     assert ssim(a, a).tolist() == pytest.approx([1.0] * 3)
     assert (ssim(a, b) < 0.1).all() and ssim(a, b).shape == (3,)
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def test_validation_counts_what_a_classifier_recognises_where_there_is_one(trained_run, dataset_dir, tmp_path):
+    from i2sb import load_model
+    from i2sb.data import open_split
+    from i2sb.features import FeatureNetwork, Seen
+    from i2sb.validation import choose_metrics, find_classifier, summarise, validate
+
+    class SaysDog(FeatureNetwork):
+        def forward(self, images):
+            return Seen(None, torch.tensor([[0.0, 1.0]]).expand(len(images), 2))
+
+    images = open_split(dataset_dir, "val", image_size=16)  # two cats, three dogs
+    assert find_classifier(images, tmp_path, torch.device("cpu")) is None  # two classes are not ImageNet's
+    metrics = choose_metrics(SaysDog())
+    found = validate(
+        load_model(trained_run),
+        images,
+        range(5),
+        build_corruption("sr4x-pool", 16),
+        metrics,
+        batch_size=2,
+        nfe=2,
+        clip_denoise=False,
+        seed=0,
+    )
+    values, count = summarise(found.sums, metrics)
+    assert count == 5 and values["accuracy_restored"] == pytest.approx(60) and values["psnr_degraded"] > 5
+    assert "accuracy_restored" not in dict.fromkeys(choose_metrics(None))
