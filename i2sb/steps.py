@@ -33,9 +33,7 @@ def advise(sampler: str, eta: float, nfe: int, *, ot_ode: bool) -> str:
     if sampler == "ot_ode" and not ot_ode:
         return "--sampler ot_ode: this run was trained with noise; steps without it give blurry images"
     if sampler == "second_order" and ot_ode and 2 < nfe < 20:
-        return (
-            f"--sampler second_order with --nfe {nfe}: without noise it may overshoot below 20 evaluations"
-        )
+        return f"--sampler second_order with --nfe {nfe}: without noise it may overshoot below 20 evaluations"
     return ""
 
 
