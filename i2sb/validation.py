@@ -36,15 +36,17 @@ class Validation(NamedTuple):
     strip: Image.Image | None
 
 
+# SSIM is torchmetrics'; a machine without it trains all the same.
+METRICS = {"psnr": psnr} | ({"ssim": ssim} if find_spec("torchmetrics") else {})
 # Of images, the clean ones and their labels: a number an image.
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def choose_metrics(classifier: FeatureNetwork | None) -> dict[str, Metric]:
-    """Return PSNR; SSIM, if torchmetrics is there (a machine without it trains all the same); accuracy in percent."""
-    metrics: dict[str, Metric] = {"psnr": lambda images, clean, label: psnr(images, clean)}
-    if find_spec("torchmetrics"):
-        metrics["ssim"] = lambda images, clean, label: ssim(images, clean)
+    """Return METRICS, and accuracy in percent if there is a classifier."""
+    metrics: dict[str, Metric] = {
+        name: lambda images, clean, label, metric=metric: metric(images, clean) for name, metric in METRICS.items()
+    }
     if classifier is not None:
         metrics["accuracy"] = lambda images, clean, label: 100.0 * (classifier(images).scores.argmax(1) == label)
     return metrics

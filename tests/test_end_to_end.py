@@ -213,3 +213,12 @@ def test_paired_folders_take_the_same_path(tmp_path):
     training.train(TrainConfig(name="pairs-run", **{**TINY, "corrupt": "paired", "num_itr": 2, **places}))
     sampling.run(SampleConfig(ckpt="pairs-run", nfe=1, **places))
     assert len(list((tmp_path / "pairs-run" / "samples_nfe1" / "000").iterdir())) == 2
+
+
+def test_the_study_of_samplers_scores_every_number_of_evaluations(tmp_path, trained_run):
+    run = copy_run(trained_run, tmp_path)
+    flags = ["--results-dir", tmp_path, "--nfe", 1, 2, "--samplers", "posterior", "eta0", "--images", 2]
+    run_python("scripts/nfe_study.py", run.name, tmp_path / "study", *flags, "--device", "cpu")
+    rows = json.loads((tmp_path / "study" / "study.json").read_text())["rows"]
+    assert [row["nfe"] for row in rows if row["sampler"] == "posterior"] == [1, 2]
+    assert all(5 < row["psnr"] < 60 and 0 < row["ssim"] <= 1 for row in rows)
