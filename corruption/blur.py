@@ -24,7 +24,11 @@ class Blur(LinearCorruption):
     """
 
     def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
-        return Corrupted(self.A(clean + 1).sub_(1))
+        return Corrupted(self._apply_over(clean + 1).sub_(1))
+
+    def _apply_over(self, x: Tensor) -> Tensor:
+        """Apply A to images whose memory may be written over."""
+        return self.A(x)
 
     def measure(self, degraded: Tensor, mask: Tensor | None = None) -> Tensor:
         return degraded + 1 - self.A(torch.ones_like(degraded))
@@ -66,6 +70,9 @@ class PublishedBlur(Blur):
     def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return _sandwich(self.U.to(x.dtype), self.V.to(x.dtype), self.W.to(x.dtype), x)
 
+    def _apply_over(self, x: Tensor) -> Tensor:
+        return _sandwich(self.U, self.V, self.W, x, out=None if x.requires_grad else x)
+
     def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return _sandwich(self.V.to(y.dtype), self.U.to(y.dtype), self.W.to(y.dtype), y)
 
@@ -102,10 +109,10 @@ class ExactBlur(Blur):
         return Q_height @ (Q_height.T @ y @ Q_width).mul_(inverse) @ Q_width.T
 
 
-def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor) -> Tensor:
-    """Return L ((Rᵀ x R) ∘ W) Lᵀ for square images x."""
+def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return L ((Rᵀ x R) ∘ W) Lᵀ for square images x, in the memory of `out` (x itself, perhaps) if given."""
     first = right.T @ x
-    second = (first @ right).mul_(weights)
+    second = torch.matmul(first, right, out=out).mul_(weights)
     if second.requires_grad:
         return left @ second @ left.T
     # Fresh memory for each product would take a third of the time.
