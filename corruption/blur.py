@@ -71,6 +71,7 @@ class PublishedBlur(Blur):
         return _sandwich(self.U.to(x.dtype), self.V.to(x.dtype), self.W.to(x.dtype), x)
 
     def _apply_over(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # matmul takes no other layout as its `out`
         return _sandwich(self.U, self.V, self.W, x, out=None if x.requires_grad else x)
 
     def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:

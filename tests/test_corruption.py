@@ -91,6 +91,13 @@ def test_shape_type_range_and_mask(name, corruption, clean):
     assert (done.image[~outside] == 1).all()
 
 
+def test_is_the_same_whatever_the_layout_in_memory(corruption, clean):
+    interleaved = clean.contiguous(memory_format=torch.channels_last)  # as pictures from Pillow are
+    done = [corruption(x, torch.Generator().manual_seed(0)).image for x in (clean, interleaved)]
+    assert done[0].shape == done[1].shape
+    assert (done[0] - done[1]).abs().max() < 1e-5
+
+
 def test_does_not_change_its_input(corruption, clean):
     before = clean.clone()
     corruption(clean)
