@@ -93,8 +93,5 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
 
 
 def _repeat(y: Tensor) -> Tensor:
-    """Repeat every pixel of y [..., H, W] FACTOR times both ways: along a row, then whole rows."""
-    rows = y.repeat_interleave(FACTOR, -1)
-    return (
-        rows.unsqueeze(-2).expand(*rows.shape[:-1], FACTOR, rows.shape[-1]).reshape(*y.shape[:-2], -1, rows.shape[-1])
-    )
+    """Repeat every pixel of y [..., H, W] FACTOR times both ways."""
+    return y.repeat_interleave(FACTOR, -1).repeat_interleave(FACTOR, -2)
