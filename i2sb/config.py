@@ -77,7 +77,7 @@ def _require_place(config: Any) -> None:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a bridge; running the same command again resumes it."""
+    """Train a bridge, or a baseline; running the same command again resumes it."""
 
     name: str = option("", "name of the run, which lives in results/NAME")
     results_dir: str = option("results", "folder of all runs")
@@ -109,10 +109,19 @@ class TrainConfig:
     mask_file: str = option(
         "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
     )
-    cond_x1: bool = option(False, "show the degraded image to the network at every step")
+    cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step")
     add_x1_noise: bool = option(False, "add unit noise to x1 after the condition was taken (decolouring)")
 
-    interval: int = option(1000, "number of steps of the bridge, even")
+    formulation: Literal["bridge", "conditional_diffusion", "regression", "diffusion"] = option(
+        "bridge",
+        "what the network is trained for: the bridge, or a baseline: a diffusion that is shown x1, a regression from "
+        "x1 to x0, a diffusion of clean images alone (restores with --sampler ddnm or ddrm)",
+        later=True,
+    )
+    schedule: Literal["linear", "cosine"] = option(
+        "linear", "noise of the two diffusions, over --interval steps", later=True
+    )
+    interval: int = option(1000, "number of steps of the bridge or diffusion, even")
     beta_max: float = option(0.3, "diffusion strength: 0.3 for stochastic tasks, 1.0 with --ot-ode")
     t0: float = option(1e-4, "time input of the network at the clean end")
     T: float = option(1.0, "time input of the network at the degraded end")
@@ -152,7 +161,7 @@ class TrainConfig:
     wandb_user: str = option("", "user or team of --log-writer wandb (default: whose key it is)", later=True)
     log_dir: str = option("", "folder of the TensorBoard logs (default: results/NAME/tensorboard)")
     eval_every: int = option(5000, "iterations between two validations (0: never)")
-    eval_nfe: int = option(10, "network evaluations per validation image")
+    eval_nfe: int = option(10, "network evaluations per validation image (a regression: 1)")
     eval_images: int = option(16, "validation images, spread evenly over the val split")
     eval_image_size: int | None = option(None, "side of validation images, if another than --image-size")
     weights_dir: str = option(
@@ -244,13 +253,19 @@ class SampleConfig:
         "", "degradation (default: the run's, but none with --input; must be given where it is a Python file)"
     )
     mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
-    nfe: int | None = option(None, "network evaluations per image (default: interval - 1)")
-    clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
-    sampler: Literal["posterior", "eta", "second_order", "ot_ode"] = option(
-        "posterior",
-        "way to step back: posterior (published), eta (less noise), second_order, ot_ode (no noise)",
+    sample_dir: str = option("", "folder for the images inside the run (default: samples_nfe{NFE} and the like)")
+    nfe: int | None = option(
+        None, "network evaluations per image (default: as many as there are steps; on a bridge that is interval - 1)"
     )
-    eta: float | None = option(None, "share of the posterior's noise with --sampler eta, 0 to 1 (default: 0)")
+    sampler: str = option(
+        "",
+        "way to step back: posterior (published), eta (less noise), second_order, ot_ode (no noise); runs of another "
+        "--formulation have others, which a wrong name lists",
+    )
+    eta: float | None = option(
+        None, "share of noise in a step, 0 to 1, with --sampler eta (default: 0), ddim (0), ddnm or ddrm (0.85)"
+    )
+    clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
     consistency: Literal["none", "project", "gradient"] = option(
         "none", "keep predictions in line with the degraded image, if it was made by the run's degradation (--corrupt)"
     )
@@ -273,8 +288,12 @@ class SampleConfig:
     workers: int = option(4, "processes that decode images, per GPU, at most one a core")
 
     def __post_init__(self) -> None:
-        _require_name("--ckpt", self.ckpt)
         _require_finite(self)
+        _require_name("--ckpt", self.ckpt)
+        _require(
+            not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None,
+            f"--sample-dir {self.sample_dir}: name a folder inside the run, such as samples_nfe10",
+        )
         for name in ("image_size", "nfe", "limit"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{flag(name)} {value}: must be at least 1")
@@ -284,10 +303,6 @@ class SampleConfig:
             not self.tile or self.overlap < self.tile, f"--overlap {self.overlap}: must be below --tile {self.tile}"
         )
         _require(self.eta is None or 0 <= self.eta <= 1, f"--eta {self.eta}: must be between 0 and 1")
-        _require(
-            self.eta is None or self.sampler == "eta",
-            f"--eta {self.eta}: --sampler {self.sampler} does not use it; ask for --sampler eta",
-        )
         _require(self.consistency_weight > 0, f"--consistency-weight {self.consistency_weight}: must be positive")
         _require(
             self.consistency == "gradient" or self.consistency_weight == 1,
@@ -308,7 +323,7 @@ class SampleConfig:
         """Refuse settings of the split for pictures of one's own, and the other way round."""
         if self.input:
             _require(bool(self.output), "--output is missing: the folder for the restored pictures of --input")
-            for name in ("dataset_dir", "subset", "image_size", "partition", "save_pt", "mask_file"):
+            for name in ("dataset_dir", "subset", "image_size", "partition", "save_pt", "mask_file", "sample_dir"):
                 _require(
                     not getattr(self, name),
                     f"{flag(name)} {getattr(self, name)}: is about the val split and does nothing for --input",
@@ -325,11 +340,6 @@ class SampleConfig:
             _require(
                 bool(self.input) or value in ("", False, None), f"{flag(name)} {value}: needs --input, your pictures"
             )
-
-    @property
-    def noise_share(self) -> float:
-        """The `eta` that the sampler is given."""
-        return (self.eta or 0.0) if self.sampler == "eta" else 1.0
 
     @property
     def part(self) -> tuple[int, int]:

@@ -7,6 +7,9 @@ x̂0 ← x̂0 − α · share · ∇‖A x̂0 − y‖² (Chung et al., "Direct 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from corruption import Corruption, LinearCorruption
@@ -33,8 +36,46 @@ def check_consistency(kind: str, name: str, corruption: Corruption | None) -> No
 def advise_consistency(kind: str, corruption: Corruption | None) -> str:
     """Return what a user should know who asks for this with pictures of 8 bits; empty if nothing."""
     if kind == "project" and isinstance(corruption, Blur):
-        return "--consistency project: undoing a blur makes the rounding of 8-bit pictures strong noise; try gradient"
+        return "undoing a blur makes the rounding of 8-bit pictures strong noise; --consistency gradient does not"
     return ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What degraded images show of the clean ones: y = A(x0), float64, by `corruption`; mask as `Corrupted` has it.
+
+    A⁺A projects onto what is known of an image, and A⁺y is that part of x0 itself. All is computed in float64: the
+    published blur's inverse, which enlarges up to a thousandfold, leaves nothing else of float32.
+    """
+
+    corruption: LinearCorruption
+    y: Tensor
+    mask: Tensor | None = None
+
+    def excess(self, x: Tensor) -> Tensor:
+        """Return A x − y for images x [B, C, H, W]."""
+        return self.corruption.A(x.double(), self.mask) - self.y
+
+    def find_known(self, dtype: torch.dtype) -> Tensor:
+        """Return A⁺y, the known part of the clean images, [B, C, H, W]."""
+        return self.corruption.A_pinv(self.y, self.mask).to(dtype)
+
+    def keep_known(self, x: Tensor) -> Tensor:
+        """Return A⁺A x, the part of images x that A lets one know."""
+        return self.corruption.A_pinv(self.corruption.A(x.double(), self.mask), self.mask).to(x.dtype)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the nearest images to x that A maps to y: x − A⁺(A x − y)."""
+        return (x - self.corruption.A_pinv(self.excess(x), self.mask)).to(x.dtype)
+
+    def descend(self, x: Tensor, length: float) -> Tensor:
+        """Return x − length · ∇‖A x − y‖²."""
+        return (x - 2 * length * self.corruption.A_transpose(self.excess(x), self.mask)).to(x.dtype)
+
+
+def measure(corruption: LinearCorruption, degraded: Tensor, mask: Tensor | None = None) -> Measurement:
+    """Take the measurement that degraded images [B, C, H, W] show, not clamped or rounded after `corruption`."""
+    return Measurement(corruption, corruption.measure(degraded.double(), mask), mask)
 
 
 def make_consistency(
@@ -43,24 +84,16 @@ def make_consistency(
     """Return what refines x̂0 [B, C, H, W] for these degraded images; None for the kind "none".
 
     degraded: as `corruption` made them, [B, C, H, W], not clamped or rounded. mask: as `Corrupted` has it.
-    weight: α of `gradient`. Linear operators compute in float64: the published blur's inverse, which enlarges up to a
-    thousandfold, leaves nothing else of float32. The kind must suit the degradation (`check_consistency`).
+    weight: α of `gradient`. The kind must suit the degradation (`check_consistency`).
     """
     if kind == "none":
         return None
     if isinstance(corruption, JPEG):
         return _keep_coefficients(corruption, degraded)
-    y = corruption.measure(degraded.double(), mask)
-
-    def project(x0: Tensor, share: float) -> Tensor:
-        excess = corruption.A(x0.double(), mask) - y
-        return (x0 - corruption.A_pinv(excess, mask)).to(x0.dtype)
-
-    def descend(x0: Tensor, share: float) -> Tensor:
-        excess = corruption.A(x0.double(), mask) - y
-        return (x0 - 2 * weight * share * corruption.A_transpose(excess, mask)).to(x0.dtype)
-
-    return project if kind == "project" else descend
+    measurement = measure(corruption, degraded, mask)
+    if kind == "project":
+        return lambda x0, share: measurement.project(x0)
+    return lambda x0, share: measurement.descend(x0, weight * share)
 
 
 def _keep_coefficients(jpeg: JPEG, degraded: Tensor) -> Refine:

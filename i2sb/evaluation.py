@@ -132,7 +132,7 @@ def _write(config: EvalConfig, restored: RestoredImages, meters: Meters, results
         "scored_with": asdict(config),
         "metrics": {
             name: {column: _finite(getattr(result, column)) for column in COLUMNS}
-            | {"n": result.n, "unit": result.unit, "definition": result.definition}
+            | {"n": result.n, "title": result.title, "unit": result.unit, "definition": result.definition}
             | result.details
             for name, result in results.items()
         },

@@ -68,6 +68,11 @@ class BridgeNetwork(nn.Module):
         with torch.autocast(x.device.type, dtype=self.autocast_dtype):
             return self.diffusion_model(x, times).float()
 
+    def count_condition_parameters(self) -> int:
+        """Return how many weights of the first layer see the condition: all that conditioned networks have more."""
+        image_channels = self.diffusion_model.out[-1].out_channels
+        return self.diffusion_model.input_blocks[0][0].weight[:, image_channels:].numel()
+
 
 # What Preset.describe writes.
 _NUMBER = r"[1-9]\d{0,3}"

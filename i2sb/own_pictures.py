@@ -20,6 +20,7 @@ from corruption import Corruption, is_custom
 from i2sb.config import PAIRED, SampleConfig
 from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.files import PARTIAL, write_atomically
+from i2sb.formulation import Sampler
 from i2sb.images import from_uint8, to_uint8
 from i2sb.pictures import check_picture, find_pictures, read_mask, read_picture, write_picture
 from i2sb.randomness import ImageNoise, Purpose
@@ -51,12 +52,13 @@ class Job:
 class OwnPictures:
     """The pictures that --input names, and the folder --output that they are restored into."""
 
-    def __init__(self, model: RestorationModel, config: SampleConfig, nfe: int) -> None:
+    def __init__(self, model: RestorationModel, config: SampleConfig, nfe: int, sampler: Sampler) -> None:
         """Look at every picture, without decoding it.
 
         Raises ValueError naming the first that cannot be restored, or whose place is taken.
         """
-        self.model, self.config, self.nfe = model, config, nfe
+        self.model, self.config, self.nfe, self.sampler = model, config, nfe, sampler
+        self.needs_operator = model.formulation.needs_operator(config.consistency)
         self.output = Path(config.output)
         self._check_folders()
         found = dict(list(find_pictures(Path(config.input)).items())[: config.limit])
@@ -65,14 +67,14 @@ class OwnPictures:
         for name, source in found.items():
             height, width = check_picture(source, model.config.image_channels)
             self.jobs.append(Job(name, source, masks.get(name), height, width, self.output / name))
-            if config.corrupt or config.consistency != "none":
+            if config.corrupt or self.needs_operator:
                 self._build_corruption(self.jobs[-1])
         self.missing = self._find_missing()
 
     def advice(self) -> list[str]:
         """Return what the user should know before it begins."""
         found = []
-        if self.config.mask and not self._restores_holes():
+        if self.config.mask and not self._restores_holes() and self.model.formulation.sees_degradation:
             found.append(f"--mask: this run was trained on {self.model.config.corrupt}, not to fill holes")
         if self.config.consistency != "none" and not self.config.corrupt:
             found.append(advise_consistency(self.config.consistency, self._build_corruption(self.jobs[0])))
@@ -99,7 +101,7 @@ class OwnPictures:
         degraded = from_uint8(picture.image)[None]
         mask = None if job.mask is None else read_mask(job.mask, job.height, job.width)[None]
         corruption = None
-        if config.corrupt or config.consistency != "none":
+        if config.corrupt or self.needs_operator:
             corruption = self._build_corruption(job)
         if config.corrupt:
             noise = ImageNoise(config.seed, Purpose.SAMPLE, [0])
@@ -119,7 +121,7 @@ class OwnPictures:
             seed=config.seed,
             clip_denoise=config.clip_denoise,
             sampler=config.sampler,
-            eta=config.noise_share,
+            eta=config.eta,
             consistency=config.consistency,
             consistency_weight=config.consistency_weight,
             corruption=corruption,
@@ -176,11 +178,14 @@ class OwnPictures:
         return masks
 
     def _build_corruption(self, job: Job) -> Corruption | None:
-        """Build the degradation that is applied to a picture, or that consistency uses, for its sides."""
-        task = replace(self.model.config, corrupt=self.config.corrupt or self.model.config.corrupt, mask_file="")
+        """Build the degradation that is applied to a picture, or undone with its operator, for its sides."""
+        own = self.model.config.corrupt
+        if job.mask and not self.model.formulation.sees_degradation:
+            own = "inpaint-center"  # any would do: the operator takes the mask that it is given
+        task = replace(self.model.config, corrupt=self.config.corrupt or own, mask_file="")
         if is_custom(task.corrupt) and not self.config.corrupt:
             raise ValueError(
-                f"--consistency {self.config.consistency}: the run's degradation is code, which is not run unasked"
+                f"--input: the run's degradation must be known, and {task.corrupt} is code, which is not run unasked"
             )
         height, width = self.model.padded_sides(job.height, job.width, degradable=True)
         try:
@@ -190,6 +195,7 @@ class OwnPictures:
         except ValueError as error:
             raise ValueError(f"{job.source}: {error}") from None
         check_consistency(self.config.consistency, task.corrupt, corruption)
+        self.model.formulation.check_degradation(corruption)
         return corruption
 
     # --- What is there already ---------------------------------------------------------------------------------------
@@ -228,8 +234,8 @@ class OwnPictures:
             "iteration": self.model.iteration,
             "ckpt_file": config.ckpt_file,
             "nfe": self.nfe,
-            "sampler": config.sampler,
-            "eta": config.noise_share,
+            "sampler": self.sampler.name,
+            "eta": self.sampler.eta,
             "consistency": config.consistency,
             "consistency_weight": config.consistency_weight,
             "corrupt": config.corrupt,

@@ -39,7 +39,7 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
 
     Raises ValueError for unknown names (with the nearest right one), for wrong types and for wrong values.
     """
-    values = None if config_file is None else _read_yaml(Path(config_file))
+    values = None if config_file is None else read_yaml(Path(config_file))
     return _build(config_class, flags, values, config_file)
 
 
@@ -64,7 +64,7 @@ def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any] |
 
 def read_config(config_class: type[C], path: Path) -> C:
     """Read the config that a run saved at `path`. Raises ValueError naming the file if that fails or a line is gone."""
-    return _rebuild(config_class, _read_yaml(path), path)
+    return _rebuild(config_class, read_yaml(path), path)
 
 
 def from_yaml(config_class: type[C], text: str, source: Path) -> C:
@@ -88,7 +88,19 @@ def to_yaml(config: TrainConfig | SampleConfig | EvalConfig) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Reads plain values only, and refuses a name that stands there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(name) for name, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of 'name: value' lines, whatever the names. Raises ValueError naming the file if that fails."""
     try:
         return _parse_yaml(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
@@ -99,7 +111,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
     if values is None:

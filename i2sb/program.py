@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +16,7 @@ from i2sb.parsing import C, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
 
 I2SB = Path(__file__).resolve().parent
-OWN_PACKAGES = (I2SB, I2SB.parent / "corruption")
+OWN_PACKAGES = (I2SB, I2SB.parent / "corruption", I2SB.parent / "scripts")
 
 
 def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
@@ -42,20 +43,27 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
 
         print(describe_corruptions())
         return
-    try:
+    with report_errors(debug=options.pdb):
         config = read_flags(config_class, flags, options.config)
         if options.dry_run:
             print(to_yaml(config), end="")
             return
         hand_over(config, sys.argv[0], sys.argv[1:] if argv is None else argv)
         main(config)
+
+
+@contextmanager
+def report_errors(*, debug: bool = False) -> Iterator[None]:
+    """End the program as `run_program` says; with `debug` in the debugger where an error arose."""
+    try:
+        yield
     except StoppedError as stop:
         print(f"{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
         sys.exit(stop.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if options.pdb:
+        if debug:
             import ipdb
 
             traceback.print_exc()

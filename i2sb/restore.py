@@ -1,4 +1,4 @@
-"""A trained bridge, ready to restore images."""
+"""A trained network, ready to restore images."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from i2sb.checkpoint import PARTS, averaged_weights, find_checkpoint, load_weigh
 from i2sb.config import TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
 from i2sb.exported import ENDING, Exported, read_export
+from i2sb.formulation import Formulation, Way
 from i2sb.network import BridgeNetwork, build_network, check_image_size, find_preset
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.released import PARTS as RELEASED_PARTS
 from i2sb.released import is_released, read_options, recognise_network
-from i2sb.sampler import Refine, StepTaken, Trajectory, sample
-from i2sb.tasks import build_bridge, build_task_corruption
+from i2sb.sampler import StepTaken, Trajectory
+from i2sb.tasks import build_formulation, build_task_corruption
 from i2sb.tiles import pad_reflect, tiled
 
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
@@ -32,16 +33,24 @@ DEGRADABLE = 16
 
 @dataclass(frozen=True)
 class RestorationModel:
-    """A network with the bridge it was trained on; config is the training run's, iteration where its weights stood."""
+    """A network with what it was trained for; config is the training run's, iteration where its weights stood."""
 
     network: BridgeNetwork
-    bridge: Bridge
+    formulation: Formulation
     config: TrainConfig
     iteration: int
 
     @property
+    def bridge(self) -> Bridge:
+        """The bridge of a run that has one. Raises ValueError if it has none."""
+        bridge = getattr(self.formulation, "bridge", None)
+        if bridge is None:
+            raise ValueError(f"--formulation {self.config.formulation}: such a run has no bridge")
+        return bridge
+
+    @property
     def device(self) -> torch.device:
-        return self.bridge.betas.device
+        return self.formulation.noise_levels.device
 
     def restore(
         self,
@@ -49,12 +58,12 @@ class RestorationModel:
         *,
         mask: Tensor | None = None,
         cond: Tensor | None = None,
-        nfe: int = 10,
+        nfe: int | None = None,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
         clip_denoise: bool = False,
-        sampler: str = "posterior",
-        eta: float = 1.0,
+        sampler: str = "",
+        eta: float | None = None,
         consistency: str = "none",
         consistency_weight: float = 1.0,
         corruption: Corruption | None = None,
@@ -67,15 +76,18 @@ class RestorationModel:
 
         mask: [B, 1, H, W], 1 inside the hole of an inpainting image (what the image holds there is ignored).
         cond: [B, C, H, W], what a conditioned network sees at every step, if not the degraded image (its hole filled).
-        nfe: network evaluations. seed, numbers: image i draws its noise from (seed, numbers[i]), by default (seed, i);
-        in a split that sample.py restores, an image's number is its place there.
-        sampler, eta: how steps are taken (i2sb.steps). consistency: "project" or "gradient" keeps predictions in line
-        with the degraded image (i2sb.consistency); corruption: the degradation that it uses, if not the run's own.
+        nfe: network evaluations, by default 10 or as many as there are.
+        seed, numbers: image i draws its noise from (seed, numbers[i]), by default (seed, i); in a split that sample.py
+        restores, an image's number is its place there.
+        sampler, eta: how steps are taken (i2sb.steps for the bridge), by default the formulation's own.
+        consistency: "project" or "gradient" keeps predictions in line with the degraded image (i2sb.consistency).
+        corruption: the degradation, if not the run's own, where it is used: for consistency, and by formulations
+        whose training saw none.
         tile: side of the tiles in which the network sees the image (0: whole), which share `overlap` pixels and of
         which `tiles_at_once` go through it together. Sides that the network cannot take are mirrored to such as it can.
         callback: is called after every step with an i2sb.sampler.StepTaken.
 
-        Raises ValueError if a setting does not fit the bridge, the network or the degradation.
+        Raises ValueError if a setting does not fit the formulation, the network or the degradation.
         """
         return self.follow(
             degraded,
@@ -103,12 +115,12 @@ class RestorationModel:
         *,
         mask: Tensor | None = None,
         cond: Tensor | None = None,
-        nfe: int = 10,
+        nfe: int | None = None,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
         clip_denoise: bool = False,
-        sampler: str = "posterior",
-        eta: float = 1.0,
+        sampler: str = "",
+        eta: float | None = None,
         consistency: str = "none",
         consistency_weight: float = 1.0,
         corruption: Corruption | None = None,
@@ -120,14 +132,18 @@ class RestorationModel:
     ) -> Trajectory:
         """Restore as `restore` does, and return the way too: at most `states` of its states, the last always."""
         height, width = degraded.shape[-2:]
-        if corruption is None and consistency != "none":
+        needs_operator = self.formulation.needs_operator(consistency)
+        if corruption is None and needs_operator:
             corruption = self._build_own_corruption(*self.padded_sides(height, width, degradable=True))
         check_consistency(consistency, self.config.corrupt, corruption)
-        multiple = self.multiple(degradable=consistency != "none")
+        self.formulation.check_degradation(corruption)
+        multiple = self.multiple(degradable=needs_operator)
         degraded_there, mask, cond = (
             None if x is None else pad_reflect(x.to(self.device), multiple) for x in (degraded, mask, cond)
         )
-        if cond is not None and not self.config.cond_x1:
+        if cond is not None and not (
+            self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
+        ):
             raise ValueError("cond: this run's network takes no condition (it was trained without --cond-x1)")
         if numbers is not None and len(numbers) != len(degraded):
             raise ValueError(f"numbers: {len(numbers)} for {len(degraded)} images; give one for each")
@@ -139,20 +155,16 @@ class RestorationModel:
             add_x1_noise=self.config.add_x1_noise,
         )
         batch = Batch(x0=None, x1=x1, mask=mask, cond=own_cond if cond is None else cond, shown=degraded_there)
-        path = self.follow_batch(
-            batch,
-            noise,
-            nfe=nfe,
-            clip_denoise=clip_denoise,
-            sampler=sampler,
-            eta=eta,
+        way = Way(
+            min(10, self.formulation.default_nfe) if nfe is None else nfe,
+            self.formulation.choose_sampler(sampler, eta),
+            clip_denoise,
+            corruption,
             refine=make_consistency(consistency, corruption, batch.shown, mask, weight=consistency_weight),
-            tile=tile,
-            overlap=overlap,
-            tiles_at_once=tiles_at_once,
             callback=callback,
             log_count=states,
         )
+        path = self.follow_batch(batch, noise, way, tile=tile, overlap=overlap, tiles_at_once=tiles_at_once)
         x0, logged, pred_x0s = (
             None if x is None else x[..., :height, :width].to(degraded.device)
             for x in (path.x0, path.states, path.pred_x0s)
@@ -172,7 +184,7 @@ class RestorationModel:
     def _build_own_corruption(self, height: int, width: int) -> Corruption | None:
         if is_custom(self.config.corrupt):
             raise ValueError(
-                f"--consistency: the run's degradation {self.config.corrupt} is code, which is not run unasked: "
+                f"the run's degradation {self.config.corrupt} is needed and is code, which is not run unasked: "
                 "name it as --corrupt, or build it and give it as `corruption`, if you trust that file"
             )
         corruption = build_task_corruption(self.config, height, self.device)
@@ -180,69 +192,21 @@ class RestorationModel:
             corruption.check_shape(self.config.image_channels, height, width)
         return corruption
 
-    def restore_batch(
-        self,
-        batch: Batch,
-        noise: ImageNoise,
-        *,
-        nfe: int,
-        clip_denoise: bool = False,
-        sampler: str = "posterior",
-        eta: float = 1.0,
-        refine: Refine | None = None,
-        callback: Callable[[StepTaken], object] | None = None,
-    ) -> Tensor:
-        """Restore a batch whose bridge was begun with the same `noise`."""
-        return self.follow_batch(
-            batch,
-            noise,
-            nfe=nfe,
-            clip_denoise=clip_denoise,
-            sampler=sampler,
-            eta=eta,
-            refine=refine,
-            callback=callback,
-        ).x0
+    def restore_batch(self, batch: Batch, noise: ImageNoise, way: Way) -> Tensor:
+        """Restore a batch that was made with the same `noise`."""
+        return self.follow_batch(batch, noise, way).x0
 
     def follow_batch(
-        self,
-        batch: Batch,
-        noise: ImageNoise,
-        *,
-        nfe: int,
-        clip_denoise: bool = False,
-        sampler: str = "posterior",
-        eta: float = 1.0,
-        refine: Refine | None = None,
-        tile: int = 0,
-        overlap: int = 32,
-        tiles_at_once: int = 16,
-        callback: Callable[[StepTaken], object] | None = None,
-        log_count: int | None = None,
+        self, batch: Batch, noise: ImageNoise, way: Way, *, tile: int = 0, overlap: int = 32, tiles_at_once: int = 16
     ) -> Trajectory:
-        """Restore a batch and return the way too: at most `log_count` of its states, if asked for."""
+        """Restore a batch and return the way too: at most `way.log_count` of its states, if asked for."""
         net = self.network
         if tile:
             check_image_size(self.config.network, tile, "--tile")
             if not 0 <= overlap < tile:
                 raise ValueError(f"--overlap {overlap}: must be from 0 to {tile - 1}, below --tile {tile}")
             net = tiled(net, tile, overlap, tiles_at_once)
-        return sample(
-            self.bridge,
-            net,
-            batch.x1,
-            nfe=nfe,
-            mask=batch.mask,
-            cond=batch.cond,
-            ot_ode=self.config.ot_ode,
-            clip_denoise=clip_denoise,
-            sampler=sampler,
-            eta=eta,
-            log_count=log_count,
-            randn=noise.randn_like,
-            refine=refine,
-            callback=callback,
-        )
+        return self.formulation.sample(net, batch, way, noise.randn_like)
 
 
 def load_model(
@@ -265,15 +229,18 @@ def load_model(
         raise ValueError(f"--ckpt-file {checkpoint}: {place} is one file of weights and has no checkpoints")
     loaded = _read_file(place, ema) if alone else _read_run(place, ema, checkpoint)
     config = loaded.config
-    bridge = build_bridge(config)
+    formulation = build_formulation(config)
     with torch.device("meta"):  # shapes only: the weights are not drawn, nor copied
         network = build_network(
-            config.network, bridge.noise_levels, image_channels=config.image_channels, cond_x1=config.cond_x1
+            config.network,
+            formulation.noise_levels,
+            image_channels=config.image_channels,
+            cond_x1=formulation.cond_x1,
         )
     weights = {name: tensor.float() for name, tensor in loaded.weights.items()}
     load_weights(network, weights, place, assign=True)
     network.eval().requires_grad_(False)
-    return RestorationModel(network.to(device), bridge.to(device), config, loaded.iteration)
+    return RestorationModel(network.to(device), formulation.to(device), config, loaded.iteration)
 
 
 def read_run_config(run_dir: Path) -> TrainConfig:

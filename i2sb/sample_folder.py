@@ -33,8 +33,8 @@ class SampleSettings:
 
     fingerprint: of the data set's names, so that images of two data sets are not mixed or compared; subset: the file
     that listed them, or empty; precision: what the network computed in (folders of older versions do not say: fp32);
-    ckpt_file: the checkpoint as the user named it, or empty for the newest. Lines with a default came later: folders
-    that lack one were made by it.
+    ckpt_file: the checkpoint as the user named it, or empty for the newest; eta: 1 for samplers that have none. Lines
+    with a default came later: folders that lack one were made by it.
     """
 
     run: str

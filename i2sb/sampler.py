@@ -1,11 +1,13 @@
 """The way back over the bridge: from the degraded image at index N - 1 to the restored one at index 0.
 
+The baselines walk the same way with steps of their own (`walk_back`).
+
 The network and the source of noise are handed in; this module opens no file and knows no device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,14 +16,14 @@ import torch
 from torch import Tensor
 
 from i2sb.bridge import Bridge, Randn, space_indices
-from i2sb.steps import make_step
+from i2sb.steps import Step, make_step
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """What a reverse pass returns.
 
-    x0: the state at index 0, [B, C, H, W] (the last step's mean, not clamped).
+    x0: the state at the clean end, [B, C, H, W] (the last step's mean, not clamped).
     states, pred_x0s: the logged states and the clean images predicted on the way to each, [B, L, C, H, W], cleanest
     first; None unless logging was asked for.
     """
@@ -32,7 +34,7 @@ class Trajectory:
 
 
 class StepTaken(NamedTuple):
-    """One step back over the bridge, as a callback sees it.
+    """One step back, as a callback sees it.
 
     number: from 1 to `count`, one an evaluation. n, nprev: the indices it went from and to. state: the state at nprev,
     pred_x0: the clean image predicted at n, both [B, C, H, W]; neither may be changed.
@@ -95,22 +97,60 @@ def sample(
 
     Raises ValueError if `nfe` does not fit the bridge, or for an unknown sampler.
     """
-    steps = step_grid(bridge.interval, nfe)
     step_back = make_step(sampler, bridge, x1, ot_ode=ot_ode, eta=eta, randn=randn)
     ot_ode = ot_ode or sampler == "ot_ode"
-    logged = set() if log_count is None else set(logged_steps(nfe, log_count))
 
-    xt, states, pred_x0s = x1, [], []
-    for number, (n, nprev) in enumerate(pairwise(reversed(steps)), 1):
+    def predict(n: int, xt: Tensor) -> Tensor:
         step = torch.full((len(x1),), n, dtype=torch.long, device=x1.device)
-        pred_x0 = bridge.compute_pred_x0(step, xt, net(xt, step, cond=cond), clip_denoise=clip_denoise)
+        return bridge.compute_pred_x0(step, xt, net(xt, step, cond=cond), clip_denoise=clip_denoise)
+
+    def keep_known(nprev: int, xt: Tensor) -> Tensor:
+        if mask is None:
+            return xt
+        known = x1 if ot_ode else x1 + bridge.std_sb[nprev] * randn(x1)
+        return (1.0 - mask) * known + mask * xt
+
+    return walk_back(
+        step_grid(bridge.interval, nfe),
+        x1,
+        predict,
+        step_back,
+        keep_known=keep_known,
+        share=lambda nprev, n: 1 - float(bridge.std_fwd[nprev] / bridge.std_fwd[n]) ** 2,
+        refine=refine,
+        callback=callback,
+        log_count=log_count,
+    )
+
+
+@torch.no_grad()
+def walk_back(
+    steps: Sequence[int],
+    start: Tensor,
+    predict: Callable[[int, Tensor], Tensor],
+    step_back: Step,
+    *,
+    keep_known: Callable[[int, Tensor], Tensor],
+    share: Callable[[int, int], float],
+    refine: Refine | None = None,
+    callback: Callable[[StepTaken], object] | None = None,
+    log_count: int | None = None,
+) -> Trajectory:
+    """Go back over the indices `steps`, which rise from the clean end, from `start` [B, C, H, W] at the last of them.
+
+    A step from n to nprev: predict(n, x_n) is the clean image; step_back(nprev, n, x_n, pred_x0) the state at nprev;
+    keep_known(nprev, x_nprev) puts the known region of an inpainting image back. share(nprev, n) is what `refine` is
+    told. Of states, `log_count` at most are kept, evenly spaced, the last always; none without it.
+    """
+    nfe = len(steps) - 1
+    logged = set() if log_count is None else set(logged_steps(nfe, log_count))
+    xt, states, pred_x0s = start, [], []
+    for number, (n, nprev) in enumerate(pairwise(reversed(steps)), 1):
+        pred_x0 = predict(n, xt)
         if refine is not None:
-            pred_x0 = refine(pred_x0, 1 - float(bridge.std_fwd[nprev] / bridge.std_fwd[n]) ** 2)
-        xt = step_back(nprev, n, xt, pred_x0)
-        if mask is not None:
-            known = x1 if ot_ode else x1 + bridge.std_sb[nprev] * randn(x1)
-            xt = (1.0 - mask) * known + mask * xt
-        if refine is not None and nprev == 0:
+            pred_x0 = refine(pred_x0, share(nprev, n))
+        xt = keep_known(nprev, step_back(nprev, n, xt, pred_x0))
+        if refine is not None and number == nfe:
             xt = refine(xt, 0.0)
         if number in logged:
             states.append(xt)

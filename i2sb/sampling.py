@@ -17,6 +17,7 @@ from i2sb.config import SampleConfig
 from i2sb.consistency import check_consistency, make_consistency
 from i2sb.data import ImageDataset, load_in_order
 from i2sb.distributed import World, join_world, leave_world
+from i2sb.formulation import Formulation, Sampler, Way
 from i2sb.network import check_image_size
 from i2sb.own_pictures import OwnPictures
 from i2sb.precision import prepare
@@ -24,8 +25,6 @@ from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.recon import recon_path, write_recon
 from i2sb.restore import RestorationModel, load_model
 from i2sb.sample_folder import SampleFolder, SampleSettings
-from i2sb.sampler import step_grid
-from i2sb.steps import advise
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 from i2sb.trajectory import TrajectoryRecorder, trajectory_paths
 
@@ -42,26 +41,28 @@ def run(config: SampleConfig) -> None:
     world = join_world(config.device)
     try:
         model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None)
-        nfe = config.nfe if config.nfe is not None else model.config.interval - 1
-        step_grid(model.config.interval, nfe)  # refuses an nfe out of range before any image is read
+        nfe = config.nfe if config.nfe is not None else model.formulation.default_nfe
+        model.formulation.check_nfe(nfe)  # before any image is read
+        sampler = model.formulation.choose_sampler(config.sampler, config.eta)
         if config.use_fp16:
             model.network.diffusion_model.half_convolutions()
         prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
-        advice = advise(config.sampler, config.noise_share, nfe, ot_ode=model.config.ot_ode)
+        advice = model.formulation.advise(sampler, nfe, config.clip_denoise)
         if advice and world.is_main:
             print(f"warning: {advice}", file=sys.stderr)
         restore = _restore_pictures if config.input else _restore_split
-        restore(config, world, model, nfe)
+        restore(config, world, model, nfe, sampler)
     finally:
         leave_world()
 
 
-def _restore_split(config: SampleConfig, world: World, model: RestorationModel, nfe: int) -> None:
+def _restore_split(config: SampleConfig, world: World, model: RestorationModel, nfe: int, sampler: Sampler) -> None:
     image_size = config.image_size or model.config.restored_size
     check_image_size(model.config.network, image_size)
     task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
     corruption = build_task_corruption(task, image_size, world.device)
     check_consistency(config.consistency, task.corrupt, corruption)
+    model.formulation.check_degradation(corruption)
     dataset_dir = config.dataset_dir or model.config.dataset_dir
     images = open_task_split(task, dataset_dir, "val", image_size)
     if config.subset:
@@ -83,12 +84,12 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         subset=config.subset,
         precision=config.precision,
         ckpt_file=config.ckpt_file,
-        sampler=config.sampler,
-        eta=config.noise_share,
+        sampler=sampler.name,
+        eta=sampler.eta,
         consistency=config.consistency,
         consistency_weight=config.consistency_weight,
     )
-    place = config.run_dir / folder_name(config, nfe)
+    place = config.run_dir / (config.sample_dir or folder_name(config, nfe, sampler, model.formulation))
     if world.is_main:
         SampleFolder.begin(place, settings)
     world.barrier()
@@ -130,18 +131,17 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         noise = ImageNoise(config.seed, Purpose.SAMPLE, loaded.numbers)
         batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
         recorder = TrajectoryRecorder(batch.shown, nfe, image_size, image_size) if config.save_trajectory else None
-        restored = model.restore_batch(
-            batch,
-            noise,
-            nfe=nfe,
-            clip_denoise=config.clip_denoise,
-            sampler=config.sampler,
-            eta=config.noise_share,
+        way = Way(
+            nfe,
+            sampler,
+            config.clip_denoise,
+            corruption,
             refine=make_consistency(
                 config.consistency, corruption, batch.shown, batch.mask, weight=config.consistency_weight
             ),
             callback=recorder,
         )
+        restored = model.restore_batch(batch, noise, way)
         for place_in_batch, index in enumerate(loaded.numbers):
             if recorder is not None:  # before the image, which says that all is there
                 recorder.save(place_in_batch, folder.trajectory_stem(index))
@@ -168,8 +168,8 @@ def _save_pt(config: SampleConfig, folder: SampleFolder, images: ImageDataset, m
     print(f"{path}: {len(mine)} images and their labels")
 
 
-def _restore_pictures(config: SampleConfig, world: World, model: RestorationModel, nfe: int) -> None:
-    pictures = OwnPictures(model, config, nfe)
+def _restore_pictures(config: SampleConfig, world: World, model: RestorationModel, nfe: int, sampler: Sampler) -> None:
+    pictures = OwnPictures(model, config, nfe, sampler)
     missing = pictures.missing[world.rank :: world.world_size]
     if world.is_main:
         for advice in pictures.advice():
@@ -189,11 +189,11 @@ def _rate(count: int, unit: str, seconds: float) -> str:
     return f"restored {count} {unit}s here in {seconds:.1f} s{rate}"
 
 
-def folder_name(config: SampleConfig, nfe: int) -> str:
+def folder_name(config: SampleConfig, nfe: int, sampler: Sampler, formulation: Formulation) -> str:
     """Return the name of the folder of restored images inside the run: what was asked for besides the defaults."""
     name = f"samples_nfe{nfe}" + ("_clip" if config.clip_denoise else "")
-    if config.sampler != "posterior":
-        name += f"_{config.sampler}" + (f"{config.noise_share:g}" if config.sampler == "eta" else "")
+    if sampler != formulation.choose_sampler():
+        name += f"_{sampler.name}" + ("" if formulation.samplers[sampler.name] is None else f"{sampler.eta:g}")
     if config.consistency != "none":
         weight = f"{config.consistency_weight:g}" if config.consistency == "gradient" else ""
         name += f"_{config.consistency}{weight}"

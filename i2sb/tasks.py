@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,12 +12,30 @@ from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, TrainConfig
 from i2sb.data import ImageDataset, Images, open_split
+from i2sb.diffusion import Diffusion
+from i2sb.formulation import (
+    ConditionalDiffusion,
+    Formulation,
+    Regression,
+    SchroedingerBridge,
+    UnconditionalDiffusion,
+)
 from i2sb.randomness import ImageNoise
 
+# What the names of --formulation stand for: the one place that knows them.
+FORMULATIONS: dict[str, Callable[[TrainConfig], Formulation]] = {
+    "bridge": lambda config: SchroedingerBridge(
+        Bridge(config.interval, config.beta_max, t0=config.t0, T=config.T), ot_ode=config.ot_ode, cond_x1=config.cond_x1
+    ),
+    "conditional_diffusion": lambda config: ConditionalDiffusion(Diffusion(config.interval, config.schedule)),
+    "regression": lambda config: Regression(),
+    "diffusion": lambda config: UnconditionalDiffusion(Diffusion(config.interval, config.schedule)),
+}
 
-def build_bridge(config: TrainConfig) -> Bridge:
-    """Build the bridge of a run."""
-    return Bridge(config.interval, config.beta_max, t0=config.t0, T=config.T)
+
+def build_formulation(config: TrainConfig) -> Formulation:
+    """Build a run's formulation. Raises ValueError if the settings do not fit it."""
+    return FORMULATIONS[config.formulation](config)
 
 
 def build_task_corruption(
@@ -39,7 +58,8 @@ def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source
             f"{source}: its degradation is code, which is not run unasked: "
             f"give --corrupt {config.corrupt} if you trust that file"
         )
-    return replace(config, corrupt=corrupt or config.corrupt, mask_file=mask_file or config.mask_file)
+    same = corrupt in ("", config.corrupt)
+    return replace(config, corrupt=corrupt or config.corrupt, mask_file=mask_file or (config.mask_file if same else ""))
 
 
 def make_task_batch(

@@ -22,7 +22,6 @@ from i2sb.data import Images, TrainingPositions, UnreadableImageError, load_trai
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.ema import ExponentialMovingAverage
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
-from i2sb.loss import bridge_loss
 from i2sb.network import BridgeNetwork, build_network, check_image_size
 from i2sb.optim import build_optimizer, build_scheduler, guard_step
 from i2sb.parsing import read_config, to_yaml
@@ -34,7 +33,7 @@ from i2sb.restore import RestorationModel
 from i2sb.run_lock import LOCK, RunLock
 from i2sb.run_log import RunLog, choose_curves
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
-from i2sb.tasks import build_bridge, build_task_corruption, make_task_batch, open_task_split
+from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch, open_task_split
 from i2sb.validation import choose_images, choose_metrics, find_classifier, summarise, validate
 
 
@@ -74,9 +73,11 @@ class Trainer:
                 f"times {world.world_size} processes, such as {-(-config.batch_size // step_images) * step_images}"
             )
         self.accumulation = config.batch_size // step_images
-        self.bridge = build_bridge(config).to(world.device)
+        self.formulation = build_formulation(config).to(world.device)
         self.train_corruption = build_task_corruption(config, config.image_size, world.device)
         self.val_corruption = build_task_corruption(config, config.restored_size, world.device)
+        if config.eval_every:
+            _check_validation(self)
 
         self.train_images = open_task_split(config, config.dataset_dir, "train", config.image_size)
         self.val_images = None
@@ -94,7 +95,10 @@ class Trainer:
 
         torch.manual_seed(make_seed(config.seed, Purpose.WEIGHTS, 0))
         self.network: BridgeNetwork = build_network(
-            config.network, self.bridge.noise_levels, image_channels=config.image_channels, cond_x1=config.cond_x1
+            config.network,
+            self.formulation.noise_levels,
+            image_channels=config.image_channels,
+            cond_x1=self.formulation.cond_x1,
         ).to(world.device)
         prepare(
             self.network,
@@ -222,17 +226,8 @@ class Trainer:
             # Gradients are averaged over the microbatches, and over the processes once, after the last of them.
             last = microstep == self.accumulation - 1
             with nullcontext() if last or self.world.world_size == 1 else net.no_sync():
-                loss = bridge_loss(
-                    self.bridge,
-                    net,
-                    noise.randint(self.config.interval),
-                    batch.x0,
-                    batch.x1,
-                    mask=batch.mask,
-                    cond=batch.cond,
-                    ot_ode=self.config.ot_ode,
-                    randn=noise.randn_like,
-                )
+                step = noise.randint(self.formulation.interval)
+                loss = self.formulation.loss(net, step, batch, noise.randn_like)
                 # One process's bad loss must spoil the gradient that all share, or they would part ways.
                 loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
                 self.scaler.scale(loss / self.accumulation).backward()
@@ -275,7 +270,7 @@ class Trainer:
         """Restore some validation images with the averaged weights; record how well, and draw them."""
         config, world, iteration = self.config, self.world, self.progress.iteration
         chosen = choose_images(len(self.val_images), config.eval_images)
-        model = RestorationModel(self.network, self.bridge, config, iteration)
+        model = RestorationModel(self.network, self.formulation, config, iteration)
         self.network.eval()
         with self.ema.applied():
             found = validate(
@@ -455,20 +450,31 @@ class Meter:
         return values
 
 
+def _check_validation(trainer: Trainer) -> None:
+    """Raise ValueError if validation cannot restore its images."""
+    try:
+        trainer.formulation.check_degradation(trainer.val_corruption)
+        trainer.formulation.check_nfe(trainer.config.eval_nfe)
+    except ValueError as error:
+        message = str(error).replace("--nfe", "--eval-nfe")
+        raise ValueError(f"{message}; or train without validation, --eval-every 0") from None
+
+
 def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
     """Say what is about to be trained, on what, and from where."""
     config, world = trainer.config, trainer.world
     parameters = sum(p.numel() for p in trainer.network.parameters())
-    kind = "OT-ODE" if config.ot_ode else "SDE"
     log.say(f"data      {len(trainer.train_images)} training images in {trainer.train_images.clean.describe()}")
     if trainer.train_corruption is not None and trainer.train_corruption.note:
         log.say(f"degraded  {config.corrupt}: {trainer.train_corruption.note}")
     log.say(f"network   {config.network}, {parameters / 1e6:.1f} M parameters, on {world.device}")
+    more = trainer.network.count_condition_parameters()
+    log.say(f"          {more:,} of them look at the degraded image beside the state; the rest is every formulation's")
     log.say(
         f"batch     {config.batch_size} = {world.world_size} processes x {config.microbatch} x "
         f"{trainer.accumulation} accumulated"
     )
-    log.say(f"bridge    {config.interval} steps, total variance {trainer.bridge.betas.sum():.4f}, {kind}")
+    log.say(trainer.formulation.describe())
     before, now = (progress := trainer.progress).world_size, world.world_size
     if resumed_from and before and (before, progress.microbatch) != (now, config.microbatch):
         log.say(

@@ -14,6 +14,7 @@ from torch import Tensor
 from corruption import Corruption
 from i2sb.data import ImageDataset, load_in_order
 from i2sb.features import IMAGENET_CLASSES, FeatureNetwork, UnavailableError, build_resnet50
+from i2sb.formulation import Way
 from i2sb.images import draw_grid, draw_strip, to_uint8
 from i2sb.metrics import psnr, ssim
 from i2sb.randomness import ImageNoise, Purpose
@@ -85,7 +86,7 @@ def validate(
     seed: int,
 ) -> Validation:
     """Restore the images of these numbers and compare them with the clean ones."""
-    device = model.device
+    device, sampler = model.device, model.formulation.choose_sampler()
     sums = torch.zeros(2 * len(metrics) + 1, dtype=torch.float64, device=device)
     drawn: list[tuple[Tensor, ...]] = []
     strip = None
@@ -94,7 +95,9 @@ def validate(
         batch = make_task_batch(model.config, part, corruption, noise, device, evaluation=True)
         first = strip is None
         path = model.follow_batch(
-            batch, noise, nfe=nfe, clip_denoise=clip_denoise, log_count=min(STRIP_STATES, nfe) if first else None
+            batch,
+            noise,
+            Way(nfe, sampler, clip_denoise, corruption, log_count=min(STRIP_STATES, nfe) if first else None),
         )
         shown, restored, clean = to_uint8(batch.shown), to_uint8(path.x0), part.image.to(device)
         label = part.label.to(device)

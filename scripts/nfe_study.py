@@ -1,12 +1,14 @@
 """Measure how the quality of restored images depends on the sampler and the number of network evaluations.
 
-    python scripts/nfe_study.py NAME OUT [--nfe 1 2 3 5 10 20 50 100] [--samplers posterior eta0 eta0.5 second_order]
-                                [--images 32] [--image-size …] [--dataset-dir …] [--seed 0] [--device auto]
+    python scripts/nfe_study.py NAME OUT [--nfe 1 2 3 5 10 20 50 100] [--samplers posterior eta0 second_order …]
+                                [--images 32] [--image-size …] [--dataset-dir …] [--clip-denoise] [--seed 0]
 
 NAME is a run in --results-dir, OUT a folder that is not there yet; it gets study.json, study.csv and study.png. Images
 are spread evenly over the val split and degraded as sample.py degrades them; every sampler starts from the same noise.
-Numbers of evaluations that the run's bridge is too short for are left out, and so are samplers that are another one on
-it. The picture needs matplotlib (scripts/requirements-demo.txt).
+PSNR and SSIM are means over images; the Fréchet distance is between the features of the restored and of the clean ones
+in EfficientNet-Lite0, which is not FID, and measures the number of images as well as their quality where they are few.
+Numbers of evaluations that the run's formulation does not take are left out, and so are samplers that are another one
+on it. The Fréchet distance needs scripts/requirements-scoring.txt, the picture scripts/requirements-demo.txt.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -29,70 +31,104 @@ from tqdm import tqdm
 
 from i2sb.data import load_in_order
 from i2sb.distributed import find_device
+from i2sb.features import FeatureNetwork, UnavailableError, build_efficientnet_lite0
 from i2sb.files import write_atomically, write_text
+from i2sb.formulation import Formulation, Sampler, Way
+from i2sb.frechet import Moments, frechet_distance
 from i2sb.images import to_uint8
 from i2sb.network import check_image_size
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, load_model
-from i2sb.steps import SAMPLERS
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 from i2sb.validation import METRICS, choose_images
 
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
-UNITS = {"psnr": "PSNR, dB", "ssim": "SSIM"}
+FRECHET = "efficientnet-lite0-frechet"
+LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", FRECHET: "Fréchet distance, EfficientNet-Lite0"}
 
 
-class Way(NamedTuple):
-    """A sampler with its eta, and what it is called here."""
+class Scores:
+    """What the images of one way to restore, or the degraded or clean ones, add up to."""
 
-    name: str
-    sampler: str
-    eta: float
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums = dict.fromkeys(METRICS, 0.0)
+        self.moments = Moments()
+
+    def add(self, images: torch.Tensor, clean: torch.Tensor, features: FeatureNetwork | None) -> None:
+        """Take in uint8 images [B, C, H, W]."""
+        self.count += len(images)
+        for name, metric in METRICS.items():
+            self.sums[name] += float(metric(images, clean).double().sum())
+        if features is not None:
+            self.moments.add(features(images).features)
+
+    def finish(self, clean: Scores) -> dict[str, Any]:
+        """Return the number of images and every metric."""
+        row = {"images": self.count} | {name: total / self.count for name, total in self.sums.items()}
+        if self.moments.count:
+            row[FRECHET] = frechet_distance(self.moments.gaussian(), clean.moments.gaussian())
+        return row
 
 
-def read_way(name: str) -> Way:
-    """Read "posterior", "eta0.5", "second_order" or "ot_ode". Raises ValueError for others."""
-    match = re.fullmatch(r"eta(\d(?:\.\d+)?)", name)
-    if match and float(match[1]) <= 1:
-        return Way(name, "eta", float(match[1]))
-    if name == "eta" or name not in SAMPLERS:
-        raise ValueError(f"--samplers {name}: unknown; choose of posterior, eta0 to eta1, second_order, ot_ode")
-    return Way(name, name, 1.0)
+def read_sampler(formulation: Formulation, name: str) -> Sampler:
+    """Read "posterior", "eta0.5", "ddim0" and the like. Raises ValueError for what the formulation does not have."""
+    word, eta = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?", name).groups()
+    try:
+        return formulation.choose_sampler(word, None if eta is None else float(eta))
+    except ValueError as error:
+        raise ValueError(f"--samplers {name}: {error}") from None
+
+
+def name_sampler(formulation: Formulation, sampler: Sampler) -> str:
+    """Return what `read_sampler` reads."""
+    return sampler.name + ("" if formulation.samplers[sampler.name] is None else f"{sampler.eta:g}")
+
+
+def takes(formulation: Formulation, nfe: int) -> bool:
+    """Say whether a formulation restores with this number of evaluations."""
+    try:
+        formulation.check_nfe(nfe)
+    except ValueError:
+        return False
+    return True
 
 
 @torch.no_grad()
-def study(model: RestorationModel, options: argparse.Namespace) -> list[dict[str, Any]]:
+def study(
+    model: RestorationModel, options: argparse.Namespace, features: FeatureNetwork | None
+) -> list[dict[str, Any]]:
     """Restore the images in every way; returns a row each, the first one for the degraded images."""
     config = choose_degradation(model.config, options.corrupt, "", options.results_dir / options.name)
     image_size = options.image_size or config.restored_size
     check_image_size(config.network, image_size)
     corruption = build_task_corruption(config, image_size, model.device)
+    model.formulation.check_degradation(corruption)
+    samplers = {name: read_sampler(model.formulation, name) for name in options.samplers or ()}
+    samplers = samplers or {name_sampler(model.formulation, s): s for s in model.formulation.list_samplers()}
+    counts = [nfe for nfe in sorted(set(options.nfe)) if takes(model.formulation, nfe)]
+    if not counts:
+        model.formulation.check_nfe(options.nfe[0])
     images = open_task_split(config, options.dataset_dir or config.dataset_dir, "val", image_size)
     numbers = choose_images(len(images), options.images)
-    ways = [way for way in map(read_way, options.samplers) if not (config.ot_ode and way.sampler in ("eta", "ot_ode"))]
-    counts = [nfe for nfe in sorted(set(options.nfe)) if nfe < config.interval]
-    table: dict[tuple[str, int], list[list[float]]] = {}
-    progress = tqdm(total=len(numbers) * len(ways) * sum(counts), unit="evaluation", dynamic_ncols=True)
+    if len(numbers) < 2 or config.image_channels != 3:
+        features = None
+    jobs = [(name, nfe) for name in samplers for nfe in counts]
+    clean_scores, table = Scores(), {job: Scores() for job in [("degraded", 0), *jobs]}
+    progress = tqdm(total=len(numbers) * len(samplers) * sum(counts), unit="evaluation", dynamic_ncols=True)
     for loaded in load_in_order(images, numbers, batch_size=options.batch):
         clean = loaded.image.to(model.device)
-        jobs = [(way, nfe) for way in ways for nfe in counts]
-        for way, nfe in [(None, 0), *jobs]:
+        clean_scores.add(clean, clean, features)
+        for (name, nfe), scores in table.items():
             noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
             batch = make_task_batch(config, loaded, corruption, noise, model.device, evaluation=True)
             shown = batch.shown
-            if way is not None:
-                shown = model.restore_batch(batch, noise, nfe=nfe, sampler=way.sampler, eta=way.eta)
-            scores = [metric(to_uint8(shown), clean).tolist() for metric in METRICS.values()]
-            kept = table.setdefault(("degraded" if way is None else way.name, nfe), [[] for _ in METRICS])
-            for column, values in zip(kept, scores, strict=True):
-                column += values
+            if name in samplers:
+                shown = model.restore_batch(batch, noise, Way(nfe, samplers[name], options.clip_denoise, corruption))
+            scores.add(to_uint8(shown), clean, features)
             progress.update(nfe * len(batch))
     progress.close()
-    return [
-        {"sampler": name, "nfe": nfe, "images": len(columns[0])}
-        | {metric: sum(values) / len(values) for metric, values in zip(METRICS, columns, strict=True)}
-        for (name, nfe), columns in table.items()
-    ]
+    return [{"sampler": name, "nfe": nfe} | scores.finish(clean_scores) for (name, nfe), scores in table.items()]
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
@@ -112,8 +148,9 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     degraded, *restored = rows
-    figure, panels = pyplot.subplots(1, len(METRICS), figsize=(4.6 * len(METRICS), 3.6), squeeze=False)
-    for panel, metric in zip(panels[0], METRICS, strict=True):
+    metrics = [name for name in LABELS if name in degraded]
+    figure, panels = pyplot.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.6), squeeze=False)
+    for panel, metric in zip(panels[0], metrics, strict=True):
         for name in dict.fromkeys(row["sampler"] for row in restored):
             points = [(row["nfe"], row[metric]) for row in restored if row["sampler"] == name]
             panel.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
@@ -123,7 +160,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         panel.set_xticks(counts, [str(count) for count in counts])
         panel.minorticks_off()
         panel.set_xlabel("network evaluations")
-        panel.set_ylabel(UNITS[metric])
+        panel.set_ylabel(LABELS[metric])
         panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize=8)
     figure.suptitle(title, fontsize=9)
@@ -139,12 +176,13 @@ def main() -> None:
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
     parser.add_argument("--ckpt-file", help="checkpoint of the run (default: the newest)")
     parser.add_argument("--nfe", type=int, nargs="+", default=EVALUATIONS, help="network evaluations")
-    parser.add_argument("--samplers", nargs="+", default=["posterior", "eta0", "eta0.5", "second_order"])
+    parser.add_argument("--samplers", nargs="+", help="such as posterior, eta0.5 (default: all there are)")
     parser.add_argument("--images", type=int, default=32, help="images of the val split")
     parser.add_argument("--image-size", type=int, help="side of the images (default: the run's validation size)")
     parser.add_argument("--dataset-dir", default="", help="folder with the val data (default: the run's)")
     parser.add_argument("--corrupt", default="", help="degradation, to be given where the run's is a Python file")
     parser.add_argument("--batch", type=int, default=8, help="images restored at once")
+    parser.add_argument("--clip-denoise", action="store_true", help="clamp predicted clean images to [-1, 1]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     options = parser.parse_args()
@@ -152,18 +190,21 @@ def main() -> None:
         for name, value in (("--images", options.images), ("--batch", options.batch), ("--nfe", min(options.nfe))):
             if value < 1:
                 raise ValueError(f"{name} {value}: must be at least 1")
-        for name in options.samplers:
-            read_way(name)
         if options.out.exists():
             raise ValueError(f"{options.out}: is there already; remove it, or name another folder")
         begun = time.perf_counter()
         model = load_model(options.results_dir / options.name, find_device(options.device), True, options.ckpt_file)
-        rows = study(model, options)
+        try:
+            features = build_efficientnet_lite0().eval().requires_grad_(False).to(model.device)
+        except UnavailableError as error:
+            features = None
+            print(f"warning: no Fréchet distance: {error}", file=sys.stderr)
+        rows = study(model, options, features)
     except ValueError as error:
         sys.exit(f"nfe_study.py: error: {error}")
     config = model.config
-    bridge = f"N = {config.interval}, {'OT-ODE' if config.ot_ode else 'SDE'}"
-    title = f"{options.name}: {config.corrupt}, {bridge}, {model.iteration} iterations, {rows[0]['images']} images"
+    about = " ".join(model.formulation.describe().split())
+    title = f"{options.name}: {config.corrupt}, {about}, {model.iteration} iterations, {rows[0]['images']} images"
     report = {"run": title, "seed": options.seed, "seconds": time.perf_counter() - begun, "rows": rows}
     write_text(options.out / "study.json", json.dumps(report, indent=2))
     write_text(options.out / "study.csv", as_csv(rows))

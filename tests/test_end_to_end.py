@@ -222,3 +222,5 @@ def test_the_study_of_samplers_scores_every_number_of_evaluations(tmp_path, trai
     rows = json.loads((tmp_path / "study" / "study.json").read_text())["rows"]
     assert [row["nfe"] for row in rows if row["sampler"] == "posterior"] == [1, 2]
     assert all(5 < row["psnr"] < 60 and 0 < row["ssim"] <= 1 for row in rows)
+    assert len({row["efficientnet-lite0-frechet"] for row in rows}) == 4 and rows[0]["sampler"] == "degraded"
+    assert all(row["efficientnet-lite0-frechet"] > 0 and row["images"] == 2 for row in rows)
