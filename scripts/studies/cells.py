@@ -1,0 +1,125 @@
+"""Doing a cell: train its run, restore its images, score them; whatever of that is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from i2sb import evaluation, load_model, sampling, training
+from i2sb.config import TrainConfig, check_resumable
+from i2sb.files import write_text
+from i2sb.parsing import read_config
+from i2sb.sample_folder import SETTINGS, SampleFolder
+from i2sb.stopping import StoppedError
+from studies.plan import Cell
+from studies.settings import Study
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# In a folder of restored images, once it is scored: with which settings, and what it took.
+SCORED = "scored.json"
+
+
+def do_cell(cell: Cell, study: Study) -> dict[str, Any]:
+    """Do what is left to do; returns what `read_score` then finds.
+
+    Raises StoppedError if it was asked to stop, ValueError if something cannot be done.
+    """
+    run = cell.run.config
+    model = load_model(run.run_dir) if find_iteration(run) else None
+    if model is None or model.iteration < run.num_itr:  # the newest may be broken
+        _run_program("train.py", training.train, run, cell.run.flags)
+        model = load_model(run.run_dir)
+    begun = time.perf_counter()
+    _run_program("sample.py", sampling.run, cell.config, cell.flags)
+    restored = time.perf_counter()
+    _run_program("compute_metrices.py", evaluation.run, *cell.scoring(study.score))
+    network = model.network
+    note = {
+        "sample": cell.flags,
+        "score": study.score,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "condition_parameters": network.count_condition_parameters(),
+        "seconds_to_restore": restored - begun,  # since it was last started
+        "seconds_to_score": time.perf_counter() - restored,
+    }
+    write_text(cell.folder / SCORED, json.dumps(note, indent=2))
+    score = read_score(cell, study)
+    if score is None:
+        raise ValueError(f"{cell.folder}: was scored, but its {SCORED} does not say so: are two studies at work here?")
+    return score
+
+
+def _run_program(program: str, main: Callable[[Any], None], config: Any, flags: list[str]) -> None:
+    """Run one of the three programs: here, or as a process of its own where it is to start others."""
+    if getattr(config, "n_gpu_per_node", 1) * getattr(config, "num_proc_node", 1) > 1:
+        status = _run_process([sys.executable, str(ROOT / program), *flags])
+    else:
+        try:
+            main(config)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+    if status in (75, 130):
+        raise StoppedError(f"{program} was stopped", status)
+    if status:
+        raise ValueError(f"{program}: failed with status {status}; the reason stands above")
+
+
+def _run_process(command: list[str]) -> int:
+    """Run a program to its end; what asks this one to stop is passed on, for the program to save its work."""
+    with subprocess.Popen(command) as process:
+        before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number)),
+            signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: process.send_signal(number)),
+            signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),  # Ctrl-C reaches both
+        }
+        try:
+            return process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def read_score(cell: Cell, study: Study) -> dict[str, Any] | None:
+    """Return what a finished cell's metrics.json and its own note say; None if there is anything left to do."""
+    try:
+        note = json.loads((cell.folder / SCORED).read_text())
+        report = json.loads((cell.folder / "metrics.json").read_text())
+        done = (note["sample"], note["score"], report["settings"]["iteration"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if done != (cell.flags, study.score, cell.run.config.num_itr):
+        return None
+    return {**cell.key, "run": cell.run.config.name, "folder": str(cell.folder), **note, **report}
+
+
+def find_iteration(run: TrainConfig) -> int:
+    """Return the iteration of a run's newest checkpoint by its name, 0 if there is none."""
+    stems = [path.stem.removeprefix("checkpoint_") for path in run.run_dir.glob("checkpoint_*.pt")]
+    numbers = [int(stem) for stem in stems if stem.isdecimal()]
+    return max(numbers, default=0)
+
+
+def check_unchanged(cell: Cell) -> None:
+    """Raise ValueError if a run or images are there that were made with other settings than the study now asks for."""
+    run = cell.run.config
+    if (run.run_dir / "config.yaml").exists():
+        check_resumable(read_config(TrainConfig, run.run_dir / "config.yaml"), run, run.run_dir)
+    if find_iteration(run) > run.num_itr:
+        raise ValueError(
+            f"{run.run_dir}: was trained to iteration {find_iteration(run)}, beyond num_itr {run.num_itr}: "
+            "give another results_dir to start anew"
+        )
+    if (cell.folder / SETTINGS).exists():
+        restored_at = SampleFolder.open(cell.folder).settings.iteration
+        if restored_at != run.num_itr:
+            raise ValueError(
+                f"{cell.folder}: was restored at iteration {restored_at}, num_itr is {run.num_itr} now: "
+                "give another results_dir to start anew"
+            )

@@ -1,0 +1,158 @@
+"""From a study's settings to its cells: each a folder of restored images, with the run that restores them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
+from i2sb.consistency import check_consistency
+from i2sb.formulation import Formulation
+from i2sb.parsing import C, read_config, read_flags
+from i2sb.tasks import build_formulation, build_task_corruption
+from studies.settings import OF_TASK, Settings, Study
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network to train: a formulation on a task (all tasks, if it does not see the degradation) with a seed."""
+
+    config: TrainConfig
+    flags: list[str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A folder of images to restore and score."""
+
+    task: str
+    formulation: str
+    sampler: str
+    seed: int
+    nfe: int
+    run: Run
+    config: SampleConfig
+    flags: list[str]
+
+    @property
+    def folder(self) -> Path:
+        """Where its images go."""
+        return self.config.run_dir / self.config.sample_dir
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells it from all other cells of the study."""
+        return {name: getattr(self, name) for name in ("task", "formulation", "sampler", "seed", "nfe")}
+
+    def scoring(self, score: Settings) -> tuple[EvalConfig, list[str]]:
+        """Return how its images are scored, with the study's settings of compute_metrices.py; and as flags."""
+        config = self.config
+        own = {"ckpt": config.ckpt, "results_dir": config.results_dir, "sample_dir": config.sample_dir}
+        of_task = {"corrupt": config.corrupt or None, "mask_file": config.mask_file or None}
+        return make_config(EvalConfig, {**score, **own, **of_task}, "score")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells in their order, and those there cannot be, with the reason."""
+
+    cells: list[Cell]
+    left_out: list[dict[str, Any]]
+
+
+def make_config(config_class: type[C], settings: Settings, where: str) -> tuple[C, list[str]]:
+    """Check settings; returns them as a config and as flags. Raises ValueError saying where they come from."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            flags.append(flag(name) if value else flag(f"no_{name}"))
+        elif value is not None:
+            flags += [flag(name), str(value)]
+    try:
+        return read_flags(config_class, flags), flags
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def make_plan(study: Study, source: Path) -> Plan:
+    """List the cells of a study. Raises ValueError naming the `source` if settings are wrong."""
+    cells: list[Cell] = []
+    left_out: list[dict[str, Any]] = []
+    for seed in study.seeds:
+        for task in study.tasks:
+            for name in study.formulations:
+                try:
+                    for found in _plan_formulation(study, task, name, seed):
+                        (cells if isinstance(found, Cell) else left_out).append(found)
+                except ValueError as error:
+                    raise ValueError(f"{source}: tasks, {task}, with {name}: {error}") from None
+    if not cells:
+        raise ValueError(f"{source}: nothing can be done: {left_out[0]['reason']}")
+    return Plan(cells, left_out)
+
+
+def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator[Cell | dict[str, Any]]:
+    run, formulation = _plan_run(study, task, name, seed)
+    of_task = {key: value for key, value in study.of_task(task).items() if key in OF_TASK}
+    task_config = replace(run.config, **{"mask_file": "", **of_task})
+    degradation = build_task_corruption(task_config, run.config.restored_size)
+    for sampler in study.samplers(name) or list(formulation.samplers):
+        for nfe in study.nfe:
+            key = {"task": task, "formulation": name, "sampler": sampler, "seed": seed, "nfe": nfe}
+            try:
+                formulation.check_degradation(degradation)
+                formulation.check_nfe(nfe)
+            except ValueError as error:
+                yield {**key, "reason": str(error)}
+                continue
+            settings = {
+                "ckpt": run.config.name,
+                "results_dir": study.results_dir,
+                "seed": seed,
+                **({} if degradation is None else of_task),
+                **study.sample,
+                **study.of_formulation(name, "sample"),
+                "sampler": sampler,
+                "nfe": nfe,
+                "sample_dir": f"{task}_{sampler}_nfe{nfe}",
+            }
+            config, flags = make_config(SampleConfig, settings, "sample")
+            formulation.choose_sampler(sampler, config.eta)
+            check_consistency(config.consistency, task_config.corrupt, degradation)
+            cell = Cell(**key, run=run, config=config, flags=flags)
+            cell.scoring(study.score)
+            yield cell
+
+
+def _plan_run(study: Study, task: str, name: str, seed: int) -> tuple[Run, Formulation]:
+    settings = {"results_dir": study.results_dir, "seed": seed, "formulation": name, **study.train}
+
+    def make(of_task: Settings, run_name: str) -> tuple[Run, Formulation]:
+        own = {**of_task, **study.of_formulation(name, "train"), "name": run_name}
+        config, flags = make_config(TrainConfig, {**settings, **own}, "train")
+        formulation = build_formulation(config)
+        if config.eval_every:
+            try:
+                formulation.check_nfe(config.eval_nfe)
+            except ValueError as error:
+                raise ValueError(f"--eval-{str(error).removeprefix('--')}; or train with eval_every: 0") from None
+        return Run(config, flags), formulation
+
+    run, formulation = make(study.of_task(task), f"{task}/{name}/seed{seed}")
+    if formulation.sees_degradation:
+        return run, formulation
+    # One run serves all tasks. It has nothing of theirs but a degradation, which only validation sees: the one it began
+    # with, or else the first that it can restore.
+    shared = f"any/{name}/seed{seed}"
+    begun = study.folder / shared / "config.yaml"
+    corrupts = [study.of_task(other)["corrupt"] for other in study.tasks]
+    for corrupt in [read_config(TrainConfig, begun).corrupt] if begun.exists() else corrupts:
+        run, formulation = make({"corrupt": corrupt}, shared)
+        try:
+            formulation.check_degradation(build_task_corruption(run.config, run.config.restored_size))
+            break
+        except ValueError:
+            continue
+    return run, formulation
