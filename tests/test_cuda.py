@@ -9,6 +9,7 @@ from conftest import TINY
 from corruption import CORRUPTIONS, build_corruption
 from i2sb import load_model
 from i2sb.randomness import ImageNoise, Purpose
+from i2sb.tasks import FORMULATIONS
 from i2sb.unet import AttentionBlock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -44,6 +45,20 @@ def test_train_resume_restore(tmp_path, dataset_dir):
     on_cpu, on_gpu = load_model(tmp_path / "gpu"), load_model(tmp_path / "gpu", device="cuda")
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     torch.testing.assert_close(on_gpu.restore(x, nfe=3), on_cpu.restore(x, nfe=3), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_formulations_agree_with_the_cpu(tmp_path, dataset_dir, name):
+    from i2sb import training
+    from i2sb.config import TrainConfig
+
+    places = {"results_dir": str(tmp_path), "device": "cuda", "dataset_dir": str(dataset_dir)}
+    training.train(TrainConfig(name="gpu", **{**TINY, **places, "formulation": name, "eval_every": 0}))
+    on_cpu, on_gpu = load_model(tmp_path / "gpu"), load_model(tmp_path / "gpu", device="cuda")
+    x = build_corruption("sr4x-pool", 16)(torch.rand(2, 3, 16, 16) * 2 - 1).image
+    for sampler in on_cpu.formulation.samplers:
+        how = {"sampler": sampler, "nfe": min(3, on_cpu.formulation.default_nfe), "clip_denoise": True}
+        torch.testing.assert_close(on_gpu.restore(x, **how), on_cpu.restore(x, **how), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("tf32", 1e-2), ("bf16", 5e-2), ("fp16", 1e-2)])
