@@ -41,8 +41,8 @@ class PublishedBlur(Blur):
     The matrix lacks the kernel's last tap; of its singular value decomposition U diag(s) Vᵀ values below 0.03 are
     dropped; and the H² products s_i s_j, in descending order, are dealt out wrongly: channel c of the p-th largest
     component gets the product at place (3p + c) mod H². So Y_c = U ((Vᵀ X_c V) ∘ W_c) Uᵀ.
-    U, V: float32 [H, H]; W: float32 [3, H, H]. Ties s_i s_j = s_j s_i are broken by a sort in float32 on the CPU, so
-    all are built there; their last bits are those of the machine's LAPACK.
+    U, V: float32 [H, H]; W, and C, the components of the darkening: float32 [3, H, H]. Ties s_i s_j = s_j s_i are
+    broken by a sort in float32 on the CPU, so all are built there; their last bits are those of the machine's LAPACK.
     """
 
     SMALLEST_SINGULAR_VALUE = 3e-2
@@ -60,8 +60,10 @@ class PublishedBlur(Blur):
         self.register_buffer("U", U.contiguous(), persistent=False)
         self.register_buffer("V", Vt.T.contiguous(), persistent=False)
         self.register_buffer("W", W.view(3, side, side), persistent=False)
-        white = self.A(torch.ones(3, side, side, dtype=torch.float64, device="cpu"))
-        self.register_buffer("white_darkening", white - 1, persistent=False)
+        # U is orthogonal, so what darkens can be added to the components, in one pass with their weights.
+        U64 = U.double()
+        darkening = self.darkening(torch.ones(1, 3, side, side, dtype=torch.float64, device="cpu"))
+        self.register_buffer("C", (U64.T @ darkening[0] @ U64).float(), persistent=False)
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
         if (channels, height, width) != (3, self.side, self.side):
@@ -73,8 +75,11 @@ class PublishedBlur(Blur):
     def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return _sandwich(self.U.to(x.dtype), self.V.to(x.dtype), self.W.to(x.dtype), x)
 
+    def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
+        return Corrupted(_sandwich(self.U, self.V, self.W, clean, self.C))
+
     def darkening(self, like: Tensor) -> Tensor:
-        return self.white_darkening.to(like.dtype)
+        return self.A(torch.ones_like(like[:1])) - 1
 
     def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return _sandwich(self.V.to(y.dtype), self.U.to(y.dtype), self.W.to(y.dtype), y)
@@ -115,13 +120,18 @@ class ExactBlur(Blur):
         return Q_height @ (Q_height.T @ y @ Q_width).mul_(inverse) @ Q_width.T
 
 
-def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor) -> Tensor:
-    """Return L ((Rᵀ x R) ∘ W) Lᵀ for square images x."""
+def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Return L ((Rᵀ x R) ∘ W + C) Lᵀ for square images x; C = 0 if not given."""
     first = right.T @ x.contiguous()  # matmul takes no other layout as its `out`
-    second = (first @ right).mul_(weights)
+    second = first @ right
     if second.requires_grad:
-        return left @ second @ left.T
-    # Fresh memory for each product would take a third of the time.
+        second = second * weights
+        return left @ (second if offset is None else second + offset) @ left.T
+    # Without gradients, in place: fresh memory for each product would take a third of the time.
+    if offset is None:
+        second.mul_(weights)
+    else:
+        torch.addcmul(offset, second, weights, out=second)
     torch.matmul(left, second, out=first)
     return torch.matmul(first, left.T, out=second)
 
