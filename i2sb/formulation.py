@@ -233,7 +233,7 @@ class Regression(Formulation):
 
     def sample(self, net: Net, batch: Batch, way: Way, randn: Randn) -> Trajectory:
         self.check_nfe(way.nfe)
-        x1, mask = batch.x1, batch.mask
+        mask = batch.mask
 
         def predict(n: int, seen: Tensor) -> Tensor:
             pred_x0 = net(seen, torch.full((len(seen),), n, dtype=torch.long, device=seen.device), cond=None)
@@ -244,7 +244,7 @@ class Regression(Formulation):
             _seen(batch),
             predict,
             lambda nprev, n, x_n, pred_x0: pred_x0,
-            keep_known=lambda nprev, x0: x0 if mask is None else (1.0 - mask) * x1 + mask * x0,
+            keep_known=lambda nprev, x0: x0 if mask is None else (1.0 - mask) * batch.shown + mask * x0,
             share=lambda nprev, n: 1.0,
             refine=way.refine,
             callback=way.callback,
@@ -313,7 +313,7 @@ class ConditionalDiffusion(_DiffusionFormulation):
             "ancestral": partial(self.diffusion.ancestral_step, randn=randn),
             "ddim": partial(self.diffusion.ddim_step, eta=way.sampler.eta, randn=randn),
         }[way.sampler.name]
-        known = {"cond": _seen(batch), "mask": batch.mask, "known": batch.x1}
+        known = {"cond": _seen(batch), "mask": batch.mask, "known": batch.shown}
         return self._sample(net, randn(batch.x1), step_back, way, randn, **known)
 
 

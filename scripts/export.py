@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from i2sb.exported import Exported, write_export
+from i2sb.program import report_errors
 from i2sb.restore import load_model
 
 
@@ -32,10 +33,8 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
     options = parser.parse_args()
-    try:
+    with report_errors():
         export(options.results_dir / options.name, options.out, raw=options.raw, overwrite=options.overwrite)
-    except (ValueError, OSError) as error:
-        sys.exit(f"export.py: error: {error}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from i2sb.formulation import Formulation, Sampler, Way
 from i2sb.frechet import Moments, frechet_distance
 from i2sb.images import to_uint8
 from i2sb.network import check_image_size
+from i2sb.program import report_errors
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, load_model
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
@@ -186,22 +187,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     options = parser.parse_args()
+    with report_errors():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the flags ask for. Raises ValueError or OSError naming what is wrong."""
+    if options.seed < 0:
+        raise ValueError(f"--seed {options.seed}: must not be negative")
+    for name, value in (("--images", options.images), ("--batch", options.batch), ("--nfe", min(options.nfe))):
+        if value < 1:
+            raise ValueError(f"{name} {value}: must be at least 1")
+    if options.out.exists() and not (options.out.is_dir() and not any(options.out.iterdir())):
+        raise ValueError(f"{options.out}: is there already; remove it, or name another folder")
+    begun = time.perf_counter()
+    model = load_model(options.results_dir / options.name, find_device(options.device), True, options.ckpt_file)
     try:
-        for name, value in (("--images", options.images), ("--batch", options.batch), ("--nfe", min(options.nfe))):
-            if value < 1:
-                raise ValueError(f"{name} {value}: must be at least 1")
-        if options.out.exists():
-            raise ValueError(f"{options.out}: is there already; remove it, or name another folder")
-        begun = time.perf_counter()
-        model = load_model(options.results_dir / options.name, find_device(options.device), True, options.ckpt_file)
-        try:
-            features = build_efficientnet_lite0().eval().requires_grad_(False).to(model.device)
-        except UnavailableError as error:
-            features = None
-            print(f"warning: no Fréchet distance: {error}", file=sys.stderr)
-        rows = study(model, options, features)
-    except ValueError as error:
-        sys.exit(f"nfe_study.py: error: {error}")
+        features = build_efficientnet_lite0().eval().requires_grad_(False).to(model.device)
+    except UnavailableError as error:
+        features = None
+        print(f"warning: no Fréchet distance: {error}", file=sys.stderr)
+    options.out.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost if that cannot be done
+    rows = study(model, options, features)
     config = model.config
     about = " ".join(model.formulation.describe().split())
     title = f"{options.name}: {config.corrupt}, {about}, {model.iteration} iterations, {rows[0]['images']} images"

@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from studies.cells import check_unchanged, do_cell, read_score
+from studies.cells import check_data, check_unchanged, do_cell, read_score
 from studies.plan import Plan, make_plan
-from studies.report import write_results
+from studies.report import make_table, write_results
 from studies.settings import Study, read_study
 from studies.timing import estimate
 
@@ -30,11 +30,12 @@ def run_study(study: Study, plan: Plan) -> None:
     """Do all cells that are left, then write tables and pictures."""
     if find_spec("matplotlib") is None:
         raise ValueError("the plots need matplotlib: pip install -r scripts/requirements-demo.txt")
+    check_data(plan)
     for cell in plan.cells:
         check_unchanged(cell)
     found = {id(cell): read_score(cell, study) for cell in plan.cells}
     done = [score for score in found.values() if score]
-    print(write_results(study.folder, study, plan, done))
+    print(make_table(study, plan, done))
     for number, cell in enumerate(plan.cells, 1):
         if found[id(cell)] is not None:
             continue

@@ -144,12 +144,22 @@ def test_finished_work_is_not_done_again_and_other_settings_are_refused(finished
     for section, change, words in (
         ("train", {"lr": 0.5}, "--lr 0.001 there, 0.5 now"),
         ("train", {"num_itr": 2}, "was trained to iteration 3, beyond num_itr 2"),
-        ("sample", {"clip_denoise": False}, "clip_denoise True there, False now"),
+        ("sample", {"clip_denoise": False}, "was restored with clip_denoise True, it is False now"),
+        ("sample", {"image_size": 32}, "was restored with image_size 16, it is 32 now"),
         ("train", {"num_itr": 4}, "was restored at iteration 3, num_itr is 4 now"),
     ):
         changed = {**study, section: {**study[section], **change}}
         status, said = study_program(write(tmp_path, changed))
         assert status == 2 and words in said.strip().splitlines()[-1], said
+    results = (finished / "results.csv").read_bytes()
+    assert results.count(b"\n") == 2 * 14 + 1
+    # An image that is gone is restored again, and the very same.
+    lost = next(path for path in kept if path.parent.name == "000")
+    image = lost.read_bytes()
+    lost.unlink()
+    status, said = study_program(write(tmp_path, study))
+    assert status == 0 and "1 to restore here" in said and lost.read_bytes() == image
+    kept.pop(lost)
     # Tasks in another order, and one more: what is there serves again.
     study["tasks"] = {"decolor": None, **dict(reversed(study["tasks"].items()))}
     status, said = study_program(write(tmp_path, study))
@@ -165,7 +175,7 @@ def test_dry_run_says_how_long_and_leaves_nothing(tmp_path, dataset_dir, study_p
     study["train"]["num_itr"] = 3_000_000
     status, said = study_program(write(tmp_path, study), "--dry-run")
     assert status == 0 and said.count("s an iteration") == 2 and "4 runs to train: " in said
-    assert "1 images from number 0 on" in said and "5 images" not in said
+    assert "1 images from number 0 on" in said and "5 of 5 are there" not in said
     assert "days" in said or "hours" in said
     assert "6 of 6 folders to restore and score" in said
     assert not (tmp_path / "study").exists()
@@ -205,6 +215,7 @@ def plan(tmp_path, monkeypatch):
         ({"sample": {"corrupt": "decolor"}}, "sample: corrupt is a task's own: put it under tasks"),
         ({"formulations": {"bridge": {"train": {"corrupt": "decolor"}}}}, "train: corrupt is a task's own"),
         ({"sample": {5: 3}}, "sample: 5: is no setting"),
+        ({"score": {"metrics": None}}, "score: metrics: has no value; give one, or leave the line out"),
         ({"sample": {"limit": 2}}, "sample: limit is what the study decides"),
         ({"sample": {"eta": 0.5}}, "with bridge: --eta 0.5: --sampler posterior does not use it"),
         ({"sample": {"consistency": "gradient"}}, "tasks, jpeg, with bridge: --consistency gradient: the rounding of"),
@@ -246,6 +257,23 @@ def test_all_formulations_get_the_holes_of_the_task(tmp_path, dataset_dir, plan)
     for cell in plan(study).cells:
         assert cell.config.mask_file == (str(masks) if cell.task != "sr4x-pool" else ""), cell
         assert cell.run.config.mask_file == ("" if cell.formulation == "diffusion" else cell.config.mask_file)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": {"sr4x-pool": None, "paired": None}}, "--corrupt paired: but"),
+        ({"sample": {"dataset_dir": "/nope"}}, "/nope"),
+        ({"sample": {"subset": "/nope.txt"}}, "/nope.txt"),
+        ({"sample": {"image_size": 17}}, "--image-size 17: --network tiny takes multiples of 2"),
+        ({"sample": {"image_size": 18}}, "images of 18x18 pixels"),
+    ],
+)
+def test_data_that_is_not_there_is_named_before_anything_is_trained(
+    tmp_path, dataset_dir, study_program, change, words
+):
+    status, said = study_program(write(tmp_path, {**settings(tmp_path, dataset_dir), **change}))
+    assert status == 2 and words in said and said.count("\n") == 1 and not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize("text", ["", "- a", "nfe: [1", "a: 1\na: 2", "\x00"])

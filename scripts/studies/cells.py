@@ -8,21 +8,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from i2sb import evaluation, load_model, sampling, training
 from i2sb.config import TrainConfig, check_resumable
+from i2sb.data import ImageDataset
 from i2sb.files import write_text
+from i2sb.network import check_image_size
 from i2sb.parsing import read_config
 from i2sb.sample_folder import SETTINGS, SampleFolder
 from i2sb.stopping import StoppedError
-from studies.plan import Cell
+from i2sb.tasks import build_task_corruption, open_task_split
+from studies.plan import Cell, Plan
 from studies.settings import Study
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # In a folder of restored images, once it is scored: with which settings, and what it took.
 SCORED = "scored.json"
+# Settings of sample.py that decide what images look like, under the names they have in the folder's own settings.
+_SAME_IMAGES = (
+    "clip_denoise",
+    "use_fp16",
+    "precision",
+    "seed",
+    "subset",
+    "eta",
+    "consistency",
+    "consistency_weight",
+    "image_size",
+)
 
 
 def do_cell(cell: Cell, study: Study) -> dict[str, Any]:
@@ -92,9 +108,10 @@ def read_score(cell: Cell, study: Study) -> dict[str, Any] | None:
         note = json.loads((cell.folder / SCORED).read_text())
         report = json.loads((cell.folder / "metrics.json").read_text())
         done = (note["sample"], note["score"], report["settings"]["iteration"])
+        lost = SampleFolder.open(cell.folder).missing(range(report["images"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if done != (cell.flags, study.score, cell.run.config.num_itr):
+    if lost or done != (cell.flags, study.score, cell.run.config.num_itr):
         return None
     return {**cell.key, "run": cell.run.config.name, "folder": str(cell.folder), **note, **report}
 
@@ -104,6 +121,34 @@ def find_iteration(run: TrainConfig) -> int:
     stems = [path.stem.removeprefix("checkpoint_") for path in run.run_dir.glob("checkpoint_*.pt")]
     numbers = [int(stem) for stem in stems if stem.isdecimal()]
     return max(numbers, default=0)
+
+
+def open_images(cell: Cell) -> ImageDataset:
+    """Open the images that a cell restores."""
+    run = cell.run.config
+    task = replace(run, corrupt=cell.config.corrupt or run.corrupt)
+    size = cell.config.image_size or run.restored_size
+    images = open_task_split(task, cell.config.dataset_dir or run.dataset_dir, "val", size)
+    return images.subset(cell.config.subset) if cell.config.subset else images
+
+
+def check_data(plan: Plan) -> None:
+    """Raise ValueError if a run or a cell cannot have its images."""
+    trained, restored = set(), set()
+    for cell in plan.cells:
+        run, config = cell.run.config, cell.config
+        if run.name not in trained:
+            trained.add(run.name)
+            open_task_split(run, run.dataset_dir, "train", run.image_size)
+        key = (run.name, config.corrupt, config.dataset_dir, config.subset, config.image_size)
+        if key not in restored:
+            restored.add(key)
+            size = config.image_size or run.restored_size
+            check_image_size(run.network, size)
+            corruption = build_task_corruption(replace(run, corrupt=config.corrupt or run.corrupt, mask_file=""), size)
+            if corruption is not None:
+                corruption.check_shape(run.image_channels, size, size)
+            open_images(cell)
 
 
 def check_unchanged(cell: Cell) -> None:
@@ -117,9 +162,15 @@ def check_unchanged(cell: Cell) -> None:
             "give another results_dir to start anew"
         )
     if (cell.folder / SETTINGS).exists():
-        restored_at = SampleFolder.open(cell.folder).settings.iteration
-        if restored_at != run.num_itr:
+        there, config = SampleFolder.open(cell.folder).settings, cell.config
+        if there.iteration != run.num_itr:
             raise ValueError(
-                f"{cell.folder}: was restored at iteration {restored_at}, num_itr is {run.num_itr} now: "
+                f"{cell.folder}: was restored at iteration {there.iteration}, num_itr is {run.num_itr} now: "
                 "give another results_dir to start anew"
             )
+        for name in _SAME_IMAGES:
+            if getattr(config, name) is not None and getattr(there, name) != getattr(config, name):
+                raise ValueError(
+                    f"{cell.folder}: was restored with {name} {getattr(there, name)}, it is {getattr(config, name)} "
+                    "now: give another results_dir to start anew"
+                )

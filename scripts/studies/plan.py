@@ -50,8 +50,8 @@ class Cell:
         """Return how its images are scored, with the study's settings of compute_metrices.py; and as flags."""
         config = self.config
         own = {"ckpt": config.ckpt, "results_dir": config.results_dir, "sample_dir": config.sample_dir}
-        of_task = {"corrupt": config.corrupt or None, "mask_file": config.mask_file or None}
-        return make_config(EvalConfig, {**score, **own, **of_task}, "score")
+        of_task = {"corrupt": config.corrupt, "mask_file": config.mask_file}
+        return make_config(EvalConfig, {**score, **own, **{k: v for k, v in of_task.items() if v}}, "score")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def make_config(config_class: type[C], settings: Settings, where: str) -> tuple[
     for name, value in settings.items():
         if isinstance(value, bool):
             flags.append(flag(name) if value else flag(f"no_{name}"))
-        elif value is not None:
+        elif value is None:
+            raise ValueError(f"{where}: {name}: has no value; give one, or leave the line out")
+        else:
             flags += [flag(name), str(value)]
     try:
         return read_flags(config_class, flags), flags

@@ -12,10 +12,8 @@ from pathlib import Path
 import torch
 
 from i2sb import evaluation, load_model, sampling, training
-from i2sb.data import ImageDataset
 from i2sb.distributed import find_device
-from i2sb.tasks import open_task_split
-from studies.cells import find_iteration, read_score
+from studies.cells import find_iteration, open_images, read_score
 from studies.plan import Cell, Plan
 from studies.settings import Study
 
@@ -44,7 +42,7 @@ def estimate(study: Study, plan: Plan) -> str:
         timing, run = timings[cell.formulation], cell.run.config
         iterations = max(0, run.num_itr - find_iteration(run))
         validations = -(-iterations // run.eval_every) if run.eval_every else 0
-        images = len(_open_images(cell))
+        images = len(open_images(cell))
         validation = timing.evaluation * run.eval_nfe * min(images, run.eval_images)
         trainings[run.name] = iterations * timing.iteration + validations * validation
         restoring += timing.beginning + images * (cell.nfe * timing.evaluation + timing.scoring)
@@ -73,7 +71,7 @@ def _time_formulation(cell: Cell, study: Study) -> Timing:
         iteration = min(config.batch_size / line["images_per_second"] for line in lines)
 
         # --subset goes by base names, so those that occur once; all images if there are none.
-        names = Counter(key.rpartition("/")[2] for key in _open_images(cell).keys)
+        names = Counter(key.rpartition("/")[2] for key in open_images(cell).keys)
         few = [name for name, count in names.items() if count == 1][: cell.config.batch_size]
         subset = f"{folder}/few.txt" if few else cell.config.subset
         (Path(folder) / "few.txt").write_text("\n".join(few))
@@ -98,14 +96,6 @@ def _time_formulation(cell: Cell, study: Study) -> Timing:
                 times.append((time.perf_counter() - begin) / count)
     each = min(times)
     return Timing(iteration, each, (scored - restored) / timed, max(0.0, restored - begun - each * timed))
-
-
-def _open_images(cell: Cell) -> ImageDataset:
-    """Open the images that a cell restores."""
-    run = cell.run.config
-    task = replace(run, corrupt=cell.config.corrupt or run.corrupt)
-    images = open_task_split(task, cell.config.dataset_dir or run.dataset_dir, "val", run.restored_size)
-    return images.subset(cell.config.subset) if cell.config.subset else images
 
 
 def _in_words(seconds: float) -> str:
