@@ -216,7 +216,7 @@ def test_export_as_a_process(tmp_path, trained_run):
     done = run_python(*command, trained_run.parent)
     assert f"averaged weights of {trained_run} after 6 iterations" in done.stdout
     done = run_python(*command, tmp_path / "none", check=False)
-    assert done.returncode == 1 and "there is no such run" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "there is no such run" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_broken_exports_are_named(tmp_path, trained_run):
