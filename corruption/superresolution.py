@@ -30,9 +30,8 @@ class PoolSuperResolution(SuperResolution):
     """`sr4x-pool`: the mean of each 4x4 block."""
 
     def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        *batch, height, width = x.shape
-        rows = x.reshape(*batch, height // FACTOR, FACTOR, width).sum(-2)  # whole rows first: they lie in memory so
-        return rows.reshape(*batch, height // FACTOR, width // FACTOR, FACTOR).sum(-1) / FACTOR**2
+        a, b, c, d = x.unflatten(-2, (-1, FACTOR)).unbind(-2)  # whole rows first: they lie in memory so
+        return ((a + b) + (c + d)) @ pool_matrix(x.shape[-1], like=x).T
 
     def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return _repeat(y) / FACTOR**2
@@ -58,6 +57,12 @@ class BicubicSuperResolution(SuperResolution):
     def A_pinv(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         height, width = (bicubic_inverse(side * FACTOR, like=y) for side in y.shape[-2:])
         return height @ (y @ width.T)
+
+
+@cached_table
+def pool_matrix(side: int) -> Tensor:
+    """Return the matrix [side / 4, side] that adds four neighbours of a row of added rows up to their mean, float64."""
+    return torch.eye(side // FACTOR, dtype=torch.float64).repeat_interleave(FACTOR, 1) / FACTOR**2
 
 
 @cached_table
