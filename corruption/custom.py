@@ -21,21 +21,30 @@ def build_custom(name: str) -> Corruption:
     path, _, class_name = name.rpartition(":")
     if not path or not class_name.isidentifier():
         raise ValueError(f"--corrupt {name}: name the class too, as path/to/file.py:ClassName")
-    if not Path(path).is_file():
-        raise ValueError(f"--corrupt {name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"corruption_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code: anything can come out of it
-        raise ValueError(f"--corrupt {name}: running {path} failed: {type(error).__name__}: {error}") from error
-    kind = getattr(module, class_name, None)
+    kind = load_from_file(name, "--corrupt")
     if not (isinstance(kind, type) and issubclass(kind, Corruption)):
         raise ValueError(f"--corrupt {name}: {path} holds no class {class_name} derived from corruption.Corruption")
     try:
         return kind()
     except TypeError as error:
         raise ValueError(f"--corrupt {name}: {class_name}() failed: {error}; it must need no arguments") from error
+
+
+def load_from_file(name: str, flag: str) -> object | None:
+    """Run a user's file, named as path/to/file.py:name, and return what it holds under that name, None if nothing.
+
+    Raises ValueError with the flag that it was given to if there is no such file, or if running it fails.
+    """
+    path, _, wanted = name.rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"{flag} {name}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"{flag.lstrip('-')}_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's code: anything can come out of it
+        raise ValueError(f"{flag} {name}: running {path} failed: {type(error).__name__}: {error}") from error
+    return getattr(module, wanted, None)
 
 
 def check_custom(name: str, corruption: Corruption, channels: int, height: int, width: int) -> None:

@@ -11,7 +11,7 @@ import importlib.util
 import io
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from corruption.custom import load_from_file
 from i2sb.checkpoint import load_weights
 from i2sb.images import from_uint8
 
@@ -264,7 +265,10 @@ class OwnFeatures(FeatureNetwork):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.compute = _load_function(name)
+        self.compute = load_from_file(name, "--features")
+        if not callable(self.compute):
+            path, _, function = name.rpartition(":")
+            raise ValueError(f"--features {name}: {path} holds no function {function}")
 
     def forward(self, images: Tensor) -> Seen:
         features = self.compute(from_uint8(images))
@@ -274,23 +278,6 @@ class OwnFeatures(FeatureNetwork):
         if not features.is_floating_point() or not features.isfinite().all():
             raise ValueError(f"--features {self.name}: returned {features.dtype}, finite floats are wanted")
         return Seen(features, None)
-
-
-def _load_function(name: str) -> Callable[[Tensor], Tensor]:
-    """Run the user's file and return its function. Raises ValueError saying what is wrong with either."""
-    path, _, function_name = name.rpartition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"--features {name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"features_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code: anything can come out of it
-        raise ValueError(f"--features {name}: running {path} failed: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(f"--features {name}: {path} holds no function {function_name}")
-    return function
 
 
 # --- Building them ---------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from i2sb.images import from_uint8, to_uint8
 from i2sb.pictures import check_picture, find_pictures, read_mask, read_picture, write_picture
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
+from i2sb.sample_folder import describe_restoring
 from i2sb.sampler import StepTaken
 from i2sb.tasks import build_task_corruption
 from i2sb.tiles import pad_reflect
@@ -228,23 +229,11 @@ class OwnPictures:
             raise ValueError(f"{job.out}: was restored from another {job.name}, or with another mask; {advice}")
 
     def _line(self, job: Job) -> dict[str, Any]:
-        config = self.config
         settings = {
-            "run": config.ckpt,
-            "iteration": self.model.iteration,
-            "ckpt_file": config.ckpt_file,
-            "nfe": self.nfe,
-            "sampler": self.sampler.name,
-            "eta": self.sampler.eta,
-            "consistency": config.consistency,
-            "consistency_weight": config.consistency_weight,
-            "corrupt": config.corrupt,
-            "clip_denoise": config.clip_denoise,
-            "use_fp16": config.use_fp16,
-            "precision": config.precision,
-            "seed": config.seed,
+            **describe_restoring(self.config, self.model.iteration, self.nfe, self.sampler),
+            "corrupt": self.config.corrupt,
             "tile": self.tile(job),
-            "overlap": config.overlap,
+            "overlap": self.config.overlap,
         }
         return {
             "file": job.name,

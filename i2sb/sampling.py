@@ -24,7 +24,7 @@ from i2sb.precision import prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.recon import recon_path, write_recon
 from i2sb.restore import RestorationModel, load_model
-from i2sb.sample_folder import SampleFolder, SampleSettings
+from i2sb.sample_folder import SampleFolder, SampleSettings, describe_restoring
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 from i2sb.trajectory import TrajectoryRecorder, trajectory_paths
 
@@ -69,25 +69,14 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         images = images.subset(config.subset)
 
     settings = SampleSettings(
-        run=config.ckpt,
-        iteration=model.iteration,
-        nfe=nfe,
+        **describe_restoring(config, model.iteration, nfe, sampler),
         corrupt=task.corrupt,
         mask_file=task.mask_file,
-        clip_denoise=config.clip_denoise,
-        use_fp16=config.use_fp16,
-        seed=config.seed,
         dataset_dir=str(Path(dataset_dir)),
         image_size=image_size,
         num_images=len(images),
         fingerprint=images.fingerprint,
         subset=config.subset,
-        precision=config.precision,
-        ckpt_file=config.ckpt_file,
-        sampler=sampler.name,
-        eta=sampler.eta,
-        consistency=config.consistency,
-        consistency_weight=config.consistency_weight,
     )
     place = config.run_dir / (config.sample_dir or folder_name(config, nfe, sampler, model.formulation))
     if world.is_main:
