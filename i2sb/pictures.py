@@ -121,6 +121,8 @@ def _open(path: Path, channels: int) -> Iterator[Image.Image]:
             _refuse_kinds(image, path, channels)
             yield image
         return
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file") from None
     except UnidentifiedImageError:
         reason = "not an image, or cut off"
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

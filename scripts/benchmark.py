@@ -32,6 +32,7 @@ from benchmarks.network import benchmark_sample, benchmark_train
 from i2sb.distributed import find_device
 from i2sb.files import write_text
 from i2sb.network import find_preset
+from i2sb.program import report_errors
 
 BENCHMARKS = {
     "corruption": benchmark_corruption,
@@ -83,18 +84,24 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
     given = parser.parse_args()
+    with report_errors():
+        run(given)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Do what the flags ask for. Raises ValueError or OSError naming what is wrong."""
+    if given.json and given.json.exists():
+        raise ValueError(f"--json {given.json}: is there already; remove it, or name another file")
     chosen = [name for name in BENCHMARKS if name != "memory"] if given.what == "all" else [given.what]
-    figures: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    try:
-        if given.json and given.json.exists():
-            raise ValueError(f"--json {given.json}: is there already; remove it, or name another file")
-        device = find_device(given.device)
-        figures["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        print(f"{figures['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-        for what in chosen:
-            figures[what] = BENCHMARKS[what](fill_in(given, what), device)
-    except ValueError as error:
-        sys.exit(f"benchmark.py: error: {error}")
+    device = find_device(given.device)
+    figures: dict[str, object] = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+    print(f"{figures['device']}, {figures['threads']} threads, torch {torch.__version__}")
+    for what in chosen:
+        figures[what] = BENCHMARKS[what](fill_in(given, what), device)
     if given.json:
         write_text(given.json, json.dumps(figures, indent=2))
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from i2sb.data import list_images, sort_keys
 from i2sb.files import PARTIAL
+from i2sb.program import report_errors
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
 COMMIT_EVERY = 1000
@@ -111,16 +112,22 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read and resize")
     options = parser.parse_args()
+    with report_errors():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the flags ask for. Raises ValueError or OSError naming what is wrong."""
     for name in ("resize", "workers"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            sys.exit(f"make_lmdb.py: error: --{name} {value}: must be at least 1")
+            raise ValueError(f"--{name} {value}: must be at least 1")
     try:
         unreadable = make_lmdb(
             options.source, options.out, options.split, resize=options.resize, workers=options.workers
         )
-    except (ValueError, lmdb.Error, OSError) as error:
-        sys.exit(f"make_lmdb.py: error: {error}")
+    except lmdb.Error as error:
+        raise ValueError(f"{options.out}: {error}") from None
     if unreadable:
         print(f"left out {len(unreadable)} unreadable images:", file=sys.stderr)
         for key, reason in unreadable:

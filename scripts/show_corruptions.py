@@ -14,22 +14,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
 from i2sb.images import from_uint8, save_png, to_pil, to_uint8
+from i2sb.pictures import read_picture
+from i2sb.program import report_errors
 
 PER_ROW, GAP, LABEL = 5, 6, 16
 
 
 def load_square(path: Path, size: int) -> torch.Tensor:
     """Return the middle of the image, [1, 3, size, size] in [-1, 1]."""
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image, or cut off") from None
+    image = to_pil(read_picture(path, 3).image)
     square = TF.center_crop(TF.resize(image, size, TF.InterpolationMode.BILINEAR), size)
     return from_uint8(TF.pil_to_tensor(square)[None])
 
@@ -55,23 +53,23 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="degradations (default: all)")
     parser.add_argument("--size", type=int, default=256, help="side of the tiles, in pixels")
     options = parser.parse_args()
-    try:
-        if options.out.exists():
-            raise ValueError(f"{options.out} is there already: remove it, or name another file")
-        if options.size < 16:
-            raise ValueError(f"--size {options.size}: must be at least 16")
-        names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # it is one of the others
-        corruptions = [(name, build_corruption(name, options.size)) for name in names]
-        clean = load_square(options.image, options.size)
-        # As image number 0 of an evaluation.
-        shown = [
-            (name, corruption(clean, torch.Generator().manual_seed(0), [0]).image) for name, corruption in corruptions
-        ]
-        sheet = draw_sheet([(name, to_pil(to_uint8(image)[0])) for name, image in [("clean", clean), *shown]])
-        save_png(sheet, options.out)
-    except (ValueError, OSError) as error:
-        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        sys.exit(f"show_corruptions.py: error: {message}")
+    with report_errors():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the flags ask for. Raises ValueError or OSError naming what is wrong."""
+    if options.out.exists():
+        raise ValueError(f"{options.out} is there already: remove it, or name another file")
+    if options.size < 16:
+        raise ValueError(f"--size {options.size}: must be at least 16")
+    names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # it is one of the others
+    corruptions = [(name, build_corruption(name, options.size)) for name in names]
+    clean = load_square(options.image, options.size)
+    # As image number 0 of an evaluation.
+    shown = [(name, corruption(clean, torch.Generator().manual_seed(0), [0]).image) for name, corruption in corruptions]
+    sheet = draw_sheet([(name, to_pil(to_uint8(image)[0])) for name, image in [("clean", clean), *shown]])
+    save_png(sheet, options.out)
     print(f"{options.out}: {len(shown)} degradations of {options.image}")
 
 

@@ -83,7 +83,7 @@ def test_wrong_options_are_named():
         (["--preset", "x"], "--network x: unknown"),
     ):
         refused = run_python(script, "train", *flags, check=False)
-        assert refused.returncode == 1 and words in refused.stderr and "Traceback" not in refused.stderr
+        assert refused.returncode == 2 and words in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_memory_of_a_run_of_the_released_format_is_measured_in_a_process_of_its_own(tmp_path):

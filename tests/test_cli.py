@@ -328,7 +328,7 @@ def test_make_lmdb_lists_unreadable_images_and_resizes(tmp_path):
 
     before = (tmp_path / "out" / "val_faster_imagefolder.lmdb").read_bytes()
     again = make_lmdb(tmp_path / "in", tmp_path / "out", "--split", "val", check=False)
-    assert again.returncode == 1 and "exists already; delete it first" in again.stderr
+    assert again.returncode == 2 and "exists already; delete it first" in again.stderr
     assert (tmp_path / "out" / "val_faster_imagefolder.lmdb").read_bytes() == before
 
 
@@ -341,7 +341,7 @@ def test_make_lmdb_refuses(tmp_path, source, words):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"")
     done = make_lmdb(tmp_path / source, tmp_path / "out", check=False)
-    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 

@@ -121,10 +121,14 @@ def test_contact_sheet_shows_every_degradation(tmp_path, dataset_dir):
             for y in range(3)
             for x in range(5)
         ][:13]
+    cut_off = tmp_path / "cut_off.png"
+    cut_off.write_bytes(image.read_bytes()[:-30])
     assert (width, height) == (5 * 70 + 6, 3 * 86 + 6) and len(set(tiles)) == 13
     for arguments, words in (
         ([image, sheet], "is there already"),
         ([image, tmp_path / "new.png", "jpeg-500"], "between 1 and 100"),
+        ([cut_off, tmp_path / "new.png"], "cut_off.png"),
+        ([tmp_path / "nowhere.png", tmp_path / "new.png"], "nowhere.png: there is no such file"),
     ):
         refused = run_python(script, *arguments, check=False)
-        assert refused.returncode == 1 and words in refused.stderr and refused.stderr.count("\n") == 1
+        assert refused.returncode == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
