@@ -18,6 +18,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -103,7 +104,7 @@ class LmdbStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._begin() as transaction:
+        with self._reading() as transaction:
             keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
         index = path.with_name(f"{path.name}.pt")
         self.labels = _read_index(index, keys) if index.exists() else None
@@ -131,9 +132,19 @@ class LmdbStore:
             self._open_files[name] = (os.getpid(), environment)
         return environment.begin()
 
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        import lmdb
+
+        try:
+            with self._begin() as transaction:
+                yield transaction
+        except (lmdb.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.path}: is damaged ({error}); copy or make it again") from None
+
     def read(self, key: str) -> bytes:
-        """Return the encoded file."""
-        with self._begin() as transaction:
+        """Return the encoded file. Raises ValueError naming the LMDB if it is damaged there."""
+        with self._reading() as transaction:
             return transaction.get(key.encode())
 
     def describe(self, key: str = "") -> str:

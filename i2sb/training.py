@@ -138,13 +138,20 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Take over a checkpoint read from `source`. Raises ValueError naming the file if it does not fit."""
         load_weights(self.network, state["net"], source)
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        parts = {"ema": self.ema, "optimizer": self.optimizer}
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["sched"])
+            parts["sched"] = self.scheduler
         if state.get("scaler") and self.scaler.is_enabled():  # older runs have none, nor those in other precisions
-            self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+            parts["scaler"] = self.scaler
+        part = ""
+        try:
+            for part, kept in parts.items():
+                kept.load_state_dict(state[part])
+            part = "progress"
+            self.progress = Progress(**state[part])
+        except Exception as error:  # of a file that was edited, or written by something else, anything can come
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{source}: its {part} does not fit this run ({reason})") from error
         self.bad_steps.fill_(self.progress.bad_steps)
 
     def resume(self) -> Path | None:

@@ -129,6 +129,25 @@ def test_run_of_another_architecture_or_setting_is_refused_and_kept(train, tmp_p
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("part", "edit"),
+    [
+        ("ema", lambda state: state["shadow_params"].pop()),
+        ("optimizer", lambda state: state["param_groups"].clear()),
+        ("optimizer", lambda state: state.pop("state")),
+        ("progress", lambda state: state.update(unknown=1)),
+    ],
+)
+def test_checkpoint_whose_parts_were_edited(train, tmp_path, part, edit):
+    assert train(num_itr=2, eval_every=0)[0] == 0
+    path = tmp_path / "results" / "run" / "checkpoint_00000002.pt"
+    state = torch.load(path, weights_only=True)
+    edit(state[part])
+    torch.save(state, path)
+    (path.parent / "checkpoints.json").unlink()
+    assert_one_line(*train(num_itr=4, eval_every=0), f"checkpoint_00000002.pt: its {part} does not fit this run")
+
+
 def test_checkpoint_cut_off_in_the_middle(train, program, tmp_path):
     assert train(num_itr=4, eval_every=0)[0] == 0
     run = tmp_path / "results" / "run"

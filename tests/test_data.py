@@ -77,6 +77,22 @@ def test_lmdb_cut_off_is_named(lmdb_dir, tmp_path):
             open_tiny(tmp_path / f"{length}")
 
 
+def test_damaged_lmdb_is_named(lmdb_dir, tmp_path):
+    """Any of its pages overwritten: it reads as before (the page held an image, or nothing), or says what is wrong."""
+    whole = (lmdb_dir / "train_faster_imagefolder.lmdb").read_bytes()
+    refused = []
+    for page in range(2, len(whole) // 4096):  # the first two say where the others are
+        path = tmp_path / str(page) / "train_faster_imagefolder.lmdb"
+        path.parent.mkdir()
+        path.write_bytes(whole[: page * 4096] + b"\xff" * 4096 + whole[(page + 1) * 4096 :])
+        try:
+            open_tiny(path.parent)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: is damaged (") and "copy or make it again" in str(error)
+            refused.append(page)
+    assert refused
+
+
 def test_paired_folders_keep_pairs_together(tmp_path):
     write_images(tmp_path / "train" / "clean", ["x/a.png", "b.png"])
     write_images(tmp_path / "train" / "degraded", ["x/a.png", "b.png"], first=7)
