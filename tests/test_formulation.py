@@ -1,26 +1,22 @@
-"""The baselines beside the bridge: identities in float64, Gaussians with known denoisers, agreement with measured y."""
+"""The formulations beside the bridge: what they train, Gaussians with known denoisers, agreement with measured y."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import fields, replace
 from itertools import pairwise
 from typing import get_args, get_type_hints
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, as_flags, make_image, write_images
-from PIL import Image
+from conftest import ROOT
 
 from corruption import CORRUPTIONS, LinearCorruption, build_corruption
-from i2sb import load_model
 from i2sb.batch import Batch
 from i2sb.bridge import Bridge
-from i2sb.config import SampleConfig, TrainConfig
+from i2sb.config import TrainConfig
 from i2sb.consistency import make_consistency, measure
-from i2sb.diffusion import CLEAN, SCHEDULES, Diffusion, make_betas, step_grid
+from i2sb.diffusion import CLEAN, SCHEDULES, Diffusion, step_grid
 from i2sb.formulation import (
     ConditionalDiffusion,
     Formulation,
@@ -48,103 +44,6 @@ def degraded(x1, mask=None, cond=None, x0=None) -> Batch:
 
 def diffusion(schedule: str = "linear", interval: int = 1000) -> Diffusion:
     return Diffusion(interval, schedule, dtype=FLOAT)
-
-
-# --- Identities of the diffusion -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("interval", [50, 1000])
-def test_forward_steps_compose_to_the_marginal(schedule, interval):
-    """x_n = √(1 − β) x_{n−1} + √β ε, a step at a time, has the closed form's mean and variance."""
-    d = diffusion(schedule, interval)
-    of_x0, variance = 1.0, 0.0
-    for n, beta in enumerate(make_betas(interval, schedule)):
-        of_x0, variance = math.sqrt(1 - beta) * of_x0, (1 - beta) * variance + beta
-        assert d.std_signal[n].item() == pytest.approx(of_x0, rel=1e-9)
-        assert d.std_noise[n].item() == pytest.approx(math.sqrt(variance), rel=1e-9)
-    assert of_x0 < 0.01  # hardly anything of the image is left: sampling may start from noise
-
-
-def test_schedules_are_the_published_ones():
-    linear, cosine = make_betas(1000, "linear"), make_betas(1000, "cosine")
-    assert (linear[0], linear[-1]) == (1e-4, 0.02) and cosine[-1] == 0.999
-    middle = math.cos((0.5 + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
-    assert diffusion("cosine").alpha_bar[499] == pytest.approx(middle, rel=1e-9)
-    # Scaled to other numbers of steps the linear one ends at about as much noise.
-    of_hundred, of_thousand = (math.log(diffusion("linear", interval).alpha_bar[-1]) for interval in (100, 1000))
-    assert of_hundred == pytest.approx(of_thousand, rel=0.1)
-
-
-def test_schedule_refusals():
-    with pytest.raises(ValueError, match="--interval 20: --schedule linear needs more than 20 steps"):
-        Diffusion(20, "linear")
-    Diffusion(4, "cosine")
-    with pytest.raises(ValueError, match="--schedule quadratic: unknown; choose one of linear, cosine"):
-        Diffusion(100, "quadratic")
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("nprev", "n"), [(CLEAN, 0), (0, 1), (10, 11), (3, 700), (400, 999), (CLEAN, 999)])
-def test_posterior_is_bayes_rule(schedule, nprev, n):
-    """q(x_p | x_0) q(x_n | x_p) = q(x_p | x_n, x_0) q(x_n | x_0): precisions add, and so do weighted means."""
-    d = diffusion(schedule)
-    before, after = d.find_alpha_bar(nprev), d.alpha_bar[n]
-    alpha = after / before
-    of_x0, of_x_n, std = d.posterior(nprev, n)
-    if nprev == CLEAN:
-        assert (of_x0, of_x_n, std) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-12), pytest.approx(0.0))
-        return
-    precision = 1 / (1 - before) + alpha / (1 - alpha)
-    assert std**2 == pytest.approx(1 / precision, rel=1e-9)
-    assert of_x0 == pytest.approx(math.sqrt(before) / (1 - before) / precision, rel=1e-9)
-    assert of_x_n == pytest.approx(math.sqrt(alpha) / (1 - alpha) / precision, rel=1e-9)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-def test_ddim_keeps_the_marginals_and_with_eta_one_is_the_posterior(schedule, eta):
-    d, (x0, noise) = diffusion(schedule), torch.randn(2, 5, 1, 4, 4, dtype=FLOAT)
-    for nprev, n in ((0, 1), (200, 201), (100, 900), (CLEAN, 500)):
-        steps = torch.full((5,), n)
-        x_n = d.q_sample(steps, x0, noise)
-        mean = d.ddim_step(nprev, n, x_n, x0, eta=eta, randn=torch.zeros_like)
-        one = d.ddim_step(nprev, n, x_n, x0, eta=eta, randn=torch.ones_like)
-        variance = (one - mean).flatten()[0].item() ** 2
-        before = d.find_alpha_bar(nprev)
-        # Of the noise in x_n the share `kept` stays; with the fresh one it makes up what belongs to nprev.
-        kept = ((mean - math.sqrt(before) * x0) / noise).flatten()
-        torch.testing.assert_close(kept**2 + variance, torch.full_like(kept, 1 - before), rtol=1e-7, atol=1e-10)
-        if eta == 1:
-            want = [d.ancestral_step(nprev, n, x_n, x0, randn=randn) for randn in (torch.zeros_like, torch.ones_like)]
-            torch.testing.assert_close(mean, want[0], rtol=0, atol=1e-9)
-            torch.testing.assert_close(one, want[1], rtol=0, atol=1e-9)
-            assert variance == pytest.approx(d.posterior(nprev, n)[2] ** 2, rel=1e-7, abs=1e-14)
-        if eta == 0:
-            assert variance == 0
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_noise_and_clean_image_stand_for_each_other(schedule):
-    d, (x0, noise) = diffusion(schedule), torch.randn(2, 4, 3, 4, 4, dtype=FLOAT)
-    step = torch.tensor([0, 300, 700, 990])
-    xt = d.q_sample(step, x0, noise)
-    torch.testing.assert_close(d.compute_pred_x0(step, xt, noise), x0, rtol=0, atol=1e-8)
-    assert d.compute_pred_x0(step, xt, noise, clip_denoise=True).abs().max() <= 1
-    for i, n in enumerate(step.tolist()):
-        torch.testing.assert_close(d.compute_noise(n, xt[i], x0[i]), noise[i], rtol=0, atol=1e-8)
-
-
-def test_grid_ends_and_refusals():
-    assert step_grid(1000, 1) == [-1, 999]
-    assert step_grid(4, 4) == [-1, 0, 1, 2, 3]
-    for nfe in (0, 1001):
-        with pytest.raises(ValueError, match=f"--nfe {nfe}: .* between 1 and 1000"):
-            step_grid(1000, nfe)
-    d, x = diffusion(), torch.zeros(1, 1, 1, 1)
-    for nprev, n in ((3, 3), (-2, 3), (0, 1000)):
-        with pytest.raises(ValueError, match="cannot step"):
-            d.ancestral_step(nprev, n, x, x)
 
 
 # --- What is trained -------------------------------------------------------------------------------------------------
@@ -510,144 +409,3 @@ def test_degradations_without_an_operator_are_refused():
         with pytest.raises(ValueError, match="--formulation diffusion: .* linear degradation, and \\w+ has none; give"):
             formulation.check_degradation(corruption)
         FORMULATION_OBJECTS["conditional_diffusion"]().check_degradation(corruption)
-
-
-# --- At the command line ---------------------------------------------------------------------------------------------
-
-
-def test_samplers_that_differ_are_listed():
-    listed = lambda formulation: [(s.name, s.eta) for s in formulation.list_samplers()]
-    both = [("posterior", 1.0), ("second_order", 1.0)]
-    assert listed(SchroedingerBridge(Bridge(), ot_ode=True)) == both
-    assert listed(SchroedingerBridge(Bridge())) == [both[0], ("eta", 0.0), ("eta", 0.5), both[1], ("ot_ode", 1.0)]
-    assert listed(UnconditionalDiffusion(Diffusion()))[:3] == [("ddnm", 0.0), ("ddnm", 0.5), ("ddnm", 0.85)]
-
-
-def test_unclipped_diffusions_are_warned_of():
-    formulation = ConditionalDiffusion(Diffusion())
-    assert "counts 157 times" in formulation.advise(formulation.choose_sampler(), 10, clip_denoise=False)
-    assert not formulation.advise(formulation.choose_sampler(), 10, clip_denoise=True)
-
-
-def test_samplers_and_eta_are_chosen_by_name():
-    formulation = ConditionalDiffusion(Diffusion())
-    assert formulation.choose_sampler() == ("ancestral", 1.0) and formulation.choose_sampler("ddim") == ("ddim", 0.0)
-    assert formulation.choose_sampler("ddim", 0.5) == ("ddim", 0.5)
-    for arguments, words in (
-        (("posterior",), "--sampler posterior: unknown to this run, which has ancestral, ddim"),
-        (("ancestral", 0.5), "--eta 0.5: --sampler ancestral does not use it; ask for --sampler ddim"),
-        (("ddim", 1.5), "--eta 1.5: must be between 0 and 1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            formulation.choose_sampler(*arguments)
-    with pytest.raises(ValueError, match="--sampler direct does not use it; leave it away"):
-        Regression().choose_sampler(eta=0.5)
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "samplers"),
-    [
-        ("conditional_diffusion", {"corrupt": "inpaint-center", "schedule": "cosine"}, ["", "ddim0"]),
-        ("conditional_diffusion", {"corrupt": "decolor", "add_x1_noise": True, "cond_x1": True}, ["ddim0.5"]),
-        ("regression", {"corrupt": "jpeg-5", "eval_nfe": 1}, [""]),
-        ("diffusion", {"corrupt": "sr4x-bicubic"}, ["", "ddrm0.85"]),
-    ],
-)
-def test_baselines_take_the_same_path(tmp_path, dataset_dir, capsys, name, changes, samplers):
-    """In this process: train, resume to no effect, restore, score."""
-    from i2sb import evaluation, sampling, training
-    from i2sb.config import EvalConfig
-
-    places = {"results_dir": str(tmp_path), "device": "cpu", "workers": 0}
-    settings = {**TINY, "num_itr": 2, "eval_every": 2, "dataset_dir": str(dataset_dir), "formulation": name}
-    config = TrainConfig(name="run", **{**settings, **places, **changes})
-    training.train(config)
-    weights = (tmp_path / "run" / "latest.pt").read_bytes()
-    training.train(config)
-    assert (tmp_path / "run" / "latest.pt").read_bytes() == weights
-    nfe = changes.get("eval_nfe", 2)
-    more = 864 if name == "conditional_diffusion" else 0
-    assert f"{more} of them look at the degraded image" in capsys.readouterr().out
-    for asked in samplers:
-        sampler, eta = asked[:4], float(asked[4:] or 0) if asked else None
-        sampling.run(SampleConfig(ckpt="run", nfe=nfe, sampler=sampler, eta=eta, **places))
-        folder = f"samples_nfe{nfe}" + (f"_{asked}" if asked else "")
-        evaluation.run(EvalConfig(ckpt="run", sample_dir=folder, **places))
-        report = json.loads((tmp_path / "run" / folder / "metrics.json").read_text())
-        assert not asked or (report["settings"]["sampler"], report["settings"]["eta"]) == (sampler, eta)
-        assert report["metrics"]["psnr"]["restored"] > 2
-    write_images(tmp_path / "mine", ["a.png"])
-    pictures = {"input": str(tmp_path / "mine"), "corrupt": changes["corrupt"], "save_trajectory": True}
-    sampling.run(SampleConfig(ckpt="run", nfe=nfe, output=str(tmp_path / "out"), **pictures, **places))
-    with Image.open(tmp_path / "out" / "a.png") as restored:
-        assert restored.size == make_image(0).size
-    model = load_model(tmp_path / "run")
-    assert (
-        model.restore(torch.zeros(1, 3, 16, 16), clip_denoise=True).isfinite().all()
-    )  # as often as it can, 10 at most
-    with pytest.raises(ValueError, match="has no bridge"):
-        _ = load_model(tmp_path / "run").bridge
-
-
-def test_clean_images_alone_serve_degradations_that_training_never_saw(tmp_path, dataset_dir):
-    from i2sb import sampling, training
-
-    settings = {**TINY, "num_itr": 1, "eval_every": 0, "dataset_dir": str(dataset_dir), "formulation": "diffusion"}
-    training.train(TrainConfig(name="run", results_dir=str(tmp_path), **settings))
-    model, corruption = load_model(tmp_path / "run"), build_corruption("decolor", 16)
-    clean = torch.rand(2, 3, 16, 16) * 2 - 1
-    degraded = corruption(clean).image
-    restored = model.restore(degraded, nfe=3, corruption=corruption, sampler="ddrm", eta=0.5, clip_denoise=True)
-    torch.testing.assert_close(corruption.A(restored), corruption.A(clean), rtol=0, atol=1e-5)
-    # Without one it is the degradation that the run was validated on.
-    own = build_corruption(TINY["corrupt"], 16)
-    restored = model.restore(own(clean).image, nfe=3)
-    torch.testing.assert_close(own.A(restored), own.A(clean), rtol=0, atol=1e-5)
-    # A mask says itself what is known.
-    write_images(tmp_path / "in", ["a.png"])
-    hole = Image.new("L", make_image(0).size)
-    hole.paste(255, (4, 4, 9, 9))
-    hole.save(tmp_path / "mask.png")
-    own = {"input": str(tmp_path / "in"), "mask": str(tmp_path / "mask.png"), "output": str(tmp_path / "out")}
-    places = {"results_dir": str(tmp_path), "device": "cpu", "workers": 0}
-    sampling.run(SampleConfig(ckpt="run", nfe=3, clip_denoise=True, **own, **places))
-    with Image.open(tmp_path / "out" / "a.png") as image:
-        off = np.abs(np.asarray(image).astype(int) - np.asarray(make_image(0))).max(axis=-1)
-    known = np.asarray(hole) == 0
-    assert off[known].max() <= 1 < off[~known].max()
-    with pytest.raises(ValueError, match="JPEG has none"):
-        model.restore(degraded, nfe=3, corruption=build_corruption("jpeg-5", 16))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"formulation": "bridges"}, "--formulation bridges: must be one of bridge, conditional_diffusion, regression"),
-        ({"formulation": "regression"}, "--eval-nfe 2: a regression restores in one evaluation, so give 1; or train"),
-        ({"formulation": "diffusion", "corrupt": "jpeg-5"}, "JPEG has none; give --corrupt sr4x-pool"),
-        ({"formulation": "diffusion", "interval": 10}, "--interval 10: --schedule linear needs more than 20 steps"),
-    ],
-)
-def test_wrong_settings_are_named_before_anything_is_written(tmp_path, dataset_dir, changes, words):
-    from i2sb.parsing import read_flags
-    from i2sb.training import train
-
-    settings = {**TINY, "name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir, **changes}
-    with pytest.raises(ValueError) as error:
-        train(read_flags(TrainConfig, as_flags(settings)))
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_run_does_not_go_on_as_another_formulation(trained_run, tmp_path):
-    from i2sb.config import check_resumable
-    from i2sb.parsing import read_config
-
-    saved = trained_run / "config.yaml"
-    config = read_config(TrainConfig, saved)
-    with pytest.raises(ValueError, match="--formulation bridge there, regression now"):
-        check_resumable(config, replace(config, formulation="regression"), trained_run)
-    # Runs of older versions say nothing of formulations: they are bridges.
-    lines = [line for line in saved.read_text().splitlines() if not line.startswith(("formulation", "schedule"))]
-    (tmp_path / "config.yaml").write_text("\n".join(lines))
-    assert read_config(TrainConfig, tmp_path / "config.yaml").formulation == "bridge"
