@@ -11,15 +11,18 @@ A data set folder holds, for each split (train, val), the first of these that is
 
 from __future__ import annotations
 
+import atexit
 import copy
 import hashlib
 import io
 import itertools
+import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
 from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.stopping import StopRequest
 from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -445,11 +449,29 @@ def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefet
         prefetch_factor=prefetch if workers else None,
         collate_fn=_collate,
         pin_memory=pin_memory,
+        worker_init_fn=partial(_leave_signals_to_the_main_process, _leaving()) if workers else None,
     )
     for batch in loader:
         if isinstance(batch, _Unreadable):
             raise UnreadableImageError(batch.message)
         yield batch
+
+
+@cache
+def _leaving() -> Any:
+    """Return a number that loader processes share with this one: 1 once it is about to end."""
+    leaving = multiprocessing.RawValue("b", 0)
+    atexit.register(setattr, leaving, "value", 1)
+    return leaving
+
+
+def _leave_signals_to_the_main_process(leaving: Any, worker: int) -> None:
+    """Let a loader process live through what a cluster sends to all: the main process ends it when it is done.
+
+    At the main process's end SIGTERM is from there: Python ends with it the processes that are left.
+    """
+    for number in StopRequest.SIGNALS:
+        signal.signal(number, lambda number, frame: os._exit(0) if leaving.value else None)
 
 
 def _collate(items: list[Any]) -> Images | _Unreadable:

@@ -106,6 +106,28 @@ def test_a_signal_lets_the_iteration_finish_and_saves(tmp_path, flags, name, sta
     assert_equal_states(final_state(tmp_path / "run"), final_state(tmp_path / "never"))
 
 
+WORKERS = "w = [p.pid for p in __import__('multiprocessing').active_children()]; assert w"
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", STOPPED), ("SIGUSR1", STOPPED), ("SIGINT", 130)])
+def test_a_signal_to_the_loader_processes_too_lets_the_iteration_finish(tmp_path, flags, name, status):
+    """As a cluster, a terminal and `timeout` send it: to the whole group of processes."""
+    # From another process: a loader process takes SIGTERM from its own parent for the end.
+    kill = ["kill", "-s", name.removeprefix("SIG")]
+    action = f"{WORKERS}; import subprocess; subprocess.run([*{kill}, *map(str, (*w, os.getpid()))])"
+    done = run_with(tmp_path, 3, action, flags(save_every=100, workers=1))
+    assert done.returncode == status and "Traceback" not in done.stderr
+    assert read_checkpoint(tmp_path / "run/latest.pt")["progress"]["iteration"] == 3
+
+
+def test_an_unforeseen_error_ends_the_loader_processes(tmp_path, flags):
+    done = run_with(tmp_path, 3, f"{WORKERS}; print('workers', *w); raise RuntimeError('a fault')", flags(workers=1))
+    assert done.returncode == 1 and "RuntimeError: a fault" in done.stderr
+    (pid,) = next(line for line in done.stdout.splitlines() if line.startswith("workers")).split()[1:]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, dataset_dir) -> dict:
     """The final state of a run of two processes that nothing happened to."""

@@ -114,7 +114,7 @@ ALLOWED = {
     },
     "i2sb.pretrained": {"i2sb.checkpoint", "i2sb.exported", "i2sb.network", "i2sb.restore"},
     "i2sb.batch": {"corruption", "i2sb.images", "i2sb.randomness"},
-    "i2sb.data": {"i2sb.randomness", "i2sb.unpickle"},
+    "i2sb.data": {"i2sb.randomness", "i2sb.stopping", "i2sb.unpickle"},
     "i2sb.sample_folder": {"i2sb.config", "i2sb.files", "i2sb.formulation", "i2sb.images", "i2sb.run_lock"},
     "i2sb.tasks": {
         "corruption",
