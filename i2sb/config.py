@@ -45,6 +45,10 @@ def option(default: Any, help: str, *, later: bool = False) -> Any:
     return field(default=default, metadata={"help": help, "later": later})
 
 
+_NAME_A_RUN = "name the run that was trained; runs live in results/NAME"
+_NAME_A_FOLDER = "name a folder of restored images inside the run, such as samples_nfe10"
+
+
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
@@ -56,8 +60,8 @@ def _require_finite(config: Any) -> None:
         _require(not isinstance(value, float) or math.isfinite(value), f"{flag(f.name)} {value}: must be finite")
 
 
-def _require_name(named: str, value: str) -> None:
-    _require(bool(value), f"{named} is missing: give the run a name; it lives in results/NAME")
+def _require_name(named: str, value: str, missing: str = "give the run a name; it lives in results/NAME") -> None:
+    _require(bool(value), f"{named} is missing: {missing}")
     _require(
         re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", value) is not None and max(map(len, value.split("/"))) <= 100,
         f"{named} {value}: begin with a letter or digit, go on with those or . _ - + =, 100 at most "
@@ -79,9 +83,9 @@ def _require_place(config: Any) -> None:
 class TrainConfig:
     """Train a bridge, or a baseline; running the same command again resumes it."""
 
-    name: str = option("", "name of the run, which lives in results/NAME")
+    name: str = option("", "name of the run, which lives in results/NAME; required")
     results_dir: str = option("results", "folder of all runs")
-    ckpt: str = option("", "continue another run of this name in --results-dir under the new --name")
+    ckpt: str = option("", "go on from another run, by its name in --results-dir; what follows is saved under --name")
     seed: int = option(0, "seed of data order, degradations, noise and initial weights")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
     n_gpu_per_node: int = option(1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", later=True)
@@ -91,26 +95,29 @@ class TrainConfig:
     master_port: int = option(29500, "a free port on it, if several machines take part", later=True)
 
     dataset_dir: str = option(
-        "", "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/)"
+        "", "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/); required"
     )
     image_size: int = option(256, "side of the square training images, in pixels")
     image_channels: Literal[1, 3] = option(3, "3: colour, 1: grey")
     workers: int = option(
         4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)"
     )
-    prefetch: int = option(2, "microbatches that each of them prepares ahead", later=True)
+    prefetch: int = option(2, "microbatches that each of the --workers prepares ahead", later=True)
     max_bad_images: int = option(
         100, "unreadable training images to skip, each named, before the run stops", later=True
     )
 
     corrupt: str = option(
-        "", "degradation to restore, or 'paired' if the data set holds degraded images itself; 'help' lists them"
+        "",
+        "degradation to restore, or 'paired' if the data set holds degraded images itself; 'help' lists them; required",
     )
     mask_file: str = option(
         "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
     )
     cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step")
-    add_x1_noise: bool = option(False, "add unit noise to x1 after the condition was taken (decolouring)")
+    add_x1_noise: bool = option(
+        False, "add unit noise to the degraded image that the way back starts from (for decolor)"
+    )
 
     formulation: Literal["bridge", "conditional_diffusion", "regression", "diffusion"] = option(
         "bridge",
@@ -128,7 +135,9 @@ class TrainConfig:
     ot_ode: bool = option(False, "bridge without noise (optimal-transport ODE)")
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] while sampling for validation")
 
-    network: str = option("adm256", "size of the U-Net")
+    network: str = option(
+        "adm256", "size of the U-Net: adm256 (published, 553 M parameters), base64, small64, mini or tiny"
+    )
     init: str = option(
         "none",
         "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
@@ -213,8 +222,9 @@ class TrainConfig:
         _require(0 < self.lr_gamma <= 1, f"--lr-gamma {self.lr_gamma}: must be above 0 and at most 1")
         _require(0 <= self.ema < 1, f"--ema {self.ema}: must be at least 0 and below 1")
         _require(
-            1 <= self.eval_nfe < self.interval,
-            f"--eval-nfe {self.eval_nfe}: must be between 1 and {self.interval - 1} with --interval {self.interval}",
+            not self.eval_every or 1 <= self.eval_nfe < self.interval,
+            f"--eval-nfe {self.eval_nfe}: must be between 1 and {self.interval - 1} with --interval {self.interval}; "
+            "or train without validation, --eval-every 0",
         )
 
     @property
@@ -234,7 +244,7 @@ class SampleConfig:
     With --input, restore pictures of one's own instead; they go to --output.
     """
 
-    ckpt: str = option("", "name of the run in --results-dir")
+    ckpt: str = option("", "name of the run in --results-dir; required")
     results_dir: str = option("results", "folder of all runs")
     ckpt_file: str = option("", "checkpoint of the run, by its name in results/NAME or its path (default: the newest)")
     input: str = option("", "a degraded picture of your own, or a folder of such, to restore instead of the val split")
@@ -259,8 +269,8 @@ class SampleConfig:
     )
     sampler: str = option(
         "",
-        "way to step back: posterior (published), eta (less noise), second_order, ot_ode (no noise); runs of another "
-        "--formulation have others, which a wrong name lists",
+        "way to step back (default: the first): of a bridge posterior (published), eta (less noise), second_order or "
+        "ot_ode (no noise); of a conditional diffusion ancestral or ddim; of a diffusion of clean images ddnm or ddrm",
     )
     eta: float | None = option(
         None, "share of noise in a step, 0 to 1, with --sampler eta (default: 0), ddim (0), ddnm or ddrm (0.85)"
@@ -289,7 +299,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _require_finite(self)
-        _require_name("--ckpt", self.ckpt)
+        _require_name("--ckpt", self.ckpt, _NAME_A_RUN)
         _require(
             not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None,
             f"--sample-dir {self.sample_dir}: name a folder inside the run, such as samples_nfe10",
@@ -362,14 +372,18 @@ class SampleConfig:
 class EvalConfig:
     """Score restored images against the clean ones; writes metrics.json, report.html and comparison.png beside them."""
 
-    ckpt: str = option("", "name of the run in --results-dir")
+    ckpt: str = option("", "name of the run in --results-dir; required, but for --make-reference")
     results_dir: str = option("results", "folder of all runs")
-    sample_dir: str = option("", "folder of restored images inside the run, such as samples_nfe10")
+    sample_dir: str = option(
+        "", "folder of restored images inside the run, such as samples_nfe10; required with --ckpt"
+    )
     dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
     subset: str = option("", "text file that lists the images (default: the one they were restored by, if any)")
     corrupt: str = option("", "degradation, where the run does not say it, or its own is a Python file")
-    mask_file: str = option("", "npz of the published freeform masks (default: where they were)")
-    metrics: str = option("", f"what to compute beside psnr, with commas between: {', '.join(METRICS)} (default: all)")
+    mask_file: str = option("", "npz of the published freeform masks, if it has moved since the images were restored")
+    metrics: str = option(
+        "", f"what to compute, with commas between, psnr in any case: {', '.join(METRICS)} (default: all)"
+    )
     require: str = option("", "metrics, with commas between, without which the program exits with status 3")
     mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
         "legacy_pytorch", "how images are resized for FID and KID; legacy_pytorch: as published"
@@ -381,7 +395,10 @@ class EvalConfig:
     make_reference: str = option("", "write reference statistics of --dataset-dir to this npz, score nothing")
     image_size: int = option(256, "side of the square images, in pixels, for --make-reference")
     weights_dir: str = option("data/weights", "folder of the networks' weights, looked into before torch's own cache")
-    features: str = option("", "feature function of your own, path/to/file.py:function, which is run")
+    features: str = option(
+        "",
+        "feature function of your own, path/to/file.py:function, run on images [B, 3, H, W] in [-1, 1], returns [B, D]",
+    )
     seed: int = option(0, "seed of the subsets that KID draws")
     batch_size: int = option(16, "images scored at once, per process")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
@@ -397,11 +414,11 @@ class EvalConfig:
             )
             _require(not self.reference, f"{named}: leave out --reference, which is for scoring")
         else:
-            _require_name("--ckpt", self.ckpt)
+            _require_name("--ckpt", self.ckpt, _NAME_A_RUN)
+            _require(bool(self.sample_dir), f"--sample-dir is missing: {_NAME_A_FOLDER}")
             _require(
-                bool(self.sample_dir) and Path(self.sample_dir).name == self.sample_dir.rstrip("/"),
-                f"--sample-dir {self.sample_dir}: name a folder of restored images inside the run, "
-                "such as samples_nfe10",
+                Path(self.sample_dir).name == self.sample_dir.rstrip("/"),
+                f"--sample-dir {self.sample_dir}: {_NAME_A_FOLDER}",
             )
         for named, listed in (("metrics", self.metrics), ("require", self.require)):
             for name in _split(listed):

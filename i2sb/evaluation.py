@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from i2sb.config import EvalConfig
 from i2sb.data import load_in_order, open_split
@@ -24,6 +23,7 @@ from i2sb.files import write_text
 from i2sb.frechet import Moments
 from i2sb.images import draw_grid, save_png
 from i2sb.measures import Meters, build_meters, build_network, compute_results, weights_of
+from i2sb.progress import progress_bar
 from i2sb.reference import MadeFrom, Reference, read_reference, write_reference
 from i2sb.report import Example, write_report
 from i2sb.restored import RestoredImages, open_restored
@@ -88,7 +88,7 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
         _warn(meters, reference)
 
     mine = range(world.rank, count, world.world_size)
-    progress = tqdm(total=len(mine), unit="image", dynamic_ncols=True, disable=not world.is_main)
+    progress = progress_bar(len(mine), "image", quiet=not world.is_main)
     for scored in restored.read(mine, config, world.device):
         for meter in meters:
             meter.add(scored)
@@ -238,7 +238,7 @@ def _make_reference(config: EvalConfig, world: World) -> None:
         print(f"warning: {network.weights.file} is not the published file of that name", file=sys.stderr)
     moments = Moments()
     mine = range(world.rank, len(images), world.world_size)
-    progress = tqdm(total=len(mine), unit="image", dynamic_ncols=True, disable=not world.is_main)
+    progress = progress_bar(len(mine), "image", quiet=not world.is_main)
     for part in load_in_order(images, mine, batch_size=config.batch_size, workers=config.workers):
         moments.add(network(part.image.to(world.device)).features)
         progress.update(len(part.numbers))

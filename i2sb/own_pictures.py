@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from i2sb.files import PARTIAL, write_atomically
 from i2sb.formulation import Sampler
 from i2sb.images import from_uint8, to_uint8
 from i2sb.pictures import check_picture, find_pictures, read_mask, read_picture, write_picture
+from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
 from i2sb.sample_folder import describe_restoring
@@ -83,7 +85,7 @@ class OwnPictures:
 
     def restore(self, jobs: Sequence[Job], *, quiet: bool = False) -> None:
         """Restore these pictures and write each when it is done."""
-        with tqdm(total=len(jobs), unit="picture", dynamic_ncols=True, disable=quiet) as progress:
+        with progress_bar(len(jobs), "picture", quiet=quiet) as progress:
             for job in jobs:
                 self._restore(job, progress)
                 progress.update()
@@ -111,7 +113,7 @@ class OwnPictures:
         recorder = TrajectoryRecorder(degraded, self.nfe, job.height, job.width) if config.save_trajectory else None
 
         def report(step: StepTaken) -> None:
-            progress.set_postfix_str(f"{job.name} {step.number}/{step.count}")
+            progress.set_postfix_str(f"{job.name} {step.number}/{step.count}", refresh=sys.stderr.isatty())
             if recorder is not None:
                 recorder(step)
 

@@ -7,6 +7,7 @@ the dataclasses' fields as flags and turns its complaints into one line each.
 from __future__ import annotations
 
 import re
+from argparse import Action
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
 
@@ -23,7 +24,14 @@ C = TypeVar("C", TrainConfig, SampleConfig, EvalConfig)
 
 def make_parser(config_class: type[C]) -> ArgumentParser:
     """Return a parser with a flag for every field of the config."""
-    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        description=config_class.__doc__,
+        usage="%(prog)s [--config FILE.yaml] [--dry-run] [--pdb] [--SETTING VALUE ...]",
+        formatter_class=_HelpFormatter,
+        add_help=False,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     types = get_type_hints(config_class)
     for f in fields(config_class):
         if types[f.name] is bool:
@@ -32,6 +40,15 @@ def make_parser(config_class: type[C]) -> ArgumentParser:
             kind = {"type": types[f.name]}
         parser.add_argument(flag(f.name), default=f.default, help=f.metadata["help"], **kind)
     return parser
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Says a default where there is one, in place of jsonargparse's types and Python's names for nothing."""
+
+    def _get_help_string(self, action: Action) -> str:
+        if action.default in ("", None) or isinstance(action.default, bool):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
 
 
 def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | Path | None = None) -> C:

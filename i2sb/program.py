@@ -36,7 +36,8 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     except ValueError as error:
         _fail(error)
     if options.help:
-        print(make_parser(config_class).format_help() + "\n" + own.format_help().split("\n\n", 1)[1])
+        settings, own_options = make_parser(config_class).format_help(), own.format_help().split("options:\n", 1)[1]
+        print(settings.replace("options:\n", f"options:\n{own_options}\nsettings:\n", 1))
         return
     if ("--corrupt", "help") in pairwise(flags) or "--corrupt=help" in flags:
         from corruption import describe_corruptions

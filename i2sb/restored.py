@@ -97,7 +97,7 @@ def open_restored(config: EvalConfig) -> RestoredImages:
     if missing:
         raise ValueError(
             f"{folder.path}: {len(missing)} of {len(images)} images are missing, first number {missing[0]}; "
-            "finish sample.py first"
+            "finish sample.py first (to score a part of a split, restore that part with --subset)"
         )
     corruption = build_task_corruption(run_config, settings.image_size)
     return RestoredImages(folder, images, run_config, corruption, settings.image_size, settings.seed, vars(settings))

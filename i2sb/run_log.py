@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from i2sb.images import save_png
+from i2sb.progress import progress_bar
 
 
 class Curves(Protocol):
@@ -124,7 +125,7 @@ class RunLog:
         if iteration > 0:
             self._write_line({"event": "resumed", "iteration": iteration})
         self._curves = None if curves is None else curves(iteration)
-        self._bar = tqdm(total=num_itr, initial=iteration, unit="it", dynamic_ncols=True, smoothing=0.05)
+        self._bar = progress_bar(num_itr, "it", initial=iteration, smoothing=0.05)
 
     def __enter__(self) -> RunLog:
         return self
@@ -159,7 +160,9 @@ class RunLog:
             named = {f"{event}/{name}": value for name, value in values.items()}
             self._guard("curves", lambda: self._curves.numbers(named, iteration))
         if event == "train":
-            self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s")
+            self._bar.set_postfix_str(
+                f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s", refresh=False
+            )
 
     def picture(self, name: str, iteration: int, image: Image.Image) -> None:
         """Hand a picture to the curves' program."""

@@ -111,7 +111,7 @@ class SampleFolder:
             if differences:
                 raise ValueError(
                     f"{path} holds images made with other settings ({'; '.join(differences)}): "
-                    "move it away, or ask for the same again"
+                    "ask for the same again, name another folder with --sample-dir, or move it away"
                 )
             return cls(path, there)
         write_text(path / SETTINGS, yaml.safe_dump(asdict(settings), sort_keys=False))
@@ -126,7 +126,13 @@ class SampleFolder:
                 if type(getattr(settings, f.name)).__name__ != f.type:
                     raise TypeError(f"{f.name}: {getattr(settings, f.name)} is no {f.type}")
         except FileNotFoundError:
-            raise ValueError(f"{path}: holds no {SETTINGS}, so no images that sample.py restored") from None
+            if not path.parent.is_dir():
+                raise ValueError(f"{path.parent}: there is no such run") from None
+            there = ", ".join(sorted(found.parent.name for found in path.parent.glob(f"*/{SETTINGS}")))
+            raise ValueError(
+                f"{path}: holds no {SETTINGS}, so no images that sample.py restored; "
+                f"folders in {path.parent} that do: {there or 'none'}"
+            ) from None
         except (TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"{path / SETTINGS}: cannot be read ({' '.join(str(error).split())})") from None
         return cls(path, settings)

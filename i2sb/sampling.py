@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from i2sb.config import SampleConfig
 from i2sb.consistency import check_consistency, make_consistency
@@ -21,6 +20,7 @@ from i2sb.formulation import Formulation, Sampler, Way
 from i2sb.network import check_image_size
 from i2sb.own_pictures import OwnPictures
 from i2sb.precision import prepare
+from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.recon import recon_path, write_recon
 from i2sb.restore import RestorationModel, load_model
@@ -109,7 +109,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         if corruption is not None and corruption.note:
             print(f"{task.corrupt}: {corruption.note}")
     begun = time.perf_counter()
-    progress = tqdm(total=len(missing), unit="image", bar_format=BAR, dynamic_ncols=True, disable=not world.is_main)
+    progress = progress_bar(len(missing), "image", quiet=not world.is_main, bar_format=BAR)
     for loaded in load_in_order(
         images,
         missing,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from corruption import is_custom
 from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint
 from i2sb.config import TrainConfig, check_resumable
 from i2sb.data import Images, TrainingPositions, UnreadableImageError, load_training
@@ -391,9 +392,18 @@ def _train(config: TrainConfig, world: World) -> None:
                 _say_why(trainer, stop, spoiled)
         if world.is_main:
             trainer.save(log)  # a run continued from --ckpt that had nothing left to do
-        log.say(f"done: {config.run_dir} is ready for python sample.py --ckpt {config.name}")
+        log.say(f"done: {config.run_dir} is ready for {_next_command(trainer)}")
     if lock is not None:
         lock.release()
+
+
+def _next_command(trainer: Trainer) -> str:
+    """Return the command that restores with what was trained, and how to have it sooner if there is a choice."""
+    config, slowest = trainer.config, trainer.formulation.default_nfe
+    command = f"python sample.py --ckpt {config.name}"
+    command += f" --results-dir {config.results_dir}" if config.results_dir != "results" else ""
+    command += f" --corrupt {config.corrupt}" if is_custom(config.corrupt) else ""
+    return command + (f" --nfe 10 (without --nfe: {slowest} evaluations an image)" if slowest > 10 else "")
 
 
 def _take_lock(config: TrainConfig, world: World) -> RunLock | None:
@@ -476,7 +486,8 @@ def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None
         log.say(f"degraded  {config.corrupt}: {trainer.train_corruption.note}")
     log.say(f"network   {config.network}, {parameters / 1e6:.1f} M parameters, on {world.device}")
     more = trainer.network.count_condition_parameters()
-    log.say(f"          {more:,} of them look at the degraded image beside the state; the rest is every formulation's")
+    if more:
+        log.say(f"          {more:,} of them look at the degraded image, which is shown beside the state")
     log.say(
         f"batch     {config.batch_size} = {world.world_size} processes x {config.microbatch} x "
         f"{trainer.accumulation} accumulated"

@@ -80,8 +80,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", help="processes that decode images")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile on a CPU too: minutes more")
     parser.add_argument("--run", type=Path, help="run to measure the memory of (default: one with random weights)")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16", "fp16"], help="of memory's run")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=["fp32", "tf32", "bf16", "fp16"],
+        help="what memory's network computes in (default: fp32)",
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: the GPU if there is one"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
     given = parser.parse_args()
     with report_errors():

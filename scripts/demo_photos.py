@@ -8,6 +8,7 @@ as folder and in the file name, and go into LMDB through make_lmdb.py.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -18,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from make_lmdb import make_lmdb
 from PIL import Image
+
+from i2sb.program import report_errors
 
 # The two motorcycles are a stereo pair of one scene, so they must stay on the same side.
 PHOTOS = {
@@ -39,14 +42,14 @@ VAL_CROP = 128
 
 
 def find_photo(path: str) -> Path:
-    """Return where a photograph lies in the installed packages, without importing them."""
+    """Return where a photograph lies in the installed packages, without importing them. Raises ValueError if not."""
     package, _, inner = path.partition("/")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        sys.exit(f"demo_photos.py: error: {package} is not installed: pip install -r scripts/requirements-demo.txt")
+        raise ValueError(f"{package} is not installed: pip install -r scripts/requirements-demo.txt")
     photo = Path(spec.submodule_search_locations[0]) / inner
     if not photo.exists():
-        sys.exit(f"demo_photos.py: error: {photo} is missing from this version of {package}")
+        raise ValueError(f"{photo}: is missing from this version of {package}")
     return photo
 
 
@@ -64,9 +67,15 @@ def cut(name: str, photo: Path, folder: Path, side: int, stride: int) -> int:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: demo_photos.py OUT")
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="data set folder to write into, such as data/demo")
+    options = parser.parse_args()
+    with report_errors():
+        make_data(options.out)
+
+
+def make_data(out: Path) -> None:
+    """Write both splits, each unless it is there. Raises ValueError if a photograph is not installed."""
     for split, photos in PHOTOS.items():
         if (out / f"{split}_faster_imagefolder.lmdb").exists():
             print(f"{out}: {split} data is there, reused")

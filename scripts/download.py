@@ -64,9 +64,18 @@ def main() -> None:
     parser.add_argument("--url", help="address to fetch it from (default: the publisher's, where one is known)")
     parser.add_argument("--size", type=int, help="bytes it must have")
     parser.add_argument("--sha256", default="", help="SHA-256 it must have, or the beginning of it")
-    parser.add_argument("--tries", type=int, default=5, help="tries in a row that may bring nothing new")
-    parser.add_argument("--retry-delay", type=float, default=2.0, help="seconds before the second try, then doubled")
-    parser.add_argument("--stall-seconds", type=float, default=30.0, help="seconds of silence that end a try")
+    parser.add_argument(
+        "--tries", type=int, default=5, help="tries in a row that may bring nothing new (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--retry-delay",
+        type=float,
+        default=2.0,
+        help="seconds before the second try, then doubled (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--stall-seconds", type=float, default=30.0, help="seconds of silence that end a try (default: %(default)g)"
+    )
     options = parser.parse_args()
     if options.list:
         list_items()

@@ -110,7 +110,9 @@ def main() -> None:
     parser.add_argument(
         "--resize", type=int, help="shrink so that the shorter side has this many pixels, stored as PNG"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read and resize")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that read and resize (default: one a core)"
+    )
     options = parser.parse_args()
     with report_errors():
         run(options)

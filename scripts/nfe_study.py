@@ -27,7 +27,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from tqdm import tqdm
 
 from i2sb.data import load_in_order
 from i2sb.distributed import find_device
@@ -38,6 +37,7 @@ from i2sb.frechet import Moments, frechet_distance
 from i2sb.images import to_uint8
 from i2sb.network import check_image_size
 from i2sb.program import report_errors
+from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, load_model
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
@@ -116,7 +116,7 @@ def study(
         features = None
     jobs = [(name, nfe) for name in samplers for nfe in counts]
     clean_scores, table = Scores(), {job: Scores() for job in [("degraded", 0), *jobs]}
-    progress = tqdm(total=len(numbers) * len(samplers) * sum(counts), unit="evaluation", dynamic_ncols=True)
+    progress = progress_bar(len(numbers) * len(samplers) * sum(counts), "evaluation")
     for loaded in load_in_order(images, numbers, batch_size=options.batch):
         clean = loaded.image.to(model.device)
         clean_scores.add(clean, clean, features)
@@ -174,18 +174,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of the run in --results-dir")
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
+    parser.add_argument(
+        "--results-dir", type=Path, default=Path("results"), help="folder of all runs (default: results)"
+    )
     parser.add_argument("--ckpt-file", help="checkpoint of the run (default: the newest)")
-    parser.add_argument("--nfe", type=int, nargs="+", default=EVALUATIONS, help="network evaluations")
+    parser.add_argument(
+        "--nfe", type=int, nargs="+", default=EVALUATIONS, help="network evaluations (default: as above)"
+    )
     parser.add_argument("--samplers", nargs="+", help="such as posterior, eta0.5 (default: all there are)")
-    parser.add_argument("--images", type=int, default=32, help="images of the val split")
+    parser.add_argument("--images", type=int, default=32, help="images of the val split (default: %(default)s)")
     parser.add_argument("--image-size", type=int, help="side of the images (default: the run's validation size)")
     parser.add_argument("--dataset-dir", default="", help="folder with the val data (default: the run's)")
     parser.add_argument("--corrupt", default="", help="degradation, to be given where the run's is a Python file")
-    parser.add_argument("--batch", type=int, default=8, help="images restored at once")
+    parser.add_argument("--batch", type=int, default=8, help="images restored at once (default: %(default)s)")
     parser.add_argument("--clip-denoise", action="store_true", help="clamp predicted clean images to [-1, 1]")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: the GPU if there is one"
+    )
     options = parser.parse_args()
     with report_errors():
         run(options)

@@ -50,8 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("image", type=Path, help="image file")
     parser.add_argument("out", type=Path, help="PNG to write")
-    parser.add_argument("names", nargs="*", help="degradations (default: all)")
-    parser.add_argument("--size", type=int, default=256, help="side of the tiles, in pixels")
+    parser.add_argument(
+        "names", nargs="*", help="degradations, path/to/file.py:ClassName among them (default: all but mixture)"
+    )
+    parser.add_argument("--size", type=int, default=256, help="side of the tiles, in pixels (default: %(default)s)")
     options = parser.parse_args()
     with report_errors():
         run(options)

@@ -6,6 +6,15 @@ For every task, formulation and seed of STUDY.yaml there is a run, and for every
 evaluations a folder of restored images with its scores. Running the same command again goes on where it was, whatever
 stopped it. Leaves in the study's folder: the runs, results.json, results.csv, table.txt, plots/ and sheets/.
 --dry-run times a few iterations and evaluations of every formulation and says how long all that is left will take.
+
+STUDY.yaml holds, under these names:
+    results_dir                folder for all that the study makes
+    tasks                      of each: its name, and settings of train.py that are its own (the name is the
+                               degradation, unless `corrupt` is given)
+    formulations               of each: its name, and `train`, `sample` (settings of its own), `samplers` (default: all)
+    train, sample, score       settings of train.py, sample.py and compute_metrices.py, the same for all
+    seeds, nfe                 default: [0] and [1, 2, 5, 10, 20, 50, 100] network evaluations
+    sheet_nfe, sheet_images    what the sheets show (default: 10 evaluations, 4 images)
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_baselines_take_the_same_path(tmp_path, dataset_dir, capsys, name, chang
     assert (tmp_path / "run" / "latest.pt").read_bytes() == weights
     nfe = changes.get("eval_nfe", 2)
     more = 864 if name == "conditional_diffusion" else 0
-    assert f"{more} of them look at the degraded image" in capsys.readouterr().out
+    assert (f"{more} of them look at the degraded image" in capsys.readouterr().out) == bool(more)
     for asked in samplers:
         sampler, eta = asked[:4], float(asked[4:] or 0) if asked else None
         sampling.run(SampleConfig(ckpt="run", nfe=nfe, sampler=sampler, eta=eta, **places))

@@ -206,14 +206,22 @@ def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
     from i2sb.evaluation import run
 
     common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
-    for wrong in ("", "a/b", "../a"):
+    assert_one_line(*program(EvalConfig, run, common), "--sample-dir is missing: name a folder of restored images")
+    assert_one_line(
+        *program(EvalConfig, run, ["--sample-dir", "a"]), "--ckpt is missing: name the run that was trained"
+    )
+    for wrong in ("a/b", "../a"):
         said = program(EvalConfig, run, [*common, "--sample-dir", wrong])
         assert_one_line(*said, f"--sample-dir {wrong}: name a folder of restored images inside the run")
     assert_one_line(*program(EvalConfig, run, [*common, "--sample-dir", "none"]), "holds no settings.yaml")
+    elsewhere = ["--ckpt", "nowhere", "--results-dir", tmp_path, "--sample-dir", "a"]
+    assert_one_line(*program(EvalConfig, run, elsewhere), "nowhere: there is no such run")
     assert_one_line(
         *program(EvalConfig, run, [*common, "--sample-dir", "a", "--mode", "best"]), "--mode best: must be one of"
     )
     results = restore_tiny(program, trained_run, tmp_path)
+    mistyped = ["--ckpt", trained_run.name, "--results-dir", results, "--sample-dir", "samples_nfe3"]
+    assert_one_line(*program(EvalConfig, run, mistyped), "that do: samples_nfe1")
     for flags, words in (
         (["--metrics", "psnr,fdi"], "--metrics fdi: unknown metric; there are psnr, ssim"),
         (["--require", "best"], "--require best: unknown metric"),

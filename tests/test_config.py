@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -161,3 +162,24 @@ def test_resuming_allows_what_does_not_change_the_result(tmp_path):
 
 def test_yaml_is_plain(tmp_path):
     assert yaml.safe_load(to_yaml(read_flags(TrainConfig, NEEDED)))["corrupt"] == "sr4x-pool"
+
+
+def test_help_names_the_networks_and_samplers_there_are():
+    """config.py knows neither; what it says of them must still be so."""
+    from i2sb.formulation import ConditionalDiffusion, SchroedingerBridge, UnconditionalDiffusion
+    from i2sb.network import PRESETS
+
+    helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(SampleConfig))}
+    assert all(re.search(rf"\b{name}\b", helps["network"]) for name in PRESETS)
+    for formulation in (SchroedingerBridge, ConditionalDiffusion, UnconditionalDiffusion):
+        assert all(re.search(rf"\b{name}\b", helps["sampler"]) for name in formulation.samplers)
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, SampleConfig, EvalConfig])
+def test_help_shows_every_flag_with_its_default_and_no_types(config_class):
+    text = " ".join(make_parser(config_class).format_help().split())
+    for field in dataclasses.fields(config_class):
+        assert f" --{field.name.replace('_', '-')}" in text
+        if type(field.default) in (int, float):
+            assert f"(default: {field.default})" in text
+    assert "type:" not in text and "(default: )" not in text and "None" not in text

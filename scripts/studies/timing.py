@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +38,7 @@ def estimate(study: Study, plan: Plan) -> str:
     left = [cell for cell in plan.cells if read_score(cell, study) is None]
     timings: dict[str, Timing] = {}
     trainings: dict[str, float] = {}
-    restoring = 0.0
+    restoring, restored = 0.0, 0
     for cell in left:
         if cell.formulation not in timings:
             timings[cell.formulation] = _time_formulation(cell, study)
@@ -45,6 +48,7 @@ def estimate(study: Study, plan: Plan) -> str:
         images = len(open_images(cell))
         validation = timing.evaluation * run.eval_nfe * min(images, run.eval_images)
         trainings[run.name] = iterations * timing.iteration + validations * validation
+        restored += images
         restoring += timing.beginning + images * (cell.nfe * timing.evaluation + timing.scoring)
     training_time = sum(trainings.values())
     return "\n".join(
@@ -55,7 +59,8 @@ def estimate(study: Study, plan: Plan) -> str:
                 for name, timing in timings.items()
             ),
             f"{len(trainings)} runs to train: {_in_words(training_time)}",
-            f"{len(left)} of {len(plan.cells)} folders to restore and score: {_in_words(restoring)}",
+            f"{len(left)} of {len(plan.cells)} folders to restore and score, {restored} images in all: "
+            f"{_in_words(restoring)}",
             f"in all: {_in_words(training_time + restoring)}, if this machine stays as fast as it was just now",
         ]
     )
@@ -64,9 +69,10 @@ def estimate(study: Study, plan: Plan) -> str:
 def _time_formulation(cell: Cell, study: Study) -> Timing:
     """Train, restore and score a little in a folder that is deleted again."""
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {"eval_every": 0, "log_every": 1, "log_writer": "none", "ckpt": "", "log_dir": ""}
-        config = replace(cell.run.config, results_dir=folder, name="timed", num_itr=ITERATIONS, **quiet)
-        training.train(config)
+        brief = {"eval_every": 0, "log_every": 1, "log_writer": "none", "ckpt": "", "log_dir": ""}
+        config = replace(cell.run.config, results_dir=folder, name="timed", num_itr=ITERATIONS, **brief)
+        with quiet():
+            training.train(config)
         lines = [json.loads(line) for line in (config.run_dir / "log.jsonl").read_text().splitlines()]
         iteration = min(config.batch_size / line["images_per_second"] for line in lines)
 
@@ -77,11 +83,12 @@ def _time_formulation(cell: Cell, study: Study) -> Timing:
         (Path(folder) / "few.txt").write_text("\n".join(few))
         timed = len(few) or names.total()
         sample = replace(cell.config, results_dir=folder, ckpt="timed", nfe=1, subset=subset, sample_dir="a")
-        begun = time.perf_counter()
-        sampling.run(sample)
-        restored = time.perf_counter()
-        evaluation.run(replace(cell, config=sample).scoring(study.score)[0])
-        scored = time.perf_counter()
+        with quiet():
+            begun = time.perf_counter()
+            sampling.run(sample)
+            restored = time.perf_counter()
+            evaluation.run(replace(cell, config=sample).scoring(study.score)[0])
+            scored = time.perf_counter()
 
         model = load_model(config.run_dir, find_device(config.device))
         side, channels = config.restored_size, config.image_channels
@@ -96,6 +103,13 @@ def _time_formulation(cell: Cell, study: Study) -> Timing:
                 times.append((time.perf_counter() - begin) / count)
     each = min(times)
     return Timing(iteration, each, (scored - restored) / timed, max(0.0, restored - begun - each * timed))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Swallow what the programs print; their errors come through."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _in_words(seconds: float) -> str:

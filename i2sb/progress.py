@@ -1,0 +1,23 @@
+"""Progress bars: drawn often where somebody watches, now and then where a file is written."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN = {"terminal": 0.1, "file": 30.0}
+
+
+def progress_bar(total: int, unit: str, *, quiet: bool = False, **settings: Any) -> tqdm:
+    """Return a bar on standard error, none if `quiet` or if there is nothing to do. settings: more of tqdm's."""
+    where = "terminal" if sys.stderr.isatty() else "file"
+    return tqdm(
+        total=total,
+        unit=unit,
+        disable=quiet or not total,
+        mininterval=SECONDS_BETWEEN[where],
+        dynamic_ncols=True,
+        **settings,
+    )
