@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,7 @@ def test_killed_from_outside_while_it_runs(tmp_path, dataset_dir, uninterrupted)
         {**SETTINGS, "name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir, "workers": 1, "save_every": 1}
     )
     screen, theirs = os.openpty()  # the bar is drawn at every iteration only where somebody may watch
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with subprocess.Popen(
         [sys.executable, "train.py", *flags], cwd=ROOT, env=ENVIRONMENT, stdout=theirs, stderr=theirs
     ) as process:
