@@ -14,6 +14,7 @@ from i2sb.ema import ExponentialMovingAverage
 from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
 from i2sb.metrics import psnr, ssim
 from i2sb.optim import build_optimizer, build_scheduler
+from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.run_log import RunLog, TensorBoardCurves
 
@@ -158,6 +159,18 @@ def test_curves_and_pictures_reach_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.5)]
     assert len(events.Images("validation")) == 1
+
+
+def test_bars_are_drawn_seldom_into_files_and_not_at_all_for_nothing(capsys):
+    with progress_bar(1000, "image") as bar:  # pytest's standard error is no terminal
+        for _ in range(1000):
+            bar.update()
+    drawn = capsys.readouterr().err
+    assert "1000/1000" in drawn and drawn.count("\r") < 10
+    for nothing in (progress_bar(0, "image"), progress_bar(5, "image", quiet=True)):
+        nothing.update()
+        nothing.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_silent_log_writes_nothing(tmp_path):
