@@ -60,7 +60,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     image_size = config.image_size or model.config.restored_size
     check_image_size(model.config.network, image_size)
     task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
-    corruption = build_task_corruption(task, image_size, world.device)
+    corruption = build_task_corruption(task, image_size, world.device, flag="--image-size")
     check_consistency(config.consistency, task.corrupt, corruption)
     model.formulation.check_degradation(corruption)
     dataset_dir = config.dataset_dir or model.config.dataset_dir

@@ -39,13 +39,21 @@ def build_formulation(config: TrainConfig) -> Formulation:
 
 
 def build_task_corruption(
-    config: TrainConfig, image_size: int, device: torch.device | str = "cpu"
+    config: TrainConfig, image_size: int, device: torch.device | str = "cpu", *, flag: str = ""
 ) -> Corruption | None:
-    """Build the degradation of a run for images of this size; None if its data set brings degraded images itself."""
+    """Build the degradation of a run for images of this size; None if its data set brings degraded images itself.
+
+    flag: what gave the size. Raises ValueError, naming it, if the size does not suit the degradation.
+    """
     if config.corrupt == PAIRED:
         return None
     options = {"mask_file": config.mask_file} if config.mask_file else {}
-    return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
+    try:
+        return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
+    except ValueError as error:
+        if flag and str(error).startswith("images of "):
+            raise ValueError(f"{flag} {image_size}: {error}") from None
+        raise
 
 
 def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: object) -> TrainConfig:

@@ -75,8 +75,10 @@ class Trainer:
             )
         self.accumulation = config.batch_size // step_images
         self.formulation = build_formulation(config).to(world.device)
-        self.train_corruption = build_task_corruption(config, config.image_size, world.device)
-        self.val_corruption = build_task_corruption(config, config.restored_size, world.device)
+        self.train_corruption = build_task_corruption(config, config.image_size, world.device, flag="--image-size")
+        self.val_corruption = build_task_corruption(
+            config, config.restored_size, world.device, flag="--eval-image-size"
+        )
         if config.eval_every:
             _check_validation(self)
 
