@@ -105,7 +105,8 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     folder.remove_partials(own)
     if world.is_main:
         folder.rewrite_manifest(line)
-        print(f"{folder.path}: {len(mine)} images from number {mine.start} on, {len(missing)} to restore here")
+        here = f"{len(missing)} to restore here, NFE {nfe}"
+        print(f"{folder.path}: {len(mine)} images from number {mine.start} on, {here}")
         if corruption is not None and corruption.note:
             print(f"{task.corrupt}: {corruption.note}")
     begun = time.perf_counter()
@@ -163,7 +164,7 @@ def _restore_pictures(config: SampleConfig, world: World, model: RestorationMode
     if world.is_main:
         for advice in pictures.advice():
             print(f"warning: {advice}", file=sys.stderr)
-        print(f"{pictures.output}: {len(pictures.jobs)} pictures, {len(missing)} to restore here")
+        print(f"{pictures.output}: {len(pictures.jobs)} pictures, {len(missing)} to restore here, NFE {nfe}")
     begun = time.perf_counter()
     pictures.restore(missing, quiet=not world.is_main)
     spent = time.perf_counter() - begun
