@@ -7,6 +7,8 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+import torch
+
 from corruption.base import Corrupted, Corruption, Draws, LinearCorruption
 from corruption.blur import GAUSSIAN, UNIFORM, ExactBlur, PublishedBlur
 from corruption.custom import build_custom, check_custom, is_custom
@@ -87,7 +89,8 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
     unknown = [f"--{option.replace('_', '-')}" for option in options if option not in entry.options]
     if unknown:
         raise ValueError(f"--corrupt {name}: takes no {', '.join(unknown)}")
-    corruption = entry.build(image_size, **options)
+    with torch.inference_mode(False):  # or its tables could not serve a gradient later
+        corruption = entry.build(image_size, **options)
     corruption.check_shape(image_channels, image_size, image_size)
     if is_custom(name):
         check_custom(name, corruption, image_channels, image_size, image_size)
@@ -107,7 +110,7 @@ def describe_corruptions() -> str:
 def _find(name: str) -> _Entry:
     if name in _TABLE:
         return _TABLE[name]
-    quality = re.fullmatch(r"jpeg-(\d+)", name)
+    quality = re.fullmatch(r"jpeg-([0-9]+)", name)
     if quality:
         if not 1 <= int(quality[1]) <= 100:
             raise ValueError(f"--corrupt {name}: the quality must be between 1 and 100")

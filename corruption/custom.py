@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
 
 import torch
 
 from corruption.base import Corrupted, Corruption
+from corruption.user_file import load_from_file
+
+LARGEST = 50.0  # what images in [-1, 1] do not reach, with noise neither; those in [0, 255] do
 
 
 def is_custom(name: str) -> bool:
@@ -24,43 +25,51 @@ def build_custom(name: str) -> Corruption:
     kind = load_from_file(name, "--corrupt")
     if not (isinstance(kind, type) and issubclass(kind, Corruption)):
         raise ValueError(f"--corrupt {name}: {path} holds no class {class_name} derived from corruption.Corruption")
+    if kind.degrade is Corruption.degrade:
+        raise ValueError(f"--corrupt {name}: {class_name} lacks its method degrade(self, clean, draws)")
     try:
-        return kind()
-    except TypeError as error:
-        raise ValueError(f"--corrupt {name}: {class_name}() failed: {error}; it must need no arguments") from error
-
-
-def load_from_file(name: str, flag: str) -> object | None:
-    """Run a user's file, named as path/to/file.py:name, and return what it holds under that name, None if nothing.
-
-    Raises ValueError with the flag that it was given to if there is no such file, or if running it fails.
-    """
-    path, _, wanted = name.rpartition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"{flag} {name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"{flag.lstrip('-')}_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code: anything can come out of it
-        raise ValueError(f"{flag} {name}: running {path} failed: {type(error).__name__}: {error}") from error
-    return getattr(module, wanted, None)
+        corruption = kind()
+    except Exception as error:  # the user's code, too
+        advice = "; it must need no arguments" if isinstance(error, TypeError) else ""
+        raise ValueError(f"--corrupt {name}: {class_name}() failed: {type(error).__name__}: {error}{advice}") from error
+    if "_buffers" not in vars(corruption):
+        raise ValueError(f"--corrupt {name}: {class_name}.__init__ must call super().__init__() first")
+    return corruption
 
 
 def check_custom(name: str, corruption: Corruption, channels: int, height: int, width: int) -> None:
-    """Try it on black images, so that mistakes show before any data is read. Raises ValueError if it returns others.
+    """Try it on three images of noise, so that mistakes show before any data is read. Raises ValueError naming them.
 
     What the user's own code raises is passed on, traceback and all.
     """
-    clean = torch.full((2, channels, height, width), -1.0)
-    done = corruption(clean, torch.Generator().manual_seed(0))
+    clean = torch.rand(3, channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    given = clean.clone()
+    done, again = (corruption(given, [torch.Generator().manual_seed(i) for i in range(3)]) for _ in range(2))
     if not (isinstance(done, Corrupted) and isinstance(done.image, torch.Tensor)):
         raise ValueError(f"--corrupt {name}: degrade must return Corrupted(image), not {type(done).__name__}")
-    for part, tensor, shape in (("image", done.image, clean.shape), ("mask", done.mask, (2, 1, height, width))):
-        if tensor is not None and (tensor.shape != shape or tensor.dtype != torch.float32):
-            raise ValueError(
-                f"--corrupt {name}: degrade returned an {part} of {list(tensor.shape)}, {tensor.dtype}; "
-                f"it must be {list(shape)}, torch.float32, for images [2, {channels}, {height}, {width}]"
+    for part, tensor, shape in (("image", done.image, clean.shape), ("mask", done.mask, (3, 1, height, width))):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != shape or tensor.dtype != torch.float32:
+            found = (
+                f"{list(tensor.shape)}, {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             )
-    if not done.image.isfinite().all():
-        raise ValueError(f"--corrupt {name}: degrade returned values that are not finite")
+            raise ValueError(
+                f"--corrupt {name}: degrade returned as {part} {found}; "
+                f"it must be {list(shape)}, torch.float32, for images [3, {channels}, {height}, {width}]"
+            )
+        if not tensor.isfinite().all():
+            raise ValueError(f"--corrupt {name}: degrade returned as {part} values that are not finite")
+    if done.image.abs().max() > LARGEST:
+        raise ValueError(
+            f"--corrupt {name}: degrade returned values as large as {done.image.abs().max():.4g}; images are in [-1, 1]"
+        )
+    if done.mask is not None and not ((done.mask == 0) | (done.mask == 1)).all():
+        raise ValueError(f"--corrupt {name}: degrade returned a mask that is not 1 inside the hole and 0 outside")
+    if not torch.equal(given, clean):
+        raise ValueError(f"--corrupt {name}: degrade changes the clean images it is given; let it work on a copy")
+    if not torch.equal(done.image, again.image) or (done.mask is not None and not torch.equal(done.mask, again.mask)):
+        raise ValueError(
+            f"--corrupt {name}: degrade returned other images for the same seeds; "
+            "take random numbers from draws.rand_like, randn_like and the like"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,8 @@ class PoolSuperResolution(SuperResolution):
     """`sr4x-pool`: the mean of each 4x4 block."""
 
     def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        a, b, c, d = x.unflatten(-2, (-1, FACTOR)).unbind(-2)  # whole rows first: they lie in memory so
-        return ((a + b) + (c + d)) @ pool_matrix(x.shape[-1], like=x).T
+        rows = x.unflatten(-2, (-1, FACTOR)).unbind(-2)  # whole rows first: they lie in memory so
+        return reduce(torch.add, rows) @ pool_matrix(x.shape[-1], like=x).T
 
     def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return _repeat(y) / FACTOR**2

@@ -19,10 +19,10 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -107,9 +107,14 @@ class LmdbStore:
     _open_files: ClassVar[dict[str, tuple[int, Any]]] = {}
 
     def __init__(self, path: Path) -> None:
+        import lmdb
+
         self.path = path
-        with self._reading() as transaction:
-            keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+        try:
+            with self._begin() as transaction:
+                keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+        except (lmdb.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: is damaged ({error}); copy or make it again") from None
         index = path.with_name(f"{path.name}.pt")
         self.labels = _read_index(index, keys) if index.exists() else None
         self.keys = sort_keys(keys) if self.labels is None else list(self.labels)
@@ -136,20 +141,15 @@ class LmdbStore:
             self._open_files[name] = (os.getpid(), environment)
         return environment.begin()
 
-    @contextmanager
-    def _reading(self) -> Iterator[Any]:
+    def read(self, key: str) -> bytes:
+        """Return the encoded file. Raises OSError if the LMDB is damaged there."""
         import lmdb
 
         try:
             with self._begin() as transaction:
-                yield transaction
-        except (lmdb.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.path}: is damaged ({error}); copy or make it again") from None
-
-    def read(self, key: str) -> bytes:
-        """Return the encoded file. Raises ValueError naming the LMDB if it is damaged there."""
-        with self._reading() as transaction:
-            return transaction.get(key.encode())
+                return transaction.get(key.encode())
+        except lmdb.Error as error:
+            raise OSError(f"the LMDB is damaged there: {error}") from None
 
     def describe(self, key: str = "") -> str:
         """Name the store, or one of its files, in a message."""
@@ -442,6 +442,8 @@ def load_in_order(
 def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefetch: int = 2) -> Iterator[Images]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, cores)
+    if workers:
+        _kill_loader_processes_at_exit()
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -449,7 +451,9 @@ def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefet
         prefetch_factor=prefetch if workers else None,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=partial(_leave_signals_to_the_main_process, _leaving()) if workers else None,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        # Not the forkserver of newer Pythons, which does not outlive such signals.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     for batch in loader:
         if isinstance(batch, _Unreadable):
@@ -457,21 +461,23 @@ def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefet
         yield batch
 
 
-@cache
-def _leaving() -> Any:
-    """Return a number that loader processes share with this one: 1 once it is about to end."""
-    leaving = multiprocessing.RawValue("b", 0)
-    atexit.register(setattr, leaving, "value", 1)
-    return leaving
-
-
-def _leave_signals_to_the_main_process(leaving: Any, worker: int) -> None:
-    """Let a loader process live through what a cluster sends to all: the main process ends it when it is done.
-
-    At the main process's end SIGTERM is from there: Python ends with it the processes that are left.
-    """
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Let a loader process live through what a cluster sends to all: the main process ends it when it is done."""
     for number in StopRequest.SIGNALS:
-        signal.signal(number, lambda number, frame: os._exit(0) if leaving.value else None)
+        signal.signal(number, signal.SIG_IGN)
+
+
+@cache
+def _kill_loader_processes_at_exit() -> None:
+    """Have those killed that are left when the program ends, for Python would ask them by SIGTERM, and wait."""
+
+    def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take it for a failure
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+    atexit.register(kill)
 
 
 def _collate(items: list[Any]) -> Images | _Unreadable:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from corruption.custom import load_from_file
+from corruption.user_file import load_from_file
 from i2sb.checkpoint import load_weights
 from i2sb.images import from_uint8
 

@@ -27,9 +27,8 @@ from i2sb.pictures import check_picture, find_pictures, read_mask, read_picture,
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
-from i2sb.sample_folder import describe_restoring
 from i2sb.sampler import StepTaken
-from i2sb.tasks import build_task_corruption
+from i2sb.tasks import build_task_corruption, describe_restoring
 from i2sb.tiles import pad_reflect
 from i2sb.trajectory import TrajectoryRecorder, trajectory_paths
 

@@ -32,13 +32,13 @@ def make_parser(config_class: type[C]) -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    types = get_type_hints(config_class)
+    settings, types = parser.add_argument_group("settings"), get_type_hints(config_class)
     for f in fields(config_class):
         if types[f.name] is bool:
             kind: dict[str, Any] = {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
         else:
             kind = {"type": types[f.name]}
-        parser.add_argument(flag(f.name), default=f.default, help=f.metadata["help"], **kind)
+        settings.add_argument(flag(f.name), default=f.default, help=f.metadata["help"], **kind)
     return parser
 
 

@@ -26,7 +26,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     in the debugger where an error arose. Exits with 2 after a wrong setting or file, with 130 after Ctrl-C, with 75
     when it was asked to stop and can go on later.
     """
-    own = _Parser(add_help=False, allow_abbrev=False)
+    own = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
     own.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
     own.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
@@ -36,8 +36,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     except ValueError as error:
         _fail(error)
     if options.help:
-        settings, own_options = make_parser(config_class).format_help(), own.format_help().split("options:\n", 1)[1]
-        print(settings.replace("options:\n", f"options:\n{own_options}\nsettings:\n", 1))
+        print(make_parser(config_class).format_help() + "\n" + own.format_help())
         return
     if ("--corrupt", "help") in pairwise(flags) or "--corrupt=help" in flags:
         from corruption import describe_corruptions

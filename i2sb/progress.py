@@ -12,12 +12,13 @@ SECONDS_BETWEEN = {"terminal": 0.1, "file": 30.0}
 
 def progress_bar(total: int, unit: str, *, quiet: bool = False, **settings: Any) -> tqdm:
     """Return a bar on standard error, none if `quiet` or if there is nothing to do. settings: more of tqdm's."""
-    where = "terminal" if sys.stderr.isatty() else "file"
+    seconds = SECONDS_BETWEEN["terminal" if sys.stderr.isatty() else "file"]
     return tqdm(
         total=total,
         unit=unit,
         disable=quiet or not total,
-        mininterval=SECONDS_BETWEEN[where],
+        mininterval=seconds,
+        maxinterval=max(10.0, seconds),
         dynamic_ncols=True,
         **settings,
     )

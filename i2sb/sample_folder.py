@@ -18,9 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from i2sb.config import SampleConfig
 from i2sb.files import PARTIAL, write_atomically, write_text
-from i2sb.formulation import Sampler
 from i2sb.images import save_png, to_pil, to_uint8
 from i2sb.run_lock import LOCK, locked
 
@@ -58,27 +56,6 @@ class SampleSettings:
     eta: float = 1.0
     consistency: str = "none"
     consistency_weight: float = 1.0
-
-
-def describe_restoring(config: SampleConfig, iteration: int, nfe: int, sampler: Sampler) -> dict[str, Any]:
-    """Return the settings that decide what any restored image looks like, of a split or of one's own.
-
-    iteration: where the network's weights stood.
-    """
-    return {
-        "run": config.ckpt,
-        "iteration": iteration,
-        "ckpt_file": config.ckpt_file,
-        "nfe": nfe,
-        "sampler": sampler.name,
-        "eta": sampler.eta,
-        "consistency": config.consistency,
-        "consistency_weight": config.consistency_weight,
-        "clip_denoise": config.clip_denoise,
-        "use_fp16": config.use_fp16,
-        "precision": config.precision,
-        "seed": config.seed,
-    }
 
 
 class SampleFolder:

@@ -24,8 +24,8 @@ from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.recon import recon_path, write_recon
 from i2sb.restore import RestorationModel, load_model
-from i2sb.sample_folder import SampleFolder, SampleSettings, describe_restoring
-from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
+from i2sb.sample_folder import SampleFolder, SampleSettings
+from i2sb.tasks import build_task_corruption, choose_degradation, describe_restoring, make_task_batch, open_task_split
 from i2sb.trajectory import TrajectoryRecorder, trajectory_paths
 
 # tqdm's own, but for a rate that stays in images a second when they are slow.

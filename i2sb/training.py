@@ -152,10 +152,12 @@ class Trainer:
                 kept.load_state_dict(state[part])
             part = "progress"
             self.progress = Progress(**state[part])
+            self.bad_steps.fill_(self.progress.bad_steps)
+        except (torch.cuda.OutOfMemoryError, MemoryError):
+            raise
         except Exception as error:  # of a file that was edited, or written by something else, anything can come
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"{source}: its {part} does not fit this run ({reason})") from error
-        self.bad_steps.fill_(self.progress.bad_steps)
 
     def resume(self) -> Path | None:
         """Take up the newest whole checkpoint of this run, or of --ckpt; returns its path, None when starting anew.

@@ -54,7 +54,7 @@ def main() -> None:
         "names", nargs="*", help="degradations, path/to/file.py:ClassName among them (default: all but mixture)"
     )
     parser.add_argument("--size", type=int, default=256, help="side of the tiles, in pixels (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with report_errors():
         run(options)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -498,16 +500,39 @@ def test_wrong_names_and_sizes_are_named(call, words):
     assert words in str(error.value)
 
 
+NPY_HEADER = b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '|u1', 'fortran_order': False, 'shape': (8192,), }".ljust(118)
+
+
+def zip_masks(path, content: bytes) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("10-20% freeform.npy", content)
+
+
+def damage(path) -> None:
+    a, b, c = np.random.default_rng(0).integers(256, size=(3, 1 << 16), dtype=np.uint8)
+    np.savez_compressed(path, **{"10-20% freeform": a & b & c})  # an eighth of the bits
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda path: None, "there is no such file"),
-        (lambda path: path.write_bytes(b"no zip"), ": "),
-        (lambda path: np.savez(path, a=np.zeros(3)), "lacks the key '10-20% freeform'; it holds a"),
+        (lambda path: path.mkdir(), "there is no such file"),
+        (lambda path: path.write_bytes(b"no zip"), "cannot be read as .npz of '10-20% freeform' (BadZipFile: "),
+        (lambda path: np.save(path.open("wb"), np.zeros(3)), "cannot be read as .npz"),
+        (lambda path: np.savez(path, a=np.zeros(3)), "of '10-20% freeform' (ValueError: it holds a)"),
+        (lambda path: zip_masks(path, b"no array"), "cannot be read"),
+        (lambda path: zip_masks(path, NPY_HEADER.replace(b"8192", b"9" * 4)), "cannot be read"),
+        (lambda path: zip_masks(path, NPY_HEADER.replace(b"8192", b"9" * 22)), "cannot be read"),
+        (lambda path: zip_masks(path, bytes((1 << 30) + 1)), "1073741825 bytes are more than"),
         (lambda path: np.savez(path, **{"10-20% freeform": np.zeros(8192)}), "must be bit-packed masks of 256x256"),
         (lambda path: np.savez(path, **{"10-20% freeform": np.zeros(8191, np.uint8)}), "must be bit-packed masks"),
         (lambda path: np.savez(path, **{"10-20% freeform": np.full(8192, 255, np.uint8)}), "cover 100.0 % of the area"),
         (lambda path: np.savez(path, **{"10-20% freeform": np.array([print], dtype=object)}), "allow_pickle=False"),
+        (lambda path: damage(path), "cannot be read"),
     ],
 )
 def test_broken_mask_files_are_named(tmp_path, make, words):

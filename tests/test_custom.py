@@ -57,6 +57,12 @@ def test_the_documented_example_trains_restores_and_scores(own, tmp_path, datase
 
 
 HEAD = "import torch\nfrom corruption import Corrupted, Corruption\n"
+OWN = HEAD + "class Own(Corruption):\n"
+DEGRADE = "  def degrade(self, clean, draws): return Corrupted(clean)\n"
+
+
+def mistake(returned: str) -> str:
+    return OWN + f"  def degrade(self, clean, draws): return {returned}"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,7 @@ HEAD = "import torch\nfrom corruption import Corrupted, Corruption\n"
         ("raise RuntimeError('oh')", "Own", "failed: RuntimeError: oh"),
         ("x = 1", "Own", "holds no class Own derived from corruption.Corruption"),
         ("class Own: pass", "Own", "holds no class Own derived from corruption.Corruption"),
-        (HEAD + "class Own(Corruption):\n  def __init__(self, strength): pass", "Own", "it must need no arguments"),
+        (OWN + "  def __init__(self, strength): pass\n" + DEGRADE, "Own", "it must need no arguments"),
         (
             HEAD + "class Own(Corruption):\n  def degrade(self, clean, draws): return clean",
             "Own",
@@ -74,7 +80,7 @@ HEAD = "import torch\nfrom corruption import Corrupted, Corruption\n"
         (
             HEAD + "class Own(Corruption):\n  def degrade(self, clean, draws): return Corrupted(clean[:, :, ::2])",
             "Own",
-            "returned an image of [2, 3, 8, 16], torch.float32; it must be [2, 3, 16, 16]",
+            "returned as image [3, 3, 8, 16], torch.float32; it must be [3, 3, 16, 16]",
         ),
         (
             HEAD + "class Own(Corruption):\n  def degrade(self, clean, draws): return Corrupted(clean / 0)",
@@ -82,6 +88,17 @@ HEAD = "import torch\nfrom corruption import Corrupted, Corruption\n"
             "not finite",
         ),
         ("", "", "name the class too, as path/to/file.py:ClassName"),
+        ("raise SystemExit(0)", "Own", "failed: SystemExit: 0"),
+        (HEAD + "class Own(Corruption): pass", "Own", "Own lacks its method degrade(self, clean, draws)"),
+        (OWN + "  def __init__(self): 1 / 0\n" + DEGRADE, "Own", "Own() failed: ZeroDivisionError"),
+        (OWN + "  def __init__(self): pass\n" + DEGRADE, "Own", "must call super().__init__()"),
+        (mistake("Corrupted(clean.mul_(0.5))"), "Own", "changes the clean images it is given"),
+        (mistake("Corrupted(torch.randn_like(clean))"), "Own", "other images for the same seeds"),
+        (mistake("Corrupted((clean + 1) * 127.5)"), "Own", "images are in [-1, 1]"),
+        (mistake("Corrupted(clean, 7 * torch.ones_like(clean[:, :1]))"), "Own", "not 1 inside the hole and 0 outside"),
+        (mistake("Corrupted(clean, clean[:, :1] / 0)"), "Own", "returned as mask values that are not finite"),
+        (mistake("Corrupted(clean, [1])"), "Own", "returned as mask list"),
+        (mistake("Corrupted(clean[:2])"), "Own", "returned as image [2, 3, 16, 16]"),
     ],
 )
 def test_mistakes_are_named(own, source, class_name, words):
@@ -89,6 +106,12 @@ def test_mistakes_are_named(own, source, class_name, words):
     with pytest.raises(ValueError) as error:
         build_corruption(name, 16)
     assert f"--corrupt {name}: " in str(error.value) and words in str(error.value)
+
+
+def test_a_file_may_hold_dataclasses(own):
+    lines = "from __future__ import annotations\nimport dataclasses\n", "\n@dataclasses.dataclass\nclass A:\n  b: int\n"
+    name = own(lines[0] + mistake("Corrupted(clean * 0.5)") + lines[1], "Own")
+    assert build_corruption(name, 16)(torch.ones(1, 3, 16, 16)).image.unique().item() == 0.5
 
 
 def test_missing_file_is_named():
@@ -128,6 +151,7 @@ def test_contact_sheet_shows_every_degradation(tmp_path, dataset_dir):
         ([image, sheet], "is there already"),
         ([image, tmp_path / "new.png", "jpeg-500"], "between 1 and 100"),
         ([cut_off, tmp_path / "new.png"], "cut_off.png"),
+        ([image, tmp_path / "new.png", "--size", 40, "jpeg-5"], "40x40 pixels"),  # names may follow flags
         ([tmp_path / "nowhere.png", tmp_path / "new.png"], "nowhere.png: there is no such file"),
     ):
         refused = run_python(script, *arguments, check=False)

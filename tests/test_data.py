@@ -86,7 +86,11 @@ def test_damaged_lmdb_is_named(lmdb_dir, tmp_path):
         path.parent.mkdir()
         path.write_bytes(whole[: page * 4096] + b"\xff" * 4096 + whole[(page + 1) * 4096 :])
         try:
-            open_tiny(path.parent)
+            images = open_tiny(path.parent)
+            for i in range(len(images)):
+                images.read(i)
+        except UnreadableImageError as error:  # the image is gone, or where it is listed
+            assert str(error).startswith(f"{path}:") and "unreadable image" in str(error)
         except ValueError as error:
             assert str(error).startswith(f"{path}: is damaged (") and "copy or make it again" in str(error)
             refused.append(page)

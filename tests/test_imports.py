@@ -45,7 +45,6 @@ ALLOWED = {
         "i2sb.progress",
         "i2sb.randomness",
         "i2sb.restore",
-        "i2sb.sample_folder",
         "i2sb.sampler",
         "i2sb.tasks",
         "i2sb.tiles",
@@ -64,7 +63,7 @@ ALLOWED = {
     "i2sb.kid": set(),
     "i2sb.recon": {"i2sb.files", "i2sb.images", "i2sb.sample_folder"},
     "i2sb.reference": {"i2sb.files", "i2sb.frechet"},
-    "i2sb.features": {"corruption.custom", "i2sb.checkpoint", "i2sb.images"},
+    "i2sb.features": {"corruption.user_file", "i2sb.checkpoint", "i2sb.images"},
     "i2sb.scores": {"i2sb.features", "i2sb.frechet", "i2sb.kid"},
     "i2sb.report": {"i2sb.files", "i2sb.images", "i2sb.scores"},
     "i2sb.restored": {
@@ -117,7 +116,7 @@ ALLOWED = {
     "i2sb.pretrained": {"i2sb.checkpoint", "i2sb.exported", "i2sb.network", "i2sb.restore"},
     "i2sb.batch": {"corruption", "i2sb.images", "i2sb.randomness"},
     "i2sb.data": {"i2sb.randomness", "i2sb.stopping", "i2sb.unpickle"},
-    "i2sb.sample_folder": {"i2sb.config", "i2sb.files", "i2sb.formulation", "i2sb.images", "i2sb.run_lock"},
+    "i2sb.sample_folder": {"i2sb.files", "i2sb.images", "i2sb.run_lock"},
     "i2sb.tasks": {
         "corruption",
         "i2sb.batch",
