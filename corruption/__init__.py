@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from corruption.base import Corrupted, Corruption, Draws, LinearCorruption
+from corruption.base import Corrupted, Corruption, Draws, LinearCorruption, ShapeError
 from corruption.blur import GAUSSIAN, UNIFORM, ExactBlur, PublishedBlur
 from corruption.custom import build_custom, check_custom, is_custom
 from corruption.decolor import Decoloring
@@ -24,6 +24,7 @@ __all__ = [
     "Corruption",
     "Draws",
     "LinearCorruption",
+    "ShapeError",
     "build_corruption",
     "describe_corruptions",
     "is_custom",
@@ -83,7 +84,7 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
 
     name: one of CORRUPTIONS, jpeg-Q for any quality, or path/to/file.py:ClassName for a class of the user's own, whose
     file is then run. options: mask_file, the published freeform masks, for those that have such holes.
-    Raises ValueError for an unknown name, for images that the degradation cannot take, and for unknown options.
+    Raises ValueError for an unknown name and for unknown options, ShapeError for images that it cannot take.
     """
     entry = _Entry(lambda side: build_custom(name), "") if is_custom(name) else _find(name)
     unknown = [f"--{option.replace('_', '-')}" for option in options if option not in entry.options]
@@ -91,7 +92,10 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
         raise ValueError(f"--corrupt {name}: takes no {', '.join(unknown)}")
     with torch.inference_mode(False):  # or its tables could not serve a gradient later
         corruption = entry.build(image_size, **options)
-    corruption.check_shape(image_channels, image_size, image_size)
+    try:
+        corruption.check_shape(image_channels, image_size, image_size)
+    except ValueError as error:
+        raise ShapeError(str(error)) from None
     if is_custom(name):
         check_custom(name, corruption, image_channels, image_size, image_size)
     return corruption

@@ -24,6 +24,10 @@ class Corrupted(NamedTuple):
     mask: Tensor | None = None
 
 
+class ShapeError(ValueError):
+    """Images are of a shape that a degradation cannot take."""
+
+
 class Draws:
     """What the degradations of a batch's images are drawn from.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from corruption import Corruption, build_corruption, is_custom
+from corruption import Corruption, ShapeError, build_corruption, is_custom
 from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, SampleConfig, TrainConfig
@@ -52,10 +52,8 @@ def build_task_corruption(
     options = {"mask_file": config.mask_file} if config.mask_file else {}
     try:
         return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
-    except ValueError as error:
-        if flag and str(error).startswith("images of "):
-            raise ValueError(f"{flag} {image_size}: {error}") from None
-        raise
+    except ShapeError as error:
+        raise ValueError(f"{flag} {image_size}: {error}" if flag else str(error)) from None
 
 
 def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: object) -> TrainConfig:
