@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -65,12 +65,7 @@ _TABLE = {
     "blur-gauss-exact": _Entry(lambda side: ExactBlur(GAUSSIAN), "Gaussian blur, five taps, done right"),
     "decolor": _Entry(lambda side: Decoloring(), "grey; use it with --add-x1-noise --cond-x1"),
     "mixture": _Entry(
-        lambda side, **options: Mixture(
-            [
-                entry.build(side, **{k: v for k, v in options.items() if k in entry.options})
-                for entry in _PUBLISHED.values()
-            ]
-        ),
+        lambda side, **options: Mixture(_build_each(_PUBLISHED.values(), side, options), blind=True),
         "one of the nine published ones, at random for each image",
         ("mask_file",),
     ),
@@ -82,23 +77,34 @@ CORRUPTIONS: tuple[str, ...] = tuple(_TABLE)
 def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 3, **options: Any) -> Corruption:
     """Build the degradation `name` for square images of `image_size` pixels.
 
-    name: one of CORRUPTIONS, jpeg-Q for any quality, or path/to/file.py:ClassName for a class of the user's own, whose
-    file is then run. options: mask_file, the published freeform masks, for those that have such holes.
+    name: one of CORRUPTIONS, jpeg-Q for any quality, path/to/file.py:ClassName for a class of the user's own, whose
+    file is then run, or several of these with commas between: the mixture of them, every one as likely (twice as likely
+    if it stands there twice). options: mask_file, the published freeform masks, for those that have such holes.
     Raises ValueError for an unknown name and for unknown options, ShapeError for images that it cannot take.
     """
-    entry = _Entry(lambda side: build_custom(name), "") if is_custom(name) else _find(name)
-    unknown = [f"--{option.replace('_', '-')}" for option in options if option not in entry.options]
+    names = name.split(",")
+    entries = [_Entry(lambda side, own=own: build_custom(own), "") if is_custom(own) else _find(own) for own in names]
+    if len(names) > 1 and "mixture" in names:
+        raise ValueError(f"--corrupt {name}: mixture is the published nine; give a mixture of your own without it")
+    unknown = [f"--{option.replace('_', '-')}" for option in options if all(option not in e.options for e in entries)]
     if unknown:
         raise ValueError(f"--corrupt {name}: takes no {', '.join(unknown)}")
     with torch.inference_mode(False):  # or its tables could not serve a gradient later
-        corruption = entry.build(image_size, **options)
+        parts = _build_each(entries, image_size, options)
     try:
-        corruption.check_shape(image_channels, image_size, image_size)
+        for part in parts:
+            part.check_shape(image_channels, image_size, image_size)
     except ValueError as error:
         raise ShapeError(str(error)) from None
-    if is_custom(name):
-        check_custom(name, corruption, image_channels, image_size, image_size)
-    return corruption
+    for own, part in zip(names, parts, strict=True):
+        if is_custom(own):
+            check_custom(own, part, image_channels, image_size, image_size)
+    return parts[0] if len(parts) == 1 else Mixture(parts)
+
+
+def _build_each(entries: Iterable[_Entry], side: int, options: Mapping[str, Any]) -> list[Corruption]:
+    """Build degradations, each with those of the options that it takes."""
+    return [entry.build(side, **{k: v for k, v in options.items() if k in entry.options}) for entry in entries]
 
 
 def describe_corruptions() -> str:
@@ -107,6 +113,7 @@ def describe_corruptions() -> str:
     lines += [
         f"{'paired':22}none: the data set holds degraded images itself, as degraded/ beside clean/",
         f"{'file.py:ClassName':22}a class of your own, derived from corruption.Corruption",
+        f"{'jpeg-5,sr4x-pool,…':22}any of these with commas between: one of them, at random for each image",
     ]
     return "\n".join(lines)
 

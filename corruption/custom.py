@@ -73,3 +73,4 @@ def check_custom(name: str, corruption: Corruption, channels: int, height: int, 
             f"--corrupt {name}: degrade returned other images for the same seeds; "
             "take random numbers from draws.rand_like, randn_like and the like"
         )
+    corruption.makes_holes = done.mask is not None

@@ -13,6 +13,8 @@ from corruption.strokes import count_bounds, draw_strokes
 class Inpainting(LinearCorruption):
     """Subclasses say where the hole is; A sets it to zero, and is its own transpose and pseudo-inverse."""
 
+    makes_holes = True
+
     def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
         mask = self.hole(clean, draws)
         return Corrupted(clean.masked_fill(mask > 0, 1.0), mask)

@@ -1,4 +1,4 @@
-"""The mixture: every image has one of the nine published degradations, so that one network learns them all."""
+"""Mixtures: every image has one of several degradations, so that one network learns them all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from corruption.base import Corrupted, Corruption, Draws
 
 
 class Mixture(Corruption):
-    """`mixture`: one of `parts`, at random in training; in evaluation image i has number i mod 9.
+    """One of `parts`, at random in training; in evaluation image i has number i mod n of the n parts.
 
-    Holes stay white and no mask comes back: neither the loss nor the sampler knows which degradation it is.
+    Where a part makes holes, masks come back with the images. The published `mixture` is `blind`: its holes stay white
+    and no mask comes back, so neither the loss nor the sampler knows which degradation an image has.
     """
 
-    def __init__(self, parts: Sequence[Corruption]) -> None:
+    def __init__(self, parts: Sequence[Corruption], *, blind: bool = False) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.makes_holes = not blind and any(part.makes_holes for part in parts)
+        splits = {part.reference_split for part in parts}
+        self.reference_split = splits.pop() if len(splits) == 1 else "val"
         self.note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
@@ -30,8 +34,14 @@ class Mixture(Corruption):
             kinds = (draws.rand() * len(self.parts)).long().tolist()
         else:
             kinds = [number % len(self.parts) for number in draws.index]
-        image = torch.empty_like(clean)
+        image, mask = torch.empty_like(clean), torch.zeros_like(clean[:, :1])
         for kind in set(kinds):  # the images of a kind go through it together
             rows = [row for row, other in enumerate(kinds) if other == kind]
-            image[rows] = self.parts[kind].degrade(clean[rows], draws.select(rows)).image
-        return Corrupted(image)
+            done = self.parts[kind].degrade(clean[rows], draws.select(rows))
+            image[rows] = done.image
+            if done.mask is not None:
+                mask[rows] = done.mask
+        if not self.makes_holes:
+            return Corrupted(image)
+        holed = torch.tensor([self.parts[kind].makes_holes for kind in kinds], device=clean.device)
+        return Corrupted(image, mask, holed)

@@ -15,6 +15,8 @@ FACTOR = 4
 class SuperResolution(LinearCorruption):
     """Shrinks with `A`, rows and columns alike, then repeats every small pixel 4x4 times."""
 
+    reference_split = "train"
+
     def check_shape(self, channels: int, height: int, width: int) -> None:
         if height % FACTOR or width % FACTOR or min(height, width) < 2 * FACTOR:
             raise ValueError(

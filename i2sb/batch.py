@@ -17,8 +17,9 @@ from i2sb.randomness import ImageNoise
 class Batch:
     """Images [B, C, H, W] in [-1, 1] (noise and overshoot apart) and what belongs to them.
 
-    x0: clean, or None where only a degraded image is known. x1: where the bridge begins. mask: [B, 1, H, W], 1 inside
-    the hole, or None. cond: what a conditioned network sees beside x_t, or None. shown: the degraded image as people
+    x0: clean, or None where only a degraded image is known. x1: where the bridge begins. mask: [B, 1, H, W], 1 where
+    there is something to restore: inside the hole, or, where a mixture also degrades otherwise, all over such images;
+    None: everywhere. cond: what a conditioned network sees beside x_t, or None. shown: the degraded image as people
     look at it (an inpainting hole is white there, noise in x1). label: class indices [B], or None.
     """
 
@@ -74,4 +75,11 @@ def make_batch(
         corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
     x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise)
     label = label.to(device, non_blocking=True)
-    return Batch(x0=x0, x1=x1, mask=corrupted.mask, cond=cond, shown=corrupted.image, label=label)
+    return Batch(x0=x0, x1=x1, mask=_find_unknown(corrupted), cond=cond, shown=corrupted.image, label=label)
+
+
+def _find_unknown(corrupted: Corrupted) -> Tensor | None:
+    """Return the mask of what is to be restored: the holes, and the whole of the images that have none."""
+    if corrupted.mask is None or corrupted.holed is None:
+        return corrupted.mask
+    return torch.where(corrupted.holed[:, None, None, None], corrupted.mask, 1.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import golden
 
-from corruption import CORRUPTIONS, Corruption, LinearCorruption, build_corruption
+from corruption import CORRUPTIONS, Corruption, LinearCorruption, build_corruption, is_custom
 from corruption.base import Draws
 from corruption.blur import GAUSSIAN, UNIFORM
 from corruption.jpeg import CHROMINANCE, LUMINANCE, quantisation_table
@@ -459,6 +459,64 @@ def test_mixture_reads_the_mask_file_for_both_of_its_freeform_kinds(mask_file):
     done = corruption(torch.zeros(2, 3, 256, 256), None, [7, 8]).image
     assert torch.equal(done[0, 0] == 1, torch.from_numpy(masks["10-20% freeform"][0]))
     assert torch.equal(done[1, 0] == 1, torch.from_numpy(masks["20-30% freeform"][1]))
+
+
+def test_own_mixture_goes_round_its_entries_and_draws_them_evenly(built):
+    names = ["jpeg-10", "sr4x-bicubic", "blur-gauss-exact"]
+    mixture = build_corruption(",".join(names), SIZE)
+    image = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    want = [build_corruption(name, SIZE)(image).image[0] for name in names]
+    done = mixture(image.expand(7, -1, -1, -1), None, range(4, 11))
+    assert done.mask is None
+    for row, number in enumerate(range(4, 11)):
+        torch.testing.assert_close(done.image[row], want[number % 3], rtol=0, atol=1e-5)
+    drawn = mixture(image.expand(300, -1, -1, -1), generators(0, 300)).image
+    seen = [sum(torch.allclose(one, other, atol=1e-4) for one in drawn) for other in want]
+    assert sum(seen) == 300 and min(seen) > 70
+    twice = build_corruption("jpeg-10,jpeg-10,sr4x-bicubic", SIZE)(image.expand(300, -1, -1, -1), generators(0, 300))
+    assert 170 < sum(torch.allclose(one, want[0], atol=1e-4) for one in twice.image) < 230
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [1, 3], [0, 2], [3]])
+def test_own_mixture_gives_masks_and_says_whose_they_are(clean, rows):
+    """Whatever is drawn into a batch: an image's noise must not depend on its neighbours."""
+    mixture = build_corruption("inpaint-center,jpeg-10", SIZE)
+    assert mixture.makes_holes and not build_corruption("mixture", SIZE).makes_holes
+    done = mixture(clean[:1].expand(len(rows), -1, -1, -1), None, rows)
+    center = build_corruption("inpaint-center", SIZE)(clean[:1])
+    assert done.holed.tolist() == [number % 2 == 0 for number in rows]
+    for row, number in enumerate(rows):
+        assert torch.equal(done.mask[row], center.mask[0] if number % 2 == 0 else torch.zeros(1, SIZE, SIZE))
+        if number % 2 == 0:
+            assert torch.equal(done.image[row], center.image[0])
+
+
+def test_own_mixture_takes_what_its_entries_take(mask_file):
+    path, masks = mask_file
+    done = build_corruption("sr4x-pool,inpaint-freeform2030", 256, mask_file=str(path))(
+        torch.zeros(2, 3, 256, 256), None, [0, 1]
+    )
+    assert torch.equal(done.mask[1, 0] == 1, torch.from_numpy(masks["20-30% freeform"][1]))
+    assert build_corruption("sr4x-pool,sr4x-bicubic").reference_split == "train"
+    assert build_corruption("sr4x-pool,jpeg-10").reference_split == "val"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("jpeg-10,sr4x-pol", "sr4x-pol: unknown degradation; did you mean sr4x-pool"),
+        ("jpeg-10,", "unknown degradation"),
+        ("jpeg-10,mixture", "mixture is the published nine"),
+        ("jpeg-10,paired", "paired: unknown degradation"),
+        ("jpeg-10,jpeg-0", "quality must be between 1 and 100"),
+    ],
+)
+def test_wrong_mixtures_are_named(name, words):
+    with pytest.raises(ValueError, match=words):
+        build_corruption(name, SIZE)
+    with pytest.raises(ValueError, match="jpeg-10,sr4x-pool: takes no --mask-file"):
+        build_corruption("jpeg-10,sr4x-pool", SIZE, mask_file="x.npz")
+    assert is_custom("jpeg-10,mine.py:Mine")  # so that nobody runs that file unasked
 
 
 # --- Decolouring -----------------------------------------------------------------------------------------------------
