@@ -136,7 +136,8 @@ class TrainConfig:
     clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] while sampling for validation")
 
     network: str = option(
-        "adm256", "size of the U-Net: adm256 (published, 553 M parameters), base64, small64, mini or tiny"
+        "adm256",
+        "size of the U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny",
     )
     init: str = option(
         "none",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from i2sb.checkpoint import averaged_weights, check_shapes, is_named_tensors, read_tensors
 from i2sb.exported import ENDING
-from i2sb.network import BridgeNetwork
+from i2sb.network import BridgeNetwork, find_preset
 from i2sb.restore import read_averaged
 
 # ADM's unconditional ImageNet network, where scripts/download.py adm256 puts it.
@@ -21,8 +22,16 @@ _PREFIX = "diffusion_model."
 _CHANNELS = {f"{_PREFIX}input_blocks.0.0.weight": 1, f"{_PREFIX}out.2.weight": 0, f"{_PREFIX}out.2.bias": 0}
 
 
-def read_weights(init: str, results_dir: Path) -> tuple[dict[str, Tensor], Path]:
-    """Return the weights that `--init` names, under the names of a checkpoint's `net`, and where they were found.
+class InitialWeights(NamedTuple):
+    """Weights under the names of a checkpoint's `net`, where they were found, and the network they are of, if known."""
+
+    weights: Mapping[str, Tensor]
+    source: Path
+    network: str = ""
+
+
+def read_weights(init: str, results_dir: Path) -> InitialWeights:
+    """Return the weights that `--init` names.
 
     init: "adm"; a .pt file (ADM's weights, or a checkpoint: its averaged weights); a .safetensors file; a run's folder,
     or its name in `results_dir` (its averaged weights). Raises ValueError if there is nothing of that name, or it
@@ -31,17 +40,18 @@ def read_weights(init: str, results_dir: Path) -> tuple[dict[str, Tensor], Path]
     if init == "adm":
         if not ADM_FILE.exists():
             raise ValueError(f"--init adm: {ADM_FILE} is not there; fetch it with python scripts/download.py adm256")
-        return _read_file(ADM_FILE), ADM_FILE
+        return InitialWeights(_read_file(ADM_FILE), ADM_FILE)
     path = Path(init)
     if path.suffix in (".pt", ".pth") and not path.is_dir():
         if not path.exists():
             raise ValueError(f"--init {init}: there is no such file")
-        return _read_file(path), path
+        return InitialWeights(_read_file(path), path)
     if path.suffix != ENDING and not path.is_dir():
         path = results_dir / init
         if not path.is_dir():
             raise ValueError(f"--init {init}: give none, adm, a .pt or {ENDING} file, or a run (there is no {path})")
-    return read_averaged(path), path
+    averaged = read_averaged(path)
+    return InitialWeights(averaged.weights, path, averaged.config.network)
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -54,19 +64,27 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def begin_with(network: BridgeNetwork, weights: Mapping[str, Tensor], source: Path) -> list[str]:
-    """Copy `weights` into a freshly drawn network; returns what was kept and what stayed fresh, a line each.
+def begin_with(network: BridgeNetwork, initial: InitialWeights) -> list[str]:
+    """Copy weights into a freshly drawn network; returns what was kept and what stayed fresh, a line each.
 
     Where the images have other channels than the source's, the first of those are kept: rows of the last convolution
     (ADM has three more, for variances) and inputs of the first one. Inputs beyond them stay as they were drawn from the
     run's seed, outputs beyond them at zero. Raises ValueError listing names and shapes if anything else differs.
     """
-    own, fitted, lines = network.state_dict(), dict(weights), []
+    own, fitted, lines = network.state_dict(), dict(initial.weights), []
+    pixels = network.patch_size**2
+    if initial.network and find_preset(initial.network).patch_size != network.patch_size:
+        raise ValueError(
+            f"{initial.source}: --network {initial.network} sees other patches of pixels than this run's, whose side "
+            f"is {network.patch_size}; take weights of one that sees the same"
+        )
     for name, dim in _CHANNELS.items():
         given, mine = fitted.get(name), own[name]
         if given is None or given.ndim != mine.ndim or given.shape[dim] == mine.shape[dim]:
             continue
         there, wanted = given.shape[dim], mine.shape[dim]
+        if there % pixels:
+            continue
         kept = min(there, wanted)
         if given.select(dim, 0).shape == mine.select(dim, 0).shape:
             fitted[name] = mine.clone()
@@ -74,7 +92,7 @@ def begin_with(network: BridgeNetwork, weights: Mapping[str, Tensor], source: Pa
             what = "input channels" if dim == 1 else "rows"
             fresh = f", {wanted - kept} fresh" if wanted > kept else ""
             lines.append(f"{name.removeprefix(_PREFIX)}: {kept} of its {there} {what} kept{fresh}")
-    check_shapes(own, fitted, source)
+    check_shapes(own, fitted, initial.source)
     network.load_state_dict(fitted)
     whole = len(own) - len(lines)
     return [f"{whole} of {len(own)} parameters kept as they are", *lines]

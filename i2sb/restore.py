@@ -251,9 +251,9 @@ def read_run_config(run_dir: Path) -> TrainConfig:
     return read_options(run_dir) if is_released(run_dir) else read_config(TrainConfig, run_dir / "config.yaml")
 
 
-def read_averaged(place: Path) -> dict[str, Tensor]:
-    """Return the averaged weights of whatever `load_model` takes, under the names of a checkpoint's `net`."""
-    return (_read_file(place, True) if place.suffix == ENDING else _read_run(place, True)).weights
+def read_averaged(place: Path) -> Exported:
+    """Return the averaged weights of whatever `load_model` takes, with their settings."""
+    return _read_file(place, True) if place.suffix == ENDING else _read_run(place, True)
 
 
 def _read_file(path: Path, ema: bool) -> Exported:

@@ -189,8 +189,8 @@ class Trainer:
         if there and "config.yaml" not in there:
             raise ValueError(f"{config.run_dir} holds files but no config.yaml, so no run: give another --name")
         if config.init != "none":
-            weights, source = read_weights(config.init, Path(config.results_dir))
-            self.begun_with = [str(source), *begin_with(self.network, weights, source)]
+            initial = read_weights(config.init, Path(config.results_dir))
+            self.begun_with = [str(initial.source), *begin_with(self.network, initial)]
             self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         return None
 

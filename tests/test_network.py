@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from i2sb.bridge import Bridge
-from i2sb.network import PRESETS, build_network, check_image_size
+from i2sb.network import PRESETS, build_network, check_image_size, find_preset
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "adm256"])
@@ -52,3 +52,46 @@ def test_wrong_names_and_sizes_are_named():
         check_image_size("adm256", 100)
     with pytest.raises(ValueError, match="--network adm512: unknown; choose one of adm256, "):
         check_image_size("adm512", 100)
+
+
+# --- Patches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_a_network_behind_patches_is_the_unet_on_rearranged_pixels(patch):
+    """Pixel (py, px) of a patch becomes channel c·p² + py·p + px, there and back; those of the condition come last."""
+    name = f"unet-32x1.1-blocks1-attention-heads32-patch{patch}"
+    net = build_network(name, Bridge(10).noise_levels, cond_x1=True).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    xt, cond, step = torch.randn(2, 3, 16, 24), torch.randn(2, 3, 16, 24), torch.tensor([3, 7])
+
+    def rearrange(x):
+        parts = [x[:, c, py::patch, px::patch] for c in range(3) for py in range(patch) for px in range(patch)]
+        return torch.stack(parts, dim=1)
+
+    with torch.no_grad():
+        out = net(xt, step, cond=cond)
+        want = net.diffusion_model(torch.cat([rearrange(xt), rearrange(cond)], dim=1), net.noise_levels[step])
+    assert out.shape == xt.shape
+    torch.testing.assert_close(rearrange(out), want)
+    # Only the condition's inputs are more than an unconditioned network has.
+    plain = build_network(name, Bridge(10).noise_levels)
+    count = lambda network: sum(p.numel() for p in network.parameters())
+    assert net.count_condition_parameters() == count(net) - count(plain) > 0
+
+
+def test_patches_are_described_and_their_sides_refused():
+    assert find_preset(PRESETS["compact"].describe()) == PRESETS["compact"]
+    assert PRESETS["compact"].describe().endswith("-patch2")
+    check_image_size("compact", 64)
+    with pytest.raises(ValueError, match="--network compact takes multiples of 8, such as 56 or 64"):
+        check_image_size("compact", 60)
+    net = build_network("compact", Bridge(10).noise_levels)
+    with pytest.raises(ValueError, match="images of 12x16 pixels: this network takes multiples of 8"):
+        net(torch.zeros(1, 3, 12, 16), torch.tensor([0]))
+
+
+def test_the_compact_network_has_three_million_parameters():
+    net = build_network("compact", Bridge(10).noise_levels)
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == 3.0

@@ -17,14 +17,14 @@ from i2sb.checkpoint import find_checkpoint, read_checkpoint
 from i2sb.config import TrainConfig
 from i2sb.exported import Exported, read_export, write_export
 from i2sb.network import BridgeNetwork, build_network
-from i2sb.pretrained import begin_with, read_weights
+from i2sb.pretrained import InitialWeights, begin_with, read_weights
 
 FIRST, LAST = "diffusion_model.input_blocks.0.0.weight", "diffusion_model.out.2"
 
 
-def build(seed: int = 0, **options) -> BridgeNetwork:
+def build(seed: int = 0, preset: str = "tiny", **options) -> BridgeNetwork:
     torch.manual_seed(seed)
-    return build_network("tiny", Bridge(10).noise_levels, **options)
+    return build_network(preset, Bridge(10).noise_levels, **options)
 
 
 def adm_weights(path, rows: int = 6):
@@ -45,8 +45,7 @@ def test_adm_weights_lose_their_variances(tmp_path, legacy):
         weights = torch.load(tmp_path / "adm.pt", weights_only=True)
         torch.save(weights, tmp_path / "adm.pt", _use_new_zipfile_serialization=False)
     net = build()
-    weights, source = read_weights(str(tmp_path / "adm.pt"), tmp_path)
-    lines = begin_with(net, weights, source)
+    lines = begin_with(net, read_weights(str(tmp_path / "adm.pt"), tmp_path))
     for name, p in net.state_dict().items():
         assert torch.equal(p, given[name][:3] if name.startswith(LAST) else given[name]), name
     count = len(given)
@@ -57,12 +56,25 @@ def test_adm_weights_lose_their_variances(tmp_path, legacy):
     ]
 
 
+def test_weights_behind_other_patches_are_refused(tmp_path):
+    """Their channels mean other things, whatever their shapes: 12 inputs are four pixels of three colours."""
+    there = build(preset="compact")
+    initial = InitialWeights(there.state_dict(), tmp_path / "compact", "compact")
+    lines = begin_with(build(preset="compact", cond_x1=True), initial)
+    assert "input_blocks.0.0.weight: 12 of its 12 input channels kept, 12 fresh" in lines
+    pixelwise = "unet-32x1.2.4-blocks1-attention-heads32"
+    with pytest.raises(ValueError, match="--network compact sees other patches of pixels"):
+        begin_with(build(preset=pixelwise), initial)
+    with pytest.raises(ValueError, match="input_blocks.0.0.weight"):  # a file that does not name its network
+        begin_with(there, InitialWeights(build(preset=pixelwise).state_dict(), tmp_path / "a.pt"))
+
+
 def test_a_conditioned_network_draws_its_new_inputs_from_the_seed(tmp_path):
     given = adm_weights(tmp_path / "adm.pt")
     net, same, other = (build(seed, cond_x1=True) for seed in (1, 1, 2))
     drawn = net.state_dict()[FIRST][:, 3:].clone()
     for each in (net, same, other):
-        lines = begin_with(each, given, tmp_path)
+        lines = begin_with(each, InitialWeights(given, tmp_path))
     assert "input_blocks.0.0.weight: 3 of its 3 input channels kept, 3 fresh" in lines
     first = net.state_dict()[FIRST]
     assert torch.equal(first[:, :3], given[FIRST]) and torch.equal(first[:, 3:], drawn) and drawn.std() > 0
@@ -77,7 +89,7 @@ def test_a_conditioned_network_draws_its_new_inputs_from_the_seed(tmp_path):
     ],
 )
 def test_other_channels_keep_the_first_and_say_so(tmp_path, options, words):
-    lines = begin_with(build(**options), adm_weights(tmp_path / "adm.pt"), tmp_path)
+    lines = begin_with(build(**options), InitialWeights(adm_weights(tmp_path / "adm.pt"), tmp_path))
     for word in words:
         assert any(line.endswith(word) for line in lines), (word, lines)
 
@@ -86,7 +98,7 @@ def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
     net = build_network("mini", Bridge(10).noise_levels)
     before = {name: p.clone() for name, p in net.state_dict().items()}
     with pytest.raises(ValueError, match="adm.pt: holds another architecture, .* parameters differ") as error:
-        begin_with(net, adm_weights(tmp_path / "adm.pt"), tmp_path / "adm.pt")
+        begin_with(net, InitialWeights(adm_weights(tmp_path / "adm.pt"), tmp_path / "adm.pt"))
     listed = str(error.value).split("differ: ")[1].split("; ")
     assert len(listed) == 11 and listed[-1] == "…" and listed[:10] == sorted(listed[:10], key=len)
     assert "in the file" in listed[0] and "in the network" in listed[0]
