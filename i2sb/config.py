@@ -99,6 +99,18 @@ class TrainConfig:
     )
     image_size: int = option(256, "side of the square training images, in pixels")
     image_channels: Literal[1, 3] = option(3, "3: colour, 1: grey")
+    crop: Literal["center", "random"] = option(
+        "center",
+        "center: shrink images to --image-size and crop the middle, as published; random: train on crops from anywhere "
+        "at the images' own scale (validation: the middle at that scale)",
+        later=True,
+    )
+    crops_per_image: int = option(
+        1,
+        "crops of --crop random used of every file that is decoded, in consecutive batches: more are faster to load "
+        "and less varied",
+        later=True,
+    )
     workers: int = option(
         4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)"
     )
@@ -109,7 +121,8 @@ class TrainConfig:
 
     corrupt: str = option(
         "",
-        "degradation to restore, or 'paired' if the data set holds degraded images itself; 'help' lists them; required",
+        "degradation to restore, several with commas between for one of them an image, or 'paired' if the data set "
+        "holds degraded images itself; 'help' lists them; required",
     )
     mask_file: str = option(
         "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
@@ -154,6 +167,12 @@ class TrainConfig:
     lr: float = option(5e-5, "learning rate of AdamW")
     lr_gamma: float = option(0.99, "factor on the learning rate every --lr-step iterations")
     lr_step: int = option(1000, "iterations between two cuts of the learning rate")
+    lr_cooldown: int = option(
+        0,
+        "iterations before --num-itr in which the learning rate falls to zero, in a line (0: it does not); may be "
+        "decided when a run goes on",
+        later=True,
+    )
     l2_norm: float = option(0.0, "weight decay of AdamW")
     ema: float = option(0.99, "decay of the averaged weights")
     grad_clip: float = option(
@@ -207,13 +226,22 @@ class TrainConfig:
             "eval_images",
             "max_bad_steps",
             "prefetch",
+            "crops_per_image",
         ):
             _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)}: must be at least 1")
-        for name in ("workers", "eval_every", "l2_norm", "seed", "grad_clip", "max_bad_images"):
+        for name in ("workers", "eval_every", "l2_norm", "seed", "grad_clip", "max_bad_images", "lr_cooldown"):
             _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
         _require(
             self.batch_size % self.microbatch == 0,
             f"--batch-size {self.batch_size}: must be a multiple of --microbatch {self.microbatch}",
+        )
+        _require(
+            self.crop == "random" or self.crops_per_image == 1,
+            f"--crops-per-image {self.crops_per_image}: only --crop random uses it",
+        )
+        _require(
+            self.lr_cooldown <= self.num_itr,
+            f"--lr-cooldown {self.lr_cooldown}: must not be more than --num-itr {self.num_itr}",
         )
         _require(
             self.eval_image_size is None or self.eval_image_size >= 1,
@@ -395,6 +423,9 @@ class EvalConfig:
     )
     make_reference: str = option("", "write reference statistics of --dataset-dir to this npz, score nothing")
     image_size: int = option(256, "side of the square images, in pixels, for --make-reference")
+    crop: Literal["center", "random"] = option(
+        "center", "how images become square for --make-reference: as the run's --crop does it for validation"
+    )
     weights_dir: str = option("data/weights", "folder of the networks' weights, looked into before torch's own cache")
     features: str = option(
         "",
@@ -415,6 +446,7 @@ class EvalConfig:
             )
             _require(not self.reference, f"{named}: leave out --reference, which is for scoring")
         else:
+            _require(self.crop == "center", f"--crop {self.crop}: is for --make-reference; scoring takes the run's own")
             _require_name("--ckpt", self.ckpt, _NAME_A_RUN)
             _require(bool(self.sample_dir), f"--sample-dir is missing: {_NAME_A_FOLDER}")
             _require(
@@ -466,7 +498,7 @@ def flag(field_name: str) -> str:
 
 # Settings that may differ when a run goes on: they change neither the weights' meaning nor the order of the data.
 _MAY_CHANGE = frozenset(
-    "results_dir name ckpt device dataset_dir workers microbatch num_itr clip_denoise save_every keep_last "
+    "results_dir name ckpt device dataset_dir workers microbatch num_itr lr_cooldown clip_denoise save_every keep_last "
     "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size precision grad_checkpoint "
     "channels_last compile n_gpu_per_node num_proc_node node_rank master_address master_port prefetch max_bad_images "
     "grad_clip max_bad_steps weights_dir wandb_project wandb_user".split()

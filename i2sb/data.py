@@ -50,7 +50,7 @@ class Images(NamedTuple):
 
     image: uint8 [B, C, H, W]; degraded: the same or None; label: int64 [B]; numbers: what each image is counted by (its
     place in the training run, or its index in the split), the source of its randomness; skipped: a message for each
-    unreadable image that another one stands for.
+    unreadable image that another one stands for; enlarged: how many come from files smaller than the crop.
     """
 
     image: Tensor
@@ -58,6 +58,16 @@ class Images(NamedTuple):
     label: Tensor
     numbers: list[int]
     skipped: tuple[str, ...] = ()
+    enlarged: int = 0
+
+
+class View(NamedTuple):
+    """How a file is seen. flip: mirrored left to right; place: where its crop begins, down and across, as shares of the
+    room there is, from [0, 1), or None for the centre.
+    """
+
+    flip: bool = False
+    place: tuple[float, float] | None = None
 
 
 class _Item(NamedTuple):
@@ -68,6 +78,7 @@ class _Item(NamedTuple):
     label: int
     number: int
     skipped: tuple[str, ...] = ()
+    enlarged: int = 0
 
 
 class _Unreadable(NamedTuple):
@@ -216,12 +227,17 @@ def _class_of(key: str) -> str | None:
 
 
 class ImageDataset(Dataset):
-    """Square images of one split: `read(index)` gives the 8-bit clean image, its partner if paired, and its label."""
+    """Square images of one split: `read(index)` gives the 8-bit clean image, its partner if paired, and its label.
 
-    def __init__(self, clean: Store, degraded: Store | None, image_size: int, image_channels: int) -> None:
+    native: whether they are crops at the files' own scale; else files are shrunk until their shorter side fits.
+    """
+
+    def __init__(
+        self, clean: Store, degraded: Store | None, image_size: int, image_channels: int, *, native: bool = False
+    ) -> None:
         self.clean, self.degraded = clean, degraded
         self.keys = clean.keys
-        self.image_size = image_size
+        self.image_size, self.native = image_size, native
         self.mode = {1: "L", 3: "RGB"}[image_channels]
         classes = sorted({name for name in map(_class_of, self.keys) if name is not None})
         self.classes = {name: number for number, name in enumerate(classes)}
@@ -277,30 +293,44 @@ class ImageDataset(Dataset):
             return self.clean.labels[self.keys[index]]
         return self.classes.get(_class_of(self.keys[index]) or "", NO_CLASS)
 
-    def read(self, index: int, flip: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Decode, resize (shorter side, PIL bilinear), crop (centre), and perhaps mirror: uint8 [C, H, W] each.
+    def read(self, index: int, view: View = View()) -> tuple[Tensor, Tensor | None]:  # noqa: B008 - immutable
+        """Decode, resize (shorter side, PIL bilinear) unless `native`, crop, and perhaps mirror: uint8 [C, H, W] each.
 
         Raises UnreadableImageError naming the file if it is damaged, of an unsuitable kind, or unlike its partner.
         """
-        key = self.keys[index]
-        image = self._decode(self.clean, key)
-        partner = self._decode(self.degraded, key) if self.degraded is not None else None
-        if partner is not None and partner.size != image.size:
-            raise UnreadableImageError(
-                f"{self.degraded.describe(key)} is {partner.width}x{partner.height} pixels, its clean partner "
-                f"{image.width}x{image.height}: pairs must have the same size"
-            )
-        return self._to_square(image, flip), None if partner is None else self._to_square(partner, flip)
+        item = self.items(index, [(index, view)])[0]
+        if isinstance(item, _Unreadable):
+            raise UnreadableImageError(item.message)
+        return item.image, item.degraded
 
     def __getitem__(self, index: int) -> _Item | _Unreadable:
-        return self.item(index, number=index)
+        return self.items(index, [(index, View())])[0]
 
-    def item(self, index: int, number: int, flip: bool = False) -> _Item | _Unreadable:
-        """Return what `_collate` makes batches of."""
+    def items(self, index: int, wanted: Sequence[tuple[int, View]]) -> list[_Item | _Unreadable]:
+        """Decode a file once and return a view of it for each (number, view), as what `_collate` makes batches of."""
+        key = self.keys[index]
         try:
-            return _Item(*self.read(index, flip), self.label(index), number)
+            image = self._decode(self.clean, key)
+            partner = self._decode(self.degraded, key) if self.degraded is not None else None
+            if partner is not None and partner.size != image.size:
+                raise UnreadableImageError(
+                    f"{self.degraded.describe(key)} is {partner.width}x{partner.height} pixels, its clean partner "
+                    f"{image.width}x{image.height}: pairs must have the same size"
+                )
         except UnreadableImageError as error:
-            return _Unreadable(str(error))
+            return [_Unreadable(str(error))] * len(wanted)
+        enlarged = int(min(image.size) < self.image_size)
+        image, partner = (None if one is None else self._scale(one) for one in (image, partner))
+        return [
+            _Item(
+                self._cut(image, view),
+                None if partner is None else self._cut(partner, view),
+                self.label(index),
+                number,
+                enlarged=enlarged,
+            )
+            for number, view in wanted
+        ]
 
     def _decode(self, store: Store, key: str) -> Image.Image:
         try:
@@ -314,15 +344,30 @@ class ImageDataset(Dataset):
             reason = " ".join(str(error).split())
         raise UnreadableImageError(f"{store.describe(key)}: unreadable image ({reason}); remove or replace it")
 
-    def _to_square(self, image: Image.Image, flip: bool) -> Tensor:
-        image = TF.center_crop(TF.resize(image, self.image_size, TF.InterpolationMode.BILINEAR), self.image_size)
-        return TF.pil_to_tensor(TF.hflip(image) if flip else image)
+    def _scale(self, image: Image.Image) -> Image.Image:
+        """Bring the shorter side to the crop's, or leave an image at its own scale if it is large enough for that."""
+        if self.native and min(image.size) >= self.image_size:
+            return image
+        return TF.resize(image, self.image_size, TF.InterpolationMode.BILINEAR)
+
+    def _cut(self, image: Image.Image, view: View) -> Tensor:
+        side = self.image_size
+        if view.place is None:
+            image = TF.center_crop(image, side)
+        else:
+            rooms = (image.height - side + 1, image.width - side + 1)
+            top, left = (int(share * room) for share, room in zip(view.place, rooms, strict=True))
+            image = TF.crop(image, top, left, side, side)
+        return TF.pil_to_tensor(TF.hflip(image) if view.flip else image)
 
 
-def open_split(dataset_dir: str | Path, split: str, *, image_size: int, image_channels: int = 3) -> ImageDataset:
+def open_split(
+    dataset_dir: str | Path, split: str, *, image_size: int, image_channels: int = 3, native: bool = False
+) -> ImageDataset:
     """Open the split ("train", "val") of a data set folder, whichever of the module's layouts it has.
 
-    Raises ValueError saying what was found if there is no such data, none in it, or pairs do not match.
+    native: take images at their own scale. Raises ValueError saying what was found if there is no such data, none in
+    it, or pairs do not match.
     """
     root = Path(dataset_dir)
     if not root.is_dir():
@@ -342,7 +387,7 @@ def open_split(dataset_dir: str | Path, split: str, *, image_size: int, image_ch
         raise ValueError(f"--dataset-dir {root}: needs {lmdb_path.name} or a folder {split}/; found {found}")
     if not clean.keys:
         raise ValueError(f"{clean.describe()}: holds no images (looked for {', '.join(sorted(IMAGE_ENDINGS))})")
-    return ImageDataset(clean, degraded, image_size, image_channels)
+    return ImageDataset(clean, degraded, image_size, image_channels, native=native)
 
 
 def _check_pairs(clean: FolderStore, degraded: FolderStore) -> None:
@@ -368,28 +413,49 @@ def _check_flat_or_classes(store: FolderStore) -> None:
 
 
 class TrainingStream(Dataset):
-    """The endless training set: what stands at a position is a function of the seed and the position alone.
+    """The endless training set: what stands at a position is a function of the seed, the position and the crops alone.
 
+    Crops of images at their own scale lie anywhere, others in the centre. Of a file that was decoded,
+    `crops_per_image` crops are used: the images of a global batch of `batch_size` stay for that many batches.
     Where an image cannot be read, the next in the epoch's order that can stands for it too.
     """
 
     ATTEMPTS = 20
 
-    def __init__(self, dataset: ImageDataset, seed: int) -> None:
+    def __init__(self, dataset: ImageDataset, seed: int, *, batch_size: int = 1, crops_per_image: int = 1) -> None:
         self.dataset, self.seed = dataset, seed
+        self.batch_size, self.crops_per_image = batch_size, crops_per_image
+        self._ready: dict[int, _Item | _Unreadable] = {}  # crops cut ahead, by position
 
-    def __getitem__(self, position: int) -> Any:
-        epoch, place = divmod(position, len(self.dataset))
+    def __getitem__(self, position: int) -> _Item | _Unreadable:
+        if position not in self._ready:
+            self._cut_ahead(position)
+        return self._ready.pop(position)
+
+    def _cut_ahead(self, position: int) -> None:
+        """Make ready what stands at a position, and at those after it where the same file does."""
+        batch, place = divmod(position, self.batch_size)
+        turn = batch // self.crops_per_image
+        first = turn * self.crops_per_image
+        positions = [(first + i) * self.batch_size + place for i in range(self.crops_per_image)]
+        wanted = [(p, self._view(p)) for p in positions if p >= position]
+        epoch, place = divmod(turn * self.batch_size + place, len(self.dataset))
         order = _shuffle(len(self.dataset), self.seed, epoch)
-        flip = bool(ImageNoise(self.seed, Purpose.AUGMENT, [position]).randint(2))
         skipped: list[str] = []
         for attempt in range(self.ATTEMPTS):
-            index = int(order[(place + attempt) % len(order)])
-            item = self.dataset.item(index, number=position, flip=flip)
-            if isinstance(item, _Item):
-                return item._replace(skipped=tuple(skipped))
-            skipped.append(item.message)
-        return item
+            items = self.dataset.items(int(order[(place + attempt) % len(order)]), wanted)
+            if isinstance(items[0], _Item):
+                items = [item._replace(skipped=tuple(skipped)) for item in items]
+                break
+            skipped.append(items[0].message)
+        # Of several loader processes each meets only some of the positions: what was passed by is never asked for.
+        self._ready = {p: item for p, item in self._ready.items() if p > position - self.batch_size}
+        self._ready.update((p, item) for (p, _), item in zip(wanted, items, strict=True))
+
+    def _view(self, position: int) -> View:
+        noise = ImageNoise(self.seed, Purpose.AUGMENT, [position])
+        flip = bool(noise.randint(2))
+        return View(flip, tuple(noise.rand(2)[0].tolist()) if self.dataset.native else None)
 
 
 @lru_cache(maxsize=2)
@@ -423,12 +489,15 @@ def load_training(
     workers: int,
     prefetch: int = 2,
     pin_memory: bool = False,
+    crops_per_image: int = 1,
 ) -> Iterator[Images]:
     """Yield microbatches for ever; each of the `workers` prepares `prefetch` of them ahead.
 
+    crops_per_image: as `TrainingStream` has it.
     Raises UnreadableImageError if many files in a row cannot be decoded; a few are replaced (`Images.skipped`).
     """
-    return _load(TrainingStream(dataset, seed), positions, workers, pin_memory, prefetch)
+    stream = TrainingStream(dataset, seed, batch_size=positions.batch_size, crops_per_image=crops_per_image)
+    return _load(stream, positions, workers, pin_memory, prefetch)
 
 
 def load_in_order(
@@ -484,7 +553,7 @@ def _collate(items: list[Any]) -> Images | _Unreadable:
     for item in items:
         if isinstance(item, _Unreadable):
             return item
-    images, partners, labels, numbers, skipped = zip(*items, strict=True)
+    images, partners, labels, numbers, skipped, enlarged = zip(*items, strict=True)
     degraded = None if partners[0] is None else torch.stack(partners)
     messages = tuple(message for several in skipped for message in several)
-    return Images(torch.stack(images), degraded, torch.tensor(labels), list(numbers), messages)
+    return Images(torch.stack(images), degraded, torch.tensor(labels), list(numbers), messages, sum(enlarged))

@@ -222,7 +222,7 @@ def _make_reference(config: EvalConfig, world: World) -> None:
     if path.exists():
         raise ValueError(f"--make-reference {path}: is there already; delete it first, or name another file")
     split = config.reference_split or "val"
-    images = open_split(config.dataset_dir, split, image_size=config.image_size)
+    images = open_split(config.dataset_dir, split, image_size=config.image_size, native=config.crop == "random")
     if len(images) < max(2, world.world_size):
         raise ValueError(f"{images.clean.describe()}: holds {len(images)} images, too few for statistics")
     named = INCEPTION
@@ -249,6 +249,7 @@ def _make_reference(config: EvalConfig, world: World) -> None:
         mode=network.mode,
         split=split,
         image_size=config.image_size,
+        crop=config.crop,
         images=len(images),
         data=Path(config.dataset_dir).name,
         fingerprint=images.fingerprint,

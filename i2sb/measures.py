@@ -130,12 +130,13 @@ def _unsuitable(name: str, restored: RestoredImages) -> str:
 
 def _made_from(config: EvalConfig, restored: RestoredImages, network: FeatureNetwork) -> MadeFrom:
     """Return what a reference must be made from to be compared with these images."""
-    published = "train" if restored.run_config.corrupt.startswith("sr4x") else "val"
+    published = restored.corruption.reference_split if restored.corruption else "val"
     return MadeFrom(
         network=network.name,
         mode=network.mode,
         split=config.reference_split or published,
         image_size=restored.image_size,
+        crop=restored.run_config.crop,
         weights=network.weights.sha256 if network.weights else "",
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -31,3 +32,16 @@ def guard_step(optimizer: AdamW, grad_clip: float) -> tuple[Tensor, Tensor]:
 def build_scheduler(optimizer: AdamW, *, gamma: float, step_size: int) -> StepLR | None:
     """Return what multiplies the learning rate by `gamma` every `step_size` iterations; None if it never changes."""
     return StepLR(optimizer, step_size=step_size, gamma=gamma) if gamma < 1.0 else None
+
+
+@contextmanager
+def scaled_rate(optimizer: AdamW, factor: float) -> Iterator[float]:
+    """Take the optimizer's step within at `factor` times its learning rate, which is handed out."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = factor * rate
+    try:
+        yield factor * rates[0]
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

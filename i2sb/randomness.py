@@ -58,3 +58,7 @@ class ImageNoise:
     def randint(self, high: int) -> Tensor:
         """Return an index from {0 … high - 1} for each image, int64 [B]."""
         return torch.cat([torch.randint(high, (1,), generator=g, device=g.device) for g in self.generators])
+
+    def rand(self, *shape: int) -> Tensor:
+        """Return uniform draws from [0, 1) for each image, float32 [B, *shape]."""
+        return torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self.generators])

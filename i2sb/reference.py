@@ -20,14 +20,15 @@ MADE_FROM = "made_from"
 class MadeFrom:
     """What statistics were made from; "" or 0 where a file does not say.
 
-    mode: how images were resized, "" where the network knows one way only. weights: the beginning of the SHA-256 of the
-    network's file. fingerprint: of the data set's names.
+    mode: how images were resized, "" where the network knows one way only. crop: how they became square. weights: the
+    beginning of the SHA-256 of the network's file. fingerprint: of the data set's names.
     """
 
     network: str = ""
     mode: str = ""
     split: str = ""
     image_size: int = 0
+    crop: str = ""
     images: int = 0
     data: str = ""
     fingerprint: str = ""
@@ -36,7 +37,9 @@ class MadeFrom:
 
 # Published files that do not say it themselves.
 PUBLISHED = {
-    "VIRTUAL_imagenet256_labeled.npz": MadeFrom(network="Inception", split="train", image_size=256, data="ImageNet")
+    "VIRTUAL_imagenet256_labeled.npz": MadeFrom(
+        network="Inception", split="train", image_size=256, crop="center", data="ImageNet"
+    )
 }
 # What must agree for two sets of features to be comparable, and how a message names it.
 _MUST_AGREE = {
@@ -44,6 +47,7 @@ _MUST_AGREE = {
     "mode": "--mode",
     "split": "split",
     "image_size": "image size",
+    "crop": "--crop",
     "weights": "weights",
 }
 

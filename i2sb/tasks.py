@@ -95,7 +95,13 @@ def make_task_batch(
 
 def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_size: int) -> ImageDataset:
     """Open a split as a run needs it. Raises ValueError if it holds pairs and the run makes its own, or vice versa."""
-    images = open_split(dataset_dir, split, image_size=image_size, image_channels=config.image_channels)
+    images = open_split(
+        dataset_dir,
+        split,
+        image_size=image_size,
+        image_channels=config.image_channels,
+        native=config.crop == "random",
+    )
     if images.paired != (config.corrupt == PAIRED):
         found = "pairs (degraded/ with clean/)" if images.paired else "single images"
         raise ValueError(f"--corrupt {config.corrupt}: but {images.clean.describe()} holds {found}")

@@ -24,7 +24,7 @@ from i2sb.distributed import World, join_world, leave_world
 from i2sb.ema import ExponentialMovingAverage
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.network import BridgeNetwork, build_network, check_image_size
-from i2sb.optim import build_optimizer, build_scheduler, guard_step
+from i2sb.optim import build_optimizer, build_scheduler, guard_step, scaled_rate
 from i2sb.parsing import read_config, to_yaml
 from i2sb.precision import make_scaler, prepare
 from i2sb.pretrained import begin_with, read_weights
@@ -54,10 +54,12 @@ class Progress:
 
 
 class Step(NamedTuple):
-    """What an iteration tells, on the device: this process's mean loss; the gradient's norm before it was clipped."""
+    """What an iteration tells: on the device, this process's mean loss and the gradient's norm before it was clipped;
+    the learning rate."""
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
+    lr: float
 
 
 class Trainer:
@@ -90,7 +92,7 @@ class Trainer:
             classifier = find_classifier(self.val_images, Path(config.weights_dir), world.device)
             (lacking,) = world.any(classifier is None)  # all machines compute the same metrics
             self.metrics = choose_metrics(None if lacking else classifier)
-        if len(self.train_images) < config.batch_size:
+        if len(self.train_images) < config.batch_size and not self.train_images.native:
             raise ValueError(
                 f"--batch-size {config.batch_size}: larger than the {len(self.train_images)} images "
                 f"in {self.train_images.clean.describe()}"
@@ -120,6 +122,8 @@ class Trainer:
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64, device=world.device)
         self.bad_steps = torch.zeros_like(self.bad_in_a_row)
         self.unreadable: set[str] = set()
+        self.enlarged = 0  # crops, since the log last spoke
+        self.warned_of_enlarged = False
         self.seconds_for_data = 0.0
         self.begun_with = ["random weights"]
 
@@ -248,19 +252,33 @@ class Trainer:
         grad_norm, bad = guard_step(self.optimizer, self.config.grad_clip)
         self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
         self.bad_steps += bad
-        self.scaler.step(self.optimizer)
+        with scaled_rate(self.optimizer, self.cooldown) as lr:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scheduler is not None:
             self.scheduler.step()
         self.ema.update()
         self.progress.iteration += 1
         self.progress.num_images_seen += self.config.batch_size
-        return Step(total, grad_norm)
+        return Step(total, grad_norm, lr)
+
+    @property
+    def cooldown(self) -> float:
+        """The share of the learning rate that is left, from 1 down to (never quite) 0 over the last iterations."""
+        left = self.config.num_itr - self.progress.iteration
+        return min(1.0, left / self.config.lr_cooldown) if self.config.lr_cooldown else 1.0
 
     def _next_images(self, stream: Iterator[Images], log: RunLog) -> Images:
         begun = time.perf_counter()
         images = next(stream)
         self.seconds_for_data += time.perf_counter() - begun
+        if images.enlarged and self.train_images.native and not self.warned_of_enlarged:
+            self.warned_of_enlarged = True
+            log.warn(
+                f"some training images are smaller than the crop of {self.config.image_size} pixels and are enlarged; "
+                "log.jsonl counts such crops as enlarged_crops"
+            )
+        self.enlarged += images.enlarged
         for message in images.skipped:
             if message not in self.unreadable:
                 self.unreadable.add(message)
@@ -365,6 +383,7 @@ def _train(config: TrainConfig, world: World) -> None:
             workers=config.workers,
             prefetch=config.prefetch,
             pin_memory=world.device.type == "cuda",
+            crops_per_image=config.crops_per_image,
         )
         meter = Meter(trainer)
         while progress.iteration < config.num_itr:
@@ -449,21 +468,23 @@ class Meter:
         """Begin anew, after something that is not training."""
         self.begun, self.iteration = time.perf_counter(), self.trainer.progress.iteration
         self.trainer.seconds_for_data = 0.0
+        self.trainer.enlarged = 0
 
     def read(self, step: Step) -> dict[str, float]:
         """Return the numbers of a record. Waits for the GPU."""
         trainer, world, device = self.trainer, self.trainer.world, self.trainer.world.device
-        unreadable = step.loss.new_tensor(len(trainer.unreadable))
-        loss, unreadable = world.sum(torch.stack([step.loss, unreadable]).double()).tolist()
+        counts = step.loss.new_tensor([len(trainer.unreadable), trainer.enlarged], dtype=torch.float64)
+        loss, unreadable, enlarged = world.sum(torch.cat([step.loss.double()[None], counts])).tolist()
         iterations = trainer.progress.iteration - self.iteration
         values = {
             "loss": loss / world.world_size,
-            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "lr": step.lr,
             "grad_norm": step.grad_norm.item(),
             "images_per_second": iterations * trainer.config.batch_size / (time.perf_counter() - self.begun),
             "seconds_for_data": trainer.seconds_for_data,
             "bad_steps": int(trainer.bad_steps),
             "unreadable_images": round(unreadable),
+            "enlarged_crops": round(enlarged),
         }
         if device.type == "cuda":
             values["gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9

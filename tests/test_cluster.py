@@ -436,7 +436,10 @@ def test_a_change_of_processes_is_said_and_keys_are_written_nowhere(tmp_path, fl
 
 def test_a_record_tells_what_a_run_costs(tmp_path, flags):
     run_python("train.py", *flags(num_itr=2))
-    names = {"loss", "lr", "grad_norm", "images_per_second", "seconds_for_data", "bad_steps", "unreadable_images"}
+    names = {"loss", "lr", "grad_norm", "images_per_second", "seconds_for_data", "bad_steps"} | {
+        "unreadable_images",
+        "enlarged_crops",
+    }
     assert names <= set(records(tmp_path / "run")[0])
     assert records(tmp_path / "run")[0]["grad_norm"] > 0
 

@@ -17,6 +17,7 @@ from i2sb.data import (
     TrainingPositions,
     TrainingStream,
     UnreadableImageError,
+    View,
     load_in_order,
     load_training,
     open_split,
@@ -106,7 +107,7 @@ def test_paired_folders_keep_pairs_together(tmp_path):
     assert batch.image.shape == batch.degraded.shape == (2, 3, 16, 16)
     assert not torch.equal(batch.image, batch.degraded)
     clean, degraded = images.read(0)
-    mirrored, mirrored_degraded = images.read(0, flip=True)
+    mirrored, mirrored_degraded = images.read(0, View(flip=True))
     assert torch.equal(mirrored, clean.flip(-1)) and torch.equal(mirrored_degraded, degraded.flip(-1))
 
 
@@ -189,7 +190,7 @@ def test_missing_empty_and_mismatched_sets_say_what_was_found(tmp_path):
 
 def test_every_epoch_is_a_new_order_of_all_images(dataset_dir):
     images = open_tiny(dataset_dir)
-    number = {images.read(i, flip)[0].numpy().tobytes(): i for i in range(12) for flip in (False, True)}
+    number = {images.read(i, View(flip))[0].numpy().tobytes(): i for i in range(12) for flip in (False, True)}
     stream = TrainingStream(images, seed=0)
     first, second = ([number[stream[p][0].numpy().tobytes()] for p in epoch] for epoch in (range(12), range(12, 24)))
     assert sorted(first) == sorted(second) == list(range(12))
@@ -231,6 +232,104 @@ def test_loading_from_a_position_continues_what_loading_from_the_start_gave(data
     whole, late = take(load(0), 10), take(load(8), 6)
     assert [b.numbers for b in late] == [b.numbers for b in whole[4:]]
     assert all(torch.equal(a.image, b.image) for a, b in zip(late, whole[4:], strict=True))
+
+
+# --- crops at the images' own scale ----------------------------------------------------------------------------------
+
+
+def open_native(root, split="train", side=16):
+    return open_split(root, split, image_size=side, native=True)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A data set of larger images in which every pixel is another, so that a crop tells where it was taken."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        for number in range(5):
+            y, x = np.mgrid[: 40 + number, :60]
+            pixels = np.stack([y, x, np.full_like(x, number)], axis=-1).astype(np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{number}.png")
+    return root
+
+
+def find_crop(crop):
+    """Return (file, top, left, mirrored) of a crop of `photographs`, having checked every pixel of it."""
+    rows, columns, number = crop[0, :, 0], crop[1, 0], crop[2, 0, 0]
+    flip = bool(columns[0] > columns[-1])
+    top, left = int(rows[0]), int(columns.min())
+    y, x = np.mgrid[top : top + 16, left : left + 16]
+    want = np.stack([y, x[:, ::-1] if flip else x, np.full_like(x, int(number))])
+    assert np.array_equal(crop.numpy(), want)
+    return int(number), top, left, flip
+
+
+def test_native_crops_are_the_files_own_pixels_from_anywhere(photographs):
+    stream = TrainingStream(open_native(photographs), seed=0)
+    found = [find_crop(stream[position].image) for position in range(1500)]
+    assert {number for number, *_ in found[:5]} == set(range(5))  # an epoch is every file once
+    tops, lefts = ({spot[i] for spot in found if spot[0] == 0} for i in (1, 2))
+    assert tops == set(range(40 - 16 + 1)) and lefts == set(range(60 - 16 + 1))
+    assert 0.4 < np.mean([flip for *_, flip in found]) < 0.6
+
+
+def test_native_crops_of_the_evaluation_are_the_middle(photographs):
+    for index in range(5):
+        assert find_crop(open_native(photographs, "val").read(index)[0]) == (index, round((24 + index) / 2), 22, False)
+
+
+def test_files_smaller_than_the_crop_are_enlarged_just_enough_and_counted(photographs, tmp_path):
+    images = open_native(photographs, side=42)  # two of five have 40 and 41 rows
+    batch = next(load_training(images, seed=0, positions=TrainingPositions(0, 5, 5), workers=0))
+    assert batch.image.shape == (5, 3, 42, 42) and batch.enlarged == 2
+    want = np.asarray(Image.open(photographs / "train" / "0.png").resize((63, 42), Image.Resampling.BILINEAR))
+    assert np.array_equal(images.read(0, View(place=(0.0, 0.5)))[0].numpy(), want[:, 11:53].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("world_size", "microbatch", "workers"), [(1, 4, 0), (1, 2, 2), (2, 1, 0)])
+def test_several_crops_of_a_file_are_the_same_however_they_are_loaded(photographs, world_size, microbatch, workers):
+    """Batch, position, and crop depend on neither ranks, microbatches, loader processes, nor where a run goes on."""
+    images = open_native(photographs)
+    whole = TrainingStream(images, seed=1, batch_size=4, crops_per_image=3)
+    want = [find_crop(whole[position].image) for position in range(32)]
+    for batch in (0, 3):  # three global batches see the same files, at other places
+        files = [[number for number, *_ in want[4 * i : 4 * i + 4]] for i in range(batch, batch + 3)]
+        assert files[0] == files[1] == files[2]
+        assert len(set(want[4 * batch : 4 * batch + 12])) == 12
+    assert [spot[0] for spot in want[:4]] != [spot[0] for spot in want[12:16]]
+    for first in (0, 4, 20):
+        for rank in range(world_size):
+            positions = TrainingPositions(first, 4, microbatch, rank, world_size)
+            loaded = load_training(images, seed=1, positions=positions, workers=workers, crops_per_image=3)
+            for part in take(loaded, 8 // world_size // microbatch):
+                assert [find_crop(image) for image in part.image] == [want[number] for number in part.numbers]
+
+
+def test_crops_are_cut_ahead_and_no_more_of_them_are_kept_than_are_used(photographs, monkeypatch):
+    images = open_native(photographs)
+    decoded = []
+    decode = type(images)._decode
+    monkeypatch.setattr(
+        type(images), "_decode", lambda self, store, key: decoded.append(key) or decode(self, store, key)
+    )
+    stream = TrainingStream(images, seed=1, batch_size=4, crops_per_image=5)
+    for position in range(40):
+        stream[position]
+    assert len(decoded) == 8 and not stream._ready
+    for position in range(40, 400, 4):  # a loader process that is asked for the first of each batch alone
+        stream[position]
+    assert len(stream._ready) < 5
+
+
+def test_pairs_are_cropped_alike(photographs, tmp_path):
+    for kind in ("clean", "degraded"):
+        shutil.copytree(photographs / "train", tmp_path / "train" / kind)
+    stream = TrainingStream(open_native(tmp_path), seed=0)
+    for position in range(20):
+        item = stream[position]
+        assert torch.equal(item.image, item.degraded)
+        find_crop(item.image)
 
 
 # --- the released LMDB layout, and lists of images -------------------------------------------------------------------

@@ -13,7 +13,7 @@ from i2sb.batch import begin_bridge, make_batch
 from i2sb.ema import ExponentialMovingAverage
 from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
 from i2sb.metrics import psnr, ssim
-from i2sb.optim import build_optimizer, build_scheduler
+from i2sb.optim import build_optimizer, build_scheduler, scaled_rate
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.run_log import RunLog, TensorBoardCurves
@@ -87,6 +87,15 @@ def test_a_number_fixes_the_mask_in_evaluation_and_a_draw_in_training():
     assert torch.equal(drawn.mask, make("inpaint-freeform1020").mask)
 
 
+def test_a_mixture_restores_holes_and_whole_images_side_by_side():
+    """Its mask is the hole where there is one, and everything elsewhere; noise fills holes alone."""
+    batch = make("inpaint-center,sr4x-pool", index=[0, 1])
+    center, pooled = make("inpaint-center"), make("sr4x-pool")
+    assert torch.equal(batch.mask[0], center.mask[0]) and (batch.mask[1] == 1).all()
+    assert torch.equal(batch.x1[0], center.x1[0])
+    assert torch.equal(batch.x1[1], pooled.x1[1]) and torch.equal(batch.shown[1], pooled.shown[1])
+
+
 def test_noise_on_x1_comes_after_the_condition():
     image = torch.zeros(2, 3, 16, 16)
     x1, cond = begin_bridge(Corrupted(image), ImageNoise(0, Purpose.TRAIN, [0, 1]), cond_x1=True, add_x1_noise=True)
@@ -102,6 +111,16 @@ def test_paired_images_are_used_as_they_are():
 
 
 # --- averages and optimizer ------------------------------------------------------------------------------------------
+
+
+def test_the_rate_is_scaled_for_a_step_and_no_longer():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer([parameter], lr=0.5, weight_decay=0.0)
+    parameter.grad = torch.ones(1)
+    with scaled_rate(optimizer, 0.25) as lr:
+        optimizer.step()
+    assert lr == 0.125 and abs(parameter.item() + 0.125) < 1e-6  # Adam's first step is the learning rate
+    assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_average_follows_its_definition_and_swaps_back():
