@@ -167,6 +167,12 @@ class TrainConfig:
     lr: float = option(5e-5, "learning rate of AdamW")
     lr_gamma: float = option(0.99, "factor on the learning rate every --lr-step iterations")
     lr_step: int = option(1000, "iterations between two cuts of the learning rate")
+    start_share: float = option(
+        0.0,
+        "share of the training images put at the degraded end, where every restoration begins; the others are put "
+        "anywhere, as published",
+        later=True,
+    )
     lr_cooldown: int = option(
         0,
         "iterations before --num-itr in which the learning rate falls to zero, in a line (0: it does not); may be "
@@ -249,6 +255,7 @@ class TrainConfig:
         )
         _require(self.lr > 0, f"--lr {self.lr}: must be positive")
         _require(0 < self.lr_gamma <= 1, f"--lr-gamma {self.lr_gamma}: must be above 0 and at most 1")
+        _require(0 <= self.start_share <= 1, f"--start-share {self.start_share}: must be between 0 and 1")
         _require(0 <= self.ema < 1, f"--ema {self.ema}: must be at least 0 and below 1")
         _require(
             not self.eval_every or 1 <= self.eval_nfe < self.interval,

@@ -242,7 +242,7 @@ class Trainer:
             # Gradients are averaged over the microbatches, and over the processes once, after the last of them.
             last = microstep == self.accumulation - 1
             with nullcontext() if last or self.world.world_size == 1 else net.no_sync():
-                step = noise.randint(self.formulation.interval)
+                step = self._draw_steps(noise)
                 loss = self.formulation.loss(net, step, batch, noise.randn_like)
                 # One process's bad loss must spoil the gradient that all share, or they would part ways.
                 loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
@@ -261,6 +261,12 @@ class Trainer:
         self.progress.iteration += 1
         self.progress.num_images_seen += self.config.batch_size
         return Step(total, grad_norm, lr)
+
+    def _draw_steps(self, noise: ImageNoise) -> torch.Tensor:
+        """Return a step for each image, int64 [B]: of all alike, but a share of them where restorations begin."""
+        interval, share = self.formulation.interval, self.config.start_share
+        step = noise.randint(interval)
+        return torch.where(noise.rand() < share, interval - 1, step) if share else step
 
     @property
     def cooldown(self) -> float:

@@ -2,6 +2,7 @@
 
 python scripts/export.py NAME OUT.safetensors          averaged weights of results/NAME
 python scripts/export.py NAME OUT.safetensors --raw    those that the optimizer was at
+python scripts/export.py NAME OUT.safetensors --half   in float16: half the size, three decimal digits
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from i2sb.program import report_errors
 from i2sb.restore import load_model
 
 
-def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool) -> None:
+def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False) -> None:
     """Write the weights of a run. Raises ValueError if the run cannot be read or the file is there already."""
     model = load_model(run_dir, ema=not raw)
     weights = {name: tensor.detach() for name, tensor in model.network.state_dict().items()}
+    if half:
+        weights = {name: tensor.half() for name, tensor in weights.items()}
+        beyond = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+        if beyond:
+            raise ValueError(f"--half: {beyond[0]} of {run_dir} is beyond what float16 can hold; leave it away")
     write_export(out, Exported(weights, model.config, model.iteration, averaged=not raw), overwrite=overwrite)
     print(f"{out}: {'raw' if raw else 'averaged'} weights of {run_dir} after {model.iteration} iterations")
 
@@ -30,11 +36,18 @@ def main() -> None:
     parser.add_argument("name", help="name of the run in --results-dir")
     parser.add_argument("out", type=Path, help="file to write")
     parser.add_argument("--raw", action="store_true", help="the raw weights instead of the averaged ones")
+    parser.add_argument("--half", action="store_true", help="write float16, which is read as float32 again")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
     options = parser.parse_args()
     with report_errors():
-        export(options.results_dir / options.name, options.out, raw=options.raw, overwrite=options.overwrite)
+        export(
+            options.results_dir / options.name,
+            options.out,
+            raw=options.raw,
+            overwrite=options.overwrite,
+            half=options.half,
+        )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def test_every_variant_stands_beside_the_released_settings_and_computes_the_same
 
 
 def test_both_kinds_of_lmdb_are_loaded(figures):
-    assert [(row["stored"], row["workers"]) for row in figures["data"]] == [("full size", 1), ("pre-resized", 1)]
+    rows = [(row["stored"], row.get("crops an image"), row["workers"]) for row in figures["data"]]
+    crops = [("12 megapixels", count, 1) for count in (1, 4, 16)]
+    assert rows == [("full size", None, 1), ("pre-resized", None, 1), *crops]
 
 
 def test_released_attention_is_the_same_function(figures):

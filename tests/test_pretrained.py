@@ -231,6 +231,28 @@ def test_export_as_a_process(tmp_path, trained_run):
     assert done.returncode == 2 and "there is no such run" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, trained_run, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from export import export
+
+    for half in (False, True):
+        export(trained_run, tmp_path / f"{half}.safetensors", raw=False, overwrite=False, half=half)
+    sizes = [(tmp_path / f"{half}.safetensors").stat().st_size for half in (True, False)]
+    assert 0.45 < sizes[0] / sizes[1] < 0.6
+    whole, halved = (load_model(tmp_path / f"{half}.safetensors").network.state_dict() for half in (False, True))
+    for name, p in whole.items():
+        assert halved[name].dtype == torch.float32
+        torch.testing.assert_close(halved[name], p, rtol=2**-11, atol=2**-25)  # float16's roundings
+    state = read_checkpoint(find_checkpoint(trained_run)[0])
+    state["ema"]["shadow_params"][0].fill_(1e6)
+    shutil.copytree(trained_run, tmp_path / "run")
+    for path in (*(tmp_path / "run").glob("*.pt"), tmp_path / "run" / "checkpoints.json"):
+        path.unlink()
+    torch.save(state, tmp_path / "run" / "checkpoint_00000006.pt")
+    with pytest.raises(ValueError, match="--half: diffusion_model.* is beyond what float16 can hold"):
+        export(tmp_path / "run", tmp_path / "b.safetensors", raw=False, overwrite=False, half=True)
+
+
 def test_broken_exports_are_named(tmp_path, trained_run):
     model = load_model(trained_run)
     out = tmp_path / "a.safetensors"

@@ -1,4 +1,4 @@
-"""Images a second out of an LMDB, decoded at full size or shrunk before, by the number of worker processes."""
+"""Images a second by the number of worker processes: out of an LMDB, and as crops of large photographs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,25 @@ from benchmarks.timing import print_table
 from i2sb.data import TrainingPositions, load_training, open_split
 
 FULL_SIZE = (500, 375)  # of a typical ImageNet photograph
+CAMERA_SIZE = (4000, 3000)
+CAMERA_PHOTOGRAPHS = 4
+CROP, CROPS_PER_IMAGE = 64, (1, 4, 16)
 
 
 def benchmark_data(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
     """Load random photographs, as smooth as real ones, the way training does."""
-    rows = []
+    return _benchmark_whole(options) + _benchmark_crops(options)
+
+
+def _benchmark_whole(options: argparse.Namespace) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _draw_photographs(root / "photos", options.images)
+        _draw_photographs(root / "photos", options.images, FULL_SIZE)
         for kind, resize in (("full size", None), ("pre-resized", options.size)):
             make_lmdb(root / "photos", root / kind, "train", resize=resize, workers=1)
             images = open_split(root / kind, "train", image_size=options.size)
-            speeds = {workers: _speed(images, workers, options) for workers in options.workers}
+            speeds = {workers: _speed(images, workers, options.images) for workers in options.workers}
             for workers, speed in speeds.items():
                 ratio = speed / rows[0]["images/s"] if rows else 1.0
                 rows.append({"stored": kind, "workers": workers, "images/s": speed, "times first": ratio})
@@ -36,24 +43,42 @@ def benchmark_data(options: argparse.Namespace, device: torch.device) -> list[di
     return rows
 
 
-def _speed(images: torch.utils.data.Dataset, workers: int, options: argparse.Namespace) -> float:
-    """Return images a second after the first batches, when all workers are at work."""
-    batch = 16
-    stream = load_training(images, seed=0, positions=TrainingPositions(0, batch, batch), workers=workers)
-    for _ in range(2 * workers + 1):
+def _benchmark_crops(options: argparse.Namespace) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        _draw_photographs(Path(folder) / "train", CAMERA_PHOTOGRAPHS, CAMERA_SIZE)
+        images = open_split(folder, "train", image_size=CROP, native=True)
+        for crops in CROPS_PER_IMAGE:
+            for workers in options.workers:
+                speed = _speed(images, workers, 2 * crops * CAMERA_PHOTOGRAPHS, CAMERA_PHOTOGRAPHS, crops)
+                ratio = speed / rows[0]["images/s"] if rows else 1.0
+                row = {"stored": "12 megapixels", "crops an image": crops, "workers": workers}
+                rows.append({**row, "images/s": speed, "times first": ratio})
+    columns = {"stored": "", "crops an image": "", "workers": "", "images/s": ".0f", "times first": ".2f"}
+    print_table(f"data: crops of {CROP} px from JPEG of {CAMERA_SIZE[0]}x{CAMERA_SIZE[1]}", columns, rows)
+    return rows
+
+
+def _speed(
+    images: torch.utils.data.Dataset, workers: int, least: int, batch: int = 16, crops_per_image: int = 1
+) -> float:
+    """Return images a second over at least `least` images, after the first batches, when all workers are at work."""
+    positions = TrainingPositions(0, batch, batch)
+    stream = load_training(images, seed=0, positions=positions, workers=workers, crops_per_image=crops_per_image)
+    for _ in range(crops_per_image * (2 * workers + 1)):
         next(stream)
-    begun, count = time.perf_counter(), max(4, options.images // batch)
+    begun, count = time.perf_counter(), max(4, least // batch)
     for _ in range(count):
         next(stream)
     return count * batch / (time.perf_counter() - begun)
 
 
-def _draw_photographs(folder: Path, count: int) -> None:
+def _draw_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize(FULL_SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
+        smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
         grain = rng.normal(0, 6, smooth.shape).astype(np.int16)
         photo = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
         photo.save(folder / f"{number:05d}.jpg", quality=90)
