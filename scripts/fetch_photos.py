@@ -36,10 +36,10 @@ from i2sb.program import report_errors
 TABLE = Path(__file__).with_name("photos.tsv")
 # Photographs of more pixels than this are blurred as a whole, seen at native scale: they are shrunk further.
 MAX_PIXELS = 3_000_000
-MIN_PHOTOS = {"train": 100, "val": 8, "test": 14}
+MIN_PHOTOS = {"train": 100, "val": 8, "test": 8}
 CROP, CROP_STRIDE = 256, 64
 # Mean difference between neighbouring pixels, of 255, below which a crop says little: any method restores it.
-MIN_TEXTURE = 6.0
+MIN_TEXTURE = 8.0
 
 
 class Photo(NamedTuple):
@@ -82,8 +82,15 @@ def read_package(deb: Path, paths: set[str]) -> Iterator[tuple[str, bytes]]:
                     for path in sorted(inner[outer]):
                         if path in resources:
                             yield f"{outer}:{path}", resources.read(path)
+            process.stdout.read()  # what pads the archive, so that dpkg-deb can end
         except tarfile.TarError:
-            raise ValueError(f"{deb}: is damaged; delete it and start again") from None
+            raise _damaged(deb) from None
+    if process.returncode:
+        raise _damaged(deb)
+
+
+def _damaged(deb: Path) -> ValueError:
+    return ValueError(f"{deb}: is damaged; delete it and start again")
 
 
 def shrink(image: Image.Image, at_least: int) -> tuple[Image.Image, int]:
@@ -144,7 +151,7 @@ def write_photo(photo: Photo, content: bytes, out: Path) -> tuple[str, int, int]
 def read_version(deb: Path) -> str:
     done = subprocess.run(["dpkg-deb", "--field", deb, "Version"], capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{deb}: is damaged; delete it and start again")
+        raise _damaged(deb)
     return done.stdout.strip()
 
 

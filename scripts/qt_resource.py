@@ -39,9 +39,6 @@ class QtResources:
     def __contains__(self, path: str) -> bool:
         return path in self._entries
 
-    def __iter__(self):
-        return iter(self._entries)
-
     def read(self, path: str) -> bytes:
         """Return a file's content. Raises KeyError if there is no such file, ValueError if it is damaged."""
         flags, offset = self._entries[path]
