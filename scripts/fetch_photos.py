@@ -163,20 +163,21 @@ def make_data(packages: Path, out: Path) -> None:
     for package in dict.fromkeys(photo.package for photo in table):
         photos = {photo.path: photo for photo in table if photo.package == package}
         deb = next(packages.glob(f"{package}_*.deb"), None)
-        found = 0
-        if deb is not None:
-            version = read_version(deb)
-            for path, content in read_package(deb, set(photos)):
-                photo = photos[path]
-                written = write_photo(photo, content, out)
-                found += 1
-                if written is None:
-                    flat += 1
-                    continue
-                file, size, factor = written
-                counts[photo.split] += 1
-                pixels[photo.split] += size
-                licences.append((file, package, version, path, f"{factor}x", photo.licence, photo.author, photo.source))
+        if deb is None:
+            print(f"{package}: is not there, {len(photos)} photographs left out", flush=True)
+            continue
+        version, found = read_version(deb), 0
+        for path, content in read_package(deb, set(photos)):
+            photo = photos[path]
+            written = write_photo(photo, content, out)
+            found += 1
+            if written is None:
+                flat += 1
+                continue
+            file, size, factor = written
+            counts[photo.split] += 1
+            pixels[photo.split] += size
+            licences.append((file, package, version, path, f"{factor}x", photo.licence, photo.author, photo.source))
         lost = f", {len(photos) - found} are not in this version of it" if found < len(photos) else ""
         print(f"{package}: {found} photographs{lost}", flush=True)
     for split, least in MIN_PHOTOS.items():

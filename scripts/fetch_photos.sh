@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make a data set of some 180 photographs with free licences, out of Debian packages; these are downloaded (0.3 GB) but
-# not installed, so that no root is needed.
+# Make a data set of some 180 photographs with free licences, out of Debian packages; these are downloaded (250 MB)
+# but not installed, so that no root is needed.
 #   bash scripts/fetch_photos.sh OUT
 # OUT/train and OUT/val: photographs. OUT/test: a data set folder with 256x256 crops of other photographs as its val.
 # OUT/licences.tsv: whose they are. A folder that is there already is reused; delete it to make it anew.
@@ -35,7 +35,7 @@ rm -rf "$partial/photos"
 for package in $(tail -n +2 scripts/photos.tsv | cut -f 3 | sort -u); do
   echo "downloading $package"
   (cd "$partial/packages" && apt-get download -qq "$package") 2>"$partial/log" >&2 ||
-    echo "fetch_photos.sh: no $package: $(grep -m 1 '^E:' "$partial/log")" >&2
+    echo "fetch_photos.sh: left out $package: $(grep -m 1 "^E:" "$partial/log") (run apt-get update first?)" >&2
 done
 .venv/bin/python scripts/fetch_photos.py "$partial/packages" "$partial/photos"
 mv "$partial/photos" "$out"

@@ -69,7 +69,8 @@ class QtResources:
 
     def _read_name(self, offset: int) -> str:
         (length,) = self._unpack(struct.Struct(">H"), self._names + offset)
-        return self._slice(self._names + offset + 6, 2 * length).decode("utf-16-be")  # 4 bytes of hash come between
+        name = self._slice(self._names + offset + 6, 2 * length)  # 4 bytes of hash come between
+        return name.decode("utf-16-be", errors="replace")
 
     def _unpack(self, layout: struct.Struct, offset: int) -> tuple:
         return layout.unpack(self._slice(offset, layout.size))
