@@ -24,7 +24,7 @@ from i2sb.features import (
     build_resnet50,
 )
 from i2sb.kid import POOL_SIZE, SUBSETS, choose_pool
-from i2sb.metrics import mae, psnr, ssim
+from i2sb.metrics import SSIM_WINDOW, mae, psnr, ssim
 from i2sb.reference import MadeFrom, Reference
 from i2sb.restored import RestoredImages
 from i2sb.scores import COLUMNS, NetworkMeter, PairMeter, Result
@@ -76,8 +76,8 @@ def build_meters(
         if name in ("psnr", "mae"):
             meters.pairs[name] = PairMeter({"psnr": psnr, "mae": mae}[name], count)
         elif name == "ssim":
-            if restored.image_size < 11:
-                meters.not_computed[name] = "not computed: needs images of 11 pixels a side or more"
+            if restored.image_size < SSIM_WINDOW:
+                meters.not_computed[name] = f"not computed: needs images of {SSIM_WINDOW} pixels a side or more"
             else:
                 meters.pairs[name] = PairMeter(ssim, count)
         elif name.startswith("lpips-"):
@@ -214,7 +214,7 @@ _PAIRS: dict[str, dict[str, Any]] = {
     "ssim": {
         "title": "SSIM",
         "digits": 4,
-        "definition": "SSIM, Gaussian window 11, σ 1.5, mean over images and channels",
+        "definition": "SSIM, Gaussian window 11, σ 1.5, within the image, mean over images and channels",
     },
     "mae": {
         "title": "MAE",

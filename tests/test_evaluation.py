@@ -368,3 +368,12 @@ def test_one_image_is_enough_for_what_one_image_can_tell(config, tmp_path):
     report = score(replace(config, sample_dir="samples_nfe1", **places))
     assert report["not_computed"]["features-frechet"] == "not computed: needs at least 2 images"
     assert report["metrics"]["psnr"]["n"] == 1
+
+
+def test_images_under_11_pixels_have_no_ssim(config, tmp_path):
+    write_images(tmp_path / "data" / "val", ["0.png", "1.png"])
+    write_recon(tmp_path / "small" / "samples_nfe1", pixels=torch.zeros(2, 3, 8, 8), labels=(0, 0))
+    places = {"results_dir": str(tmp_path), "dataset_dir": str(tmp_path / "data"), "sample_dir": "samples_nfe1"}
+    report = score(replace(config, ckpt="small", corrupt="sr4x-pool", metrics="ssim", **places))
+    assert report["not_computed"] == {"ssim": "not computed: needs images of 11 pixels a side or more"}
+    assert report["metrics"]["psnr"]["n"] == 2
