@@ -7,16 +7,18 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 PEAK = 255.0
+PSNR_LIMIT = 60.0  # dB
 SSIM_WINDOW = 11
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB over all pixels and channels of each image, [B].
 
-    Both are uint8 [B, C, H, W]; equal images give infinity.
+    Both are uint8 [B, C, H, W]. At most PSNR_LIMIT, which equal images have: without it, theirs is infinite, and that
+    of images that are nearly equal large enough to outweigh all others in a mean.
     """
     error = (images.double() - reference.double()).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(PEAK**2 / error)
+    return (10 * torch.log10(PEAK**2 / error)).clamp(max=PSNR_LIMIT)
 
 
 def mae(images: Tensor, reference: Tensor) -> Tensor:

@@ -196,7 +196,10 @@ def test_psnr_agrees_with_torchmetrics_and_closed_forms():
         assert psnr(a, b)[i].item() == pytest.approx(want.item(), rel=1e-5)
     off_by_one = psnr(a.clamp(max=254), a.clamp(max=254) + 1)
     assert off_by_one.tolist() == pytest.approx([48.1308] * 3, abs=1e-3)  # 20 log10 255
-    assert psnr(a, a).isinf().all()
+    assert psnr(a, a).tolist() == [60.0] * 3
+    nearly = a.clone()
+    nearly[:, 0, 0, 0] ^= 1  # one value off by one level: 83 dB without the limit
+    assert psnr(nearly, a).tolist() == [60.0] * 3
 
 
 @pytest.mark.parametrize("size", [(11, 13), (40, 29)])
