@@ -120,7 +120,7 @@ def _warn(meters: Meters, reference: Reference | None) -> None:
 
 
 def _finite(value: float) -> float | None:
-    """Return a number as JSON knows it: no infinity, the PSNR of equal images."""
+    """Return a number as JSON knows it, without infinity and NaN."""
     return value if math.isfinite(value) else None
 
 

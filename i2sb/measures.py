@@ -24,7 +24,7 @@ from i2sb.features import (
     build_resnet50,
 )
 from i2sb.kid import POOL_SIZE, SUBSETS, choose_pool
-from i2sb.metrics import mae, psnr, ssim
+from i2sb.metrics import PSNR_LIMIT, SSIM_WINDOW, mae, psnr, ssim
 from i2sb.reference import MadeFrom, Reference
 from i2sb.restored import RestoredImages
 from i2sb.scores import COLUMNS, NetworkMeter, PairMeter, Result
@@ -76,8 +76,8 @@ def build_meters(
         if name in ("psnr", "mae"):
             meters.pairs[name] = PairMeter({"psnr": psnr, "mae": mae}[name], count)
         elif name == "ssim":
-            if restored.image_size < 11:
-                meters.not_computed[name] = "not computed: needs images of 11 pixels a side or more"
+            if restored.image_size < SSIM_WINDOW:
+                meters.not_computed[name] = f"not computed: needs images of {SSIM_WINDOW} pixels a side or more"
             else:
                 meters.pairs[name] = PairMeter(ssim, count)
         elif name.startswith("lpips-"):
@@ -161,6 +161,9 @@ def compute_results(
         details = {"weights": weighted[name]} if weighted.get(name) else {}
         if name in meters.pairs:
             values = {column: meters.pairs[name].mean(column) for column in COLUMNS}
+            if name == "psnr":
+                at_limit = {column: meters.pairs[name].values(column) >= PSNR_LIMIT for column in COLUMNS}
+                details["images_at_limit"] = {column: int(which.sum()) for column, which in at_limit.items()}
             results[name] = Result(n=n, details=details, **values, **_PAIRS[name])
             continue
         meter = meters.networks[_NETWORK_OF[name]]
@@ -211,11 +214,16 @@ def compute_results(
 
 
 _PAIRS: dict[str, dict[str, Any]] = {
-    "psnr": {"title": "PSNR", "unit": "dB", "definition": "PSNR of 8-bit images, mean over images"},
+    "psnr": {
+        "title": "PSNR",
+        "unit": "dB",
+        "definition": f"PSNR of 8-bit images, at most {PSNR_LIMIT:.0f} dB an image, which equal images have, so that "
+        "errors too small to be seen do not outweigh the others; mean over images",
+    },
     "ssim": {
         "title": "SSIM",
         "digits": 4,
-        "definition": "SSIM, Gaussian window 11, σ 1.5, mean over images and channels",
+        "definition": "SSIM, Gaussian window 11, σ 1.5, within the image, mean over images and channels",
     },
     "mae": {
         "title": "MAE",

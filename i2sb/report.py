@@ -85,7 +85,7 @@ def _metric_row(result: Result) -> str:
 
 def _number(value: float, digits: int, *, sign: bool = False) -> str:
     if not math.isfinite(value):
-        return "∞" if value > 0 else "–"
+        return "–"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
@@ -147,17 +147,14 @@ def _strips(paths: Sequence[Path]) -> str:
 
 
 def _histogram(psnr: Mapping[str, Sequence[float]]) -> str:
-    """Draw how many images have which PSNR, as SVG; equal images, whose PSNR is infinite, are counted below it."""
-    finite = {name: [value for value in values if math.isfinite(value)] for name, values in psnr.items()}
-    everything = [value for values in finite.values() for value in values]
-    if not everything:
-        return "<p>All images equal their clean ones.</p>"
+    """Draw how many images have which PSNR, as SVG."""
+    everything = [value for values in psnr.values() for value in values]
     low, high = math.floor(min(everything)), math.floor(max(everything)) + 1
     high = low + _TICKS * math.ceil((high - low) / _TICKS)  # so that every tick is a whole number
     step = (high - low) / _BINS
     counts = {
         name: [sum(min(int((value - low) / step), _BINS - 1) == place for value in values) for place in range(_BINS)]
-        for name, values in finite.items()
+        for name, values in psnr.items()
     }
     most = max(max(row) for row in counts.values())
     width, height, left, right, top, bottom = 720, 230, 44, 24, 26, 40
@@ -184,12 +181,7 @@ def _histogram(psnr: Mapping[str, Sequence[float]]) -> str:
         x = left + 8 + 90 * row
         shapes.append(f'<rect class="{name}" x="{x}" y="2" width="10" height="10"/>')
         shapes.append(f'<text x="{x + 14}" y="11">{name}</text>')
-    infinite = {name: len(values) - len(finite[name]) for name, values in psnr.items()}
-    left_out = ", ".join(f"{count} {name}" for name, count in infinite.items() if count)
-    note = f"<p>Left out, being equal to their clean images: {left_out}.</p>" if left_out else ""
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="PSNR of the images">{"".join(shapes)}</svg>{note}'
-    )
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="PSNR of the images">{"".join(shapes)}</svg>'
 
 
 _PAGE = Template(

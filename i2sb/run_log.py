@@ -174,7 +174,7 @@ class RunLog:
         self._guard("pictures", lambda: save_png(image, path))
 
     def _write_line(self, record: dict[str, Any]) -> None:
-        # JSON knows no infinity (the PSNR of equal images, a loss that exploded).
+        # JSON knows no infinity (a loss that exploded).
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._guard("log.jsonl", lambda: (self._file.write(json.dumps(plain) + "\n"), self._file.flush()))
 

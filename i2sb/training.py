@@ -91,7 +91,7 @@ class Trainer:
         if self.val_images is not None:
             classifier = find_classifier(self.val_images, Path(config.weights_dir), world.device)
             (lacking,) = world.any(classifier is None)  # all machines compute the same metrics
-            self.metrics = choose_metrics(None if lacking else classifier)
+            self.metrics = choose_metrics(None if lacking else classifier, self.val_images.image_size)
         if len(self.train_images) < config.batch_size and not self.train_images.native:
             raise ValueError(
                 f"--batch-size {config.batch_size}: larger than the {len(self.train_images)} images "

@@ -17,21 +17,29 @@ NORM_GROUPS = 32
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Return sinusoids of `timesteps` [B] at geometrically falling frequencies, [B, dim]: cosines first, then sines."""
+    """Return sinusoids of `timesteps` [B] at geometrically falling frequencies, [B, dim]: cosines first, then sines.
+
+    They are float64 for float64 timesteps, float32 for all others.
+    """
     half = dim // 2
-    index = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * index / half)[None]
+    timesteps = _at_least_float32(timesteps)
+    index = torch.arange(half, dtype=timesteps.dtype, device=timesteps.device)
+    angles = timesteps[:, None] * torch.exp(-math.log(max_period) * index / half)[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Norm(nn.GroupNorm):
-    """Group normalisation computed in float32 whatever the input's precision."""
+    """Group normalisation that computes inputs of lower precision in float32."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(NORM_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        return super().forward(_at_least_float32(x)).to(x.dtype)
 
 
 class ResBlock(nn.Module):
@@ -204,7 +212,8 @@ class UNet(nn.Module):
             raise ValueError(
                 f"images of {x.shape[-2]}x{x.shape[-1]} pixels: this network takes multiples of {self.downsampling}"
             )
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+        times = timesteps.to(self.time_embed[0].weight.dtype)  # float64 in a network of that precision
+        emb = self.time_embed(timestep_embedding(times, self.model_channels))
         h = x.to(self.input_blocks[0][0].weight.dtype)
         skips = []
         for stage in self.input_blocks:

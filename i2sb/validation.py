@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from i2sb.data import ImageDataset, load_in_order
 from i2sb.features import IMAGENET_CLASSES, FeatureNetwork, UnavailableError, build_resnet50
 from i2sb.formulation import Way
 from i2sb.images import draw_grid, draw_strip, to_uint8
-from i2sb.metrics import psnr, ssim
+from i2sb.metrics import SSIM_WINDOW, psnr, ssim
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
 from i2sb.tasks import make_task_batch
@@ -37,16 +36,17 @@ class Validation(NamedTuple):
     strip: Image.Image | None
 
 
-# SSIM is torchmetrics'; a machine without it trains all the same.
-METRICS = {"psnr": psnr} | ({"ssim": ssim} if find_spec("torchmetrics") else {})
+METRICS = {"psnr": psnr, "ssim": ssim}
 # Of images, the clean ones and their labels: a number an image.
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def choose_metrics(classifier: FeatureNetwork | None) -> dict[str, Metric]:
-    """Return METRICS, and accuracy in percent if there is a classifier."""
+def choose_metrics(classifier: FeatureNetwork | None, image_size: int) -> dict[str, Metric]:
+    """Return METRICS, but SSIM where images are smaller than its window; and accuracy in percent with a classifier."""
     metrics: dict[str, Metric] = {
-        name: lambda images, clean, label, metric=metric: metric(images, clean) for name, metric in METRICS.items()
+        name: lambda images, clean, label, metric=metric: metric(images, clean)
+        for name, metric in METRICS.items()
+        if name != "ssim" or image_size >= SSIM_WINDOW
     }
     if classifier is not None:
         metrics["accuracy"] = lambda images, clean, label: 100.0 * (classifier(images).scores.argmax(1) == label)

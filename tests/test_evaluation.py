@@ -14,11 +14,14 @@ from conftest import ROOT, run_python, write_images
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from i2sb import evaluation, measures, sampling
+from corruption import build_corruption
+from i2sb import evaluation, load_model, measures, sampling
 from i2sb.config import EvalConfig, SampleConfig
+from i2sb.data import open_split
 from i2sb.features import FeatureNetwork, Seen
 from i2sb.frechet import Gaussian
 from i2sb.reference import MadeFrom, read_reference, write_reference
+from i2sb.validation import choose_metrics, summarise, validate
 
 CHEAP = "psnr,ssim,mae,features-frechet"
 
@@ -82,8 +85,6 @@ def test_metrics_json_says_what_every_number_is(config, results):
     assert report["versions"]["torch"] == torch.__version__.split("+")[0]
     assert report["scored_with"]["mode"] == "legacy_pytorch" and report["settings"]["nfe"] == 2
 
-    from i2sb.data import open_split
-
     images = open_split(report["settings"]["dataset_dir"], "val", image_size=16)
     clean = np.stack([images.read(i)[0].numpy() for i in range(5)]).astype(float)
     restored = restored_pixels(results).numpy().astype(float)
@@ -117,8 +118,6 @@ def test_a_released_file_of_listed_images(config, tmp_path):
     """The published 10,000: the list's order is the file's."""
     write_images(tmp_path / "data" / "val", [f"{i}.png" for i in range(4)])
     (tmp_path / "list.txt").write_text("/elsewhere/3.png\n/elsewhere/1.png\n")
-    from i2sb.data import open_split
-
     images = open_split(tmp_path / "data", "val", image_size=16)
     pixels = torch.stack([images.read(i)[0] for i in (3, 1)])
     write_recon(tmp_path / "theirs" / "samples_nfe2", pixels=pixels, labels=(0, 0))
@@ -132,7 +131,7 @@ def test_a_released_file_of_listed_images(config, tmp_path):
         score(replace(config, **places))
     report = score(replace(config, subset=str(tmp_path / "list.txt"), **places))
     assert report["images"] == 2 and report["metrics"]["mae"]["restored"] == 0
-    assert report["metrics"]["psnr"]["restored"] is None  # infinite
+    assert report["metrics"]["psnr"]["restored"] == 60
 
 
 def test_two_processes_score_what_one_scores(config):
@@ -368,3 +367,30 @@ def test_one_image_is_enough_for_what_one_image_can_tell(config, tmp_path):
     report = score(replace(config, sample_dir="samples_nfe1", **places))
     assert report["not_computed"]["features-frechet"] == "not computed: needs at least 2 images"
     assert report["metrics"]["psnr"]["n"] == 1
+
+
+def test_a_flat_image_does_not_carry_the_mean(config, tmp_path, trained_run):
+    """In scoring and in validation: pooling leaves the flat image as it is, so that its PSNR would be infinite."""
+    write_images(tmp_path / "data" / "val", ["1.png"])
+    Image.new("RGB", (16, 16), (200, 200, 200)).save(tmp_path / "data" / "val" / "0.png")
+    images = open_split(tmp_path / "data", "val", image_size=16)
+    clean = torch.stack([images.read(i)[0] for i in range(2)])
+    write_recon(tmp_path / "flat" / "samples_nfe1", pixels=torch.stack([clean[0], clean[1] ^ 1]), labels=(0, 0))
+    places = {"results_dir": str(tmp_path), "dataset_dir": str(tmp_path / "data"), "sample_dir": "samples_nfe1"}
+    found = score(replace(config, ckpt="flat", corrupt="sr4x-pool", metrics="psnr", **places))["metrics"]["psnr"]
+    assert found["restored"] == pytest.approx((60 + 20 * np.log10(255)) / 2)
+    assert found["images_at_limit"] == {"degraded": 1, "restored": 1} and "at most 60 dB" in found["definition"]
+
+    metrics, settings = choose_metrics(None, 16), {"batch_size": 2, "nfe": 1, "clip_denoise": False, "seed": 0}
+    degrade = build_corruption("sr4x-pool", 16)
+    validation = validate(load_model(trained_run), images, [0, 1], degrade, metrics, **settings)
+    assert summarise(validation.sums, metrics)[0]["psnr_degraded"] == pytest.approx(found["degraded"])
+
+
+def test_images_under_11_pixels_have_no_ssim(config, tmp_path):
+    write_images(tmp_path / "data" / "val", ["0.png", "1.png"])
+    write_recon(tmp_path / "small" / "samples_nfe1", pixels=torch.zeros(2, 3, 8, 8), labels=(0, 0))
+    places = {"results_dir": str(tmp_path), "dataset_dir": str(tmp_path / "data"), "sample_dir": "samples_nfe1"}
+    report = score(replace(config, ckpt="small", corrupt="sr4x-pool", metrics="ssim", **places))
+    assert report["not_computed"] == {"ssim": "not computed: needs images of 11 pixels a side or more"}
+    assert report["metrics"]["psnr"]["n"] == 2

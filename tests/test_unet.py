@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import golden, golden_json
 
+from i2sb.bridge import Bridge
+from i2sb.network import BridgeNetwork
 from i2sb.unet import UNet, timestep_embedding
 
 
@@ -60,6 +63,15 @@ def test_time_embedding_equals_golden():
     torch.testing.assert_close(timestep_embedding(want["t"], 256), want["embedding_256"], rtol=0, atol=1e-4)
 
 
+def test_time_embedding_is_as_precise_as_its_timesteps():
+    t = torch.tensor([0.1, 3.0, 999.7], dtype=torch.float64)
+    angles = t.numpy()[:, None] * 10000.0 ** (-np.arange(16) / 16)
+    want = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(timestep_embedding(t, 32).numpy(), want, rtol=0, atol=1e-12)
+    for dtype in (torch.float16, torch.float32, torch.int64):
+        assert timestep_embedding(t.to(dtype), 32).dtype == torch.float32
+
+
 def small(in_channels: int = 3, out_channels: int = 3) -> UNet:
     torch.manual_seed(0)
     net = UNet(in_channels, 32, out_channels, 1, (2,), (1, 2, 2), num_head_channels=16)
@@ -108,6 +120,25 @@ def test_half_convolutions_keep_float32_around_them():
     assert not any(
         part in name for name in halved for part in ("emb_layers", "time_embed", "norm", "layers.0", "out.2")
     )
+
+
+def test_double_network_computes_in_float64_from_input_to_output():
+    net, x, t = small(), torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
+    want = net(x, t)
+    net, x = net.double(), x.double()
+    y = net(x, t)
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y.float(), want, rtol=1e-4, atol=1e-5)
+    assert torch.equal(y, net(x, t.double()))
+    change = 1e-7 * torch.randn_like(x)  # what float32 anywhere on the way would round away or to something else
+    near, far = net(x + change, t) - y, net(x + 2 * change, t) - y
+    torch.testing.assert_close(far, 2 * near, rtol=0, atol=1e-4 * near.abs().max().item())
+
+    levels = Bridge(100).noise_levels
+    bridge_net = BridgeNetwork(small(6, 3), levels).double()
+    y = bridge_net(x, torch.tensor([0, 99]), x)
+    assert torch.equal(y, bridge_net.diffusion_model(torch.cat([x, x], dim=1), levels[[0, 99]].double()))
+    assert y.dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,11 @@ def make_table(study: Study, plan: Plan, scores: list[Score]) -> str:
             key = dict(zip(KEY, (task, formulation, sampler, seed, nfe), strict=True))
             found = _find(scores, **key)
             pending = f"{'·' if tuple(key.values()) in possible else '-':>9}"
-            line += _in_decibels(found[0]["metrics"]["psnr"]["restored"]) if found else pending
+            line += f"{found[0]['metrics']['psnr']['restored']:9.2f}" if found else pending
         lines.append(line)
     for task in dict.fromkeys(score["task"] for score in scores):
         value = _find(scores, task=task)[0]["metrics"]["psnr"]["degraded"]
-        lines.append(f"{task:22}{'degraded':41} {_in_decibels(value)}")
+        lines.append(f"{task:22}{'degraded':41} {value:9.2f}")
     done = len(scores)
     lines.append(f"{done} of {len(plan.cells)} done, {len(plan.cells) - done} to do")
     reasons: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -91,10 +91,6 @@ def make_table(study: Study, plan: Plan, scores: list[Score]) -> str:
         shown = ", ".join(map(str, sorted(set(nfes))))
         lines.append(f"left out: {task}, {formulation}, NFE {shown}: {reason}")
     return "\n".join(lines)
-
-
-def _in_decibels(value: float | None) -> str:
-    return f"{'inf':>9}" if value is None else f"{value:9.2f}"  # JSON knows no infinity
 
 
 def draw_plots(folder: Path, scores: list[Score]) -> None:
