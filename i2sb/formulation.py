@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from corruption import Corruption, LinearCorruption
+from i2sb.baselines.diffusion import CLEAN, Diffusion
+from i2sb.baselines.diffusion import sample as sample_diffusion
+from i2sb.baselines.diffusion import step_grid as diffusion_grid
+from i2sb.baselines.inverse import DDNM, DDRM
 from i2sb.batch import Batch
 from i2sb.bridge import Bridge, Randn
 from i2sb.consistency import measure
-from i2sb.diffusion import CLEAN, Diffusion
-from i2sb.diffusion import sample as sample_diffusion
-from i2sb.diffusion import step_grid as diffusion_grid
-from i2sb.inverse import DDNM, DDRM
 from i2sb.loss import bridge_loss
 from i2sb.sampler import Refine, StepTaken, Trajectory, walk_back
 from i2sb.sampler import sample as sample_bridge
@@ -318,7 +318,7 @@ class ConditionalDiffusion(_DiffusionFormulation):
 
 
 class UnconditionalDiffusion(_DiffusionFormulation):
-    """A diffusion of clean images alone; the degradation's operator comes in at sampling (i2sb.inverse)."""
+    """A diffusion of clean images alone; the degradation's operator comes in at sampling (i2sb.baselines.inverse)."""
 
     samplers = {"ddnm": 0.85, "ddrm": 0.85}  # the published η of both
     sees_degradation = False

@@ -13,17 +13,17 @@ from torch import Tensor
 from corruption import Corrupted, Corruption, is_custom
 from i2sb.batch import Batch, begin_bridge
 from i2sb.bridge import Bridge
-from i2sb.checkpoint import PARTS, averaged_weights, find_checkpoint, load_weights, read_checkpoint
 from i2sb.config import TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
-from i2sb.exported import ENDING, Exported, read_export
 from i2sb.formulation import Formulation, Way
 from i2sb.network import BridgeNetwork, build_network, check_image_size, find_preset
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.released import PARTS as RELEASED_PARTS
-from i2sb.released import is_released, read_options, recognise_network
 from i2sb.sampler import StepTaken, Trajectory
+from i2sb.storage.checkpoint import PARTS, averaged_weights, find_checkpoint, load_weights, read_checkpoint
+from i2sb.storage.exported import ENDING, Exported, read_export
+from i2sb.storage.released import PARTS as RELEASED_PARTS
+from i2sb.storage.released import is_released, read_options, recognise_network
 from i2sb.tasks import build_formulation, build_task_corruption
 from i2sb.tiles import pad_reflect, tiled
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from corruption import Corruption, ShapeError, build_corruption, is_custom
+from i2sb.baselines.diffusion import Diffusion
 from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, SampleConfig, TrainConfig
-from i2sb.data import ImageDataset, Images, open_split
-from i2sb.diffusion import Diffusion
+from i2sb.data.dataset import ImageDataset, Images, open_split
 from i2sb.formulation import (
     ConditionalDiffusion,
     Formulation,

@@ -29,10 +29,10 @@ from benchmarks.data import benchmark_data
 from benchmarks.memory import benchmark_memory
 from benchmarks.network import benchmark_sample, benchmark_train
 
+from i2sb.cli.program import report_errors
 from i2sb.distributed import find_device
 from i2sb.files import write_text
 from i2sb.network import find_preset
-from i2sb.program import report_errors
 
 BENCHMARKS = {
     "corruption": benchmark_corruption,

@@ -28,20 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from i2sb.data import load_in_order
+from i2sb.cli.program import report_errors
+from i2sb.data.dataset import load_in_order
 from i2sb.distributed import find_device
-from i2sb.features import FeatureNetwork, UnavailableError, build_efficientnet_lite0
 from i2sb.files import write_atomically, write_text
 from i2sb.formulation import Formulation, Sampler, Way
-from i2sb.frechet import Moments, frechet_distance
 from i2sb.images import to_uint8
+from i2sb.metrics.features import FeatureNetwork, UnavailableError, build_efficientnet_lite0
+from i2sb.metrics.frechet import Moments, frechet_distance
 from i2sb.network import check_image_size
-from i2sb.program import report_errors
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, load_model
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
-from i2sb.validation import METRICS, choose_images
+from i2sb.training.validation import METRICS, choose_images
 
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
 FRECHET = "efficientnet-lite0-frechet"

@@ -32,7 +32,7 @@ from studies.report import make_table, write_results
 from studies.settings import Study, read_study
 from studies.timing import estimate
 
-from i2sb.program import report_errors
+from i2sb.cli.program import report_errors
 
 
 def run_study(study: Study, plan: Plan) -> None:

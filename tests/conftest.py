@@ -115,7 +115,7 @@ def as_flags(settings: dict[str, object]) -> list[str]:
 def trained_run(tmp_path_factory: pytest.TempPathFactory, dataset_dir: Path) -> Path:
     """results/NAME of a finished tiny run; treat it as read-only."""
     from i2sb.config import TrainConfig
-    from i2sb.training import train
+    from i2sb.training.loop import train
 
     results = tmp_path_factory.mktemp("results")
     config = TrainConfig(name="tiny", results_dir=str(results), dataset_dir=str(dataset_dir), **TINY)
@@ -145,7 +145,7 @@ def inception_dir(tmp_path_factory) -> Path:
     """A folder with Inception's file, its weights drawn from a seed."""
     import torch_fidelity.feature_extractor_inceptionv3 as source
 
-    from i2sb.features import INCEPTION_FILES
+    from i2sb.metrics.features import INCEPTION_FILES
 
     folder = tmp_path_factory.mktemp("weights")
     with pytest.MonkeyPatch.context() as patch:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from corruption import build_corruption
 from i2sb import load_model
+from i2sb.baselines.diffusion import Diffusion
 from i2sb.bridge import Bridge
 from i2sb.config import SampleConfig, TrainConfig
-from i2sb.diffusion import Diffusion
 from i2sb.formulation import (
     ConditionalDiffusion,
     Regression,
@@ -64,8 +64,10 @@ def test_samplers_and_eta_are_chosen_by_name():
 )
 def test_baselines_take_the_same_path(tmp_path, dataset_dir, capsys, name, changes, samplers):
     """In this process: train, resume to no effect, restore, score."""
-    from i2sb import evaluation, sampling, training
     from i2sb.config import EvalConfig
+    from i2sb.evaluation import score as evaluation
+    from i2sb.sampling import split as sampling
+    from i2sb.training import loop as training
 
     places = {"results_dir": str(tmp_path), "device": "cpu", "workers": 0}
     settings = {**TINY, "num_itr": 2, "eval_every": 2, "dataset_dir": str(dataset_dir), "formulation": name}
@@ -99,7 +101,8 @@ def test_baselines_take_the_same_path(tmp_path, dataset_dir, capsys, name, chang
 
 
 def test_clean_images_alone_serve_degradations_that_training_never_saw(tmp_path, dataset_dir):
-    from i2sb import sampling, training
+    from i2sb.sampling import split as sampling
+    from i2sb.training import loop as training
 
     settings = {**TINY, "num_itr": 1, "eval_every": 0, "dataset_dir": str(dataset_dir), "formulation": "diffusion"}
     training.train(TrainConfig(name="run", results_dir=str(tmp_path), **settings))
@@ -139,7 +142,7 @@ def test_clean_images_alone_serve_degradations_that_training_never_saw(tmp_path,
 )
 def test_wrong_settings_are_named_before_anything_is_written(tmp_path, dataset_dir, changes, words):
     from i2sb.parsing import read_flags
-    from i2sb.training import train
+    from i2sb.training.loop import train
 
     settings = {**TINY, "name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir, **changes}
     with pytest.raises(ValueError) as error:

@@ -8,7 +8,13 @@ import pickle
 import pytest
 import torch
 
-from i2sb.checkpoint import BrokenCheckpointError, find_checkpoint, load_weights, read_checkpoint, save_checkpoint
+from i2sb.storage.checkpoint import (
+    BrokenCheckpointError,
+    find_checkpoint,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 
 def state(value: float) -> dict:

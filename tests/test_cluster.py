@@ -16,10 +16,10 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, ROOT, TINY, as_flags, assert_equal_states, run_python
 
-from i2sb.checkpoint import find_checkpoint, read_checkpoint
+from i2sb.cli.launch import launch_command
 from i2sb.config import SampleConfig, TrainConfig
-from i2sb.launch import launch_command
 from i2sb.stopping import STOPPED
+from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 
 ITERATIONS = 8
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -313,7 +313,7 @@ def test_nothing_but_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_p
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
-    from i2sb.optim import build_optimizer, guard_step
+    from i2sb.training.optimizer import build_optimizer, guard_step
 
     parameter = torch.nn.Parameter(torch.zeros(4))
     optimizer = build_optimizer([parameter], lr=0.1, weight_decay=0.0)
@@ -380,7 +380,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line_with_the_older_checkpoi
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_a_run(tmp_path, capsys):
-    from i2sb.run_log import RunLog
+    from i2sb.training.run_log import RunLog
 
     with RunLog(tmp_path, curves=None, iteration=0, num_itr=2) as log:
         real, log._file = log._file, open("/dev/full", "w")
@@ -396,9 +396,8 @@ def test_a_log_that_cannot_be_written_does_not_stop_a_run(tmp_path, capsys):
 
 
 def test_a_second_run_on_the_same_name_is_refused(tmp_path, flags):
-    holding = (
-        "import sys\nfrom pathlib import Path\nfrom i2sb.run_lock import RunLock\nlock = RunLock(Path(sys.argv[1]))"
-    )
+    holding = "import sys\nfrom pathlib import Path\nfrom i2sb.storage.run_lock import RunLock\n"
+    holding += "lock = RunLock(Path(sys.argv[1]))"
     holding += "\nprint('held', flush=True)\nsys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", holding, str(tmp_path / "run")],

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, make_image, run_python, write_images
 from PIL import Image
 
-from i2sb.data import (
+from i2sb.data.dataset import (
     NO_CLASS,
     TrainingPositions,
     TrainingStream,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from i2sb.diffusion import CLEAN, SCHEDULES, Diffusion, make_betas, step_grid
+from i2sb.baselines.diffusion import CLEAN, SCHEDULES, Diffusion, make_betas, step_grid
 
 FLOAT = torch.float64
 

@@ -12,7 +12,7 @@ import types
 import pytest
 from conftest import ROOT, run_python
 
-from i2sb.download import ITEMS, fetch
+from i2sb.storage.download import ITEMS, fetch
 
 CONTENT = bytes(range(256)) * 40
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -150,7 +150,7 @@ def test_a_later_call_goes_on_too(server, tmp_path):
 def test_stopped_before_the_last_step(server, tmp_path, monkeypatch):
     target = tmp_path / "file.pt"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("i2sb.download._check", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("i2sb.storage.download._check", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         get(server, target)
     get(server, target)
     assert len(server.requests) == 2, "a file that was complete is fetched again"
@@ -162,7 +162,7 @@ def test_a_full_disk_is_named_at_once(server, tmp_path, monkeypatch):
         def write(self, chunk):
             raise OSError(28, "No space left on device")
 
-    from i2sb import download
+    from i2sb.storage import download
 
     write = download._write
     monkeypatch.setattr(download, "_write", lambda file, chunk, partial: write(Full(), chunk, partial))
@@ -258,7 +258,7 @@ def test_proxies_are_honoured(server, tmp_path, monkeypatch):
 
 def test_waits_get_longer(server, tmp_path, monkeypatch):
     waits = []
-    monkeypatch.setattr("i2sb.download.time.sleep", waits.append)
+    monkeypatch.setattr("i2sb.storage.download.time.sleep", waits.append)
     server.plan = [answer(500)]
     with pytest.raises(ValueError):
         get(server, tmp_path / "file.pt", retry_delay=2.0, tries=4)
@@ -297,7 +297,7 @@ def test_google_drive_goes_through_gdown_and_the_same_checks(tmp_path, monkeypat
 
 
 def test_names_of_all_that_is_needed():
-    from i2sb.pretrained import ADM_FILE
+    from i2sb.training.initial_weights import ADM_FILE
 
     assert {"adm256", "freeform-masks", "eval-list", "statistics-train", "statistics-val", "inception"} <= set(ITEMS)
     assert sum(item.folder.startswith("results/") for item in ITEMS.values()) == 9

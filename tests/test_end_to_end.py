@@ -20,7 +20,7 @@ from PIL import Image
 
 from corruption import CORRUPTIONS
 from i2sb import load_model
-from i2sb.checkpoint import find_checkpoint, read_checkpoint
+from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 
 ITERATIONS = 8
 SETTINGS = {**TINY, "num_itr": ITERATIONS, "eval_every": 0}
@@ -159,7 +159,7 @@ def test_python_gives_the_same_as_the_command(tmp_path, dataset_dir, trained_run
     from torchvision.transforms.functional import pil_to_tensor
 
     from corruption import build_corruption
-    from i2sb.data import open_split
+    from i2sb.data.dataset import open_split
     from i2sb.images import from_uint8, to_uint8
 
     run = copy_run(trained_run, tmp_path)
@@ -195,8 +195,10 @@ def test_averaged_weights_are_the_default(trained_run):
 )
 def test_other_tasks_take_the_same_path(tmp_path, dataset_dir, changes):
     """In this process: train two iterations, restore, score."""
-    from i2sb import evaluation, sampling, training
     from i2sb.config import EvalConfig, SampleConfig, TrainConfig
+    from i2sb.evaluation import score as evaluation
+    from i2sb.sampling import split as sampling
+    from i2sb.training import loop as training
 
     places = {"results_dir": str(tmp_path), "device": "cpu", "workers": 0}
     settings = {**TINY, "num_itr": 2, "dataset_dir": str(dataset_dir), **places, **changes}
@@ -209,8 +211,9 @@ def test_other_tasks_take_the_same_path(tmp_path, dataset_dir, changes):
 
 
 def test_paired_folders_take_the_same_path(tmp_path):
-    from i2sb import sampling, training
     from i2sb.config import SampleConfig, TrainConfig
+    from i2sb.sampling import split as sampling
+    from i2sb.training import loop as training
 
     for split, count in (("train", 6), ("val", 2)):
         write_images(tmp_path / "pairs" / split / "clean", [f"{i}.png" for i in range(count)])

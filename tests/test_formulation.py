@@ -12,11 +12,12 @@ import torch
 from conftest import ROOT
 
 from corruption import CORRUPTIONS, LinearCorruption, build_corruption
+from i2sb.baselines.diffusion import CLEAN, SCHEDULES, Diffusion, step_grid
+from i2sb.baselines.inverse import DDRM
 from i2sb.batch import Batch
 from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig
 from i2sb.consistency import make_consistency, measure
-from i2sb.diffusion import CLEAN, SCHEDULES, Diffusion, step_grid
 from i2sb.formulation import (
     ConditionalDiffusion,
     Formulation,
@@ -26,7 +27,6 @@ from i2sb.formulation import (
     UnconditionalDiffusion,
     Way,
 )
-from i2sb.inverse import DDRM
 from i2sb.network import build_network
 from i2sb.tasks import FORMULATIONS, build_formulation
 

@@ -10,13 +10,13 @@ from PIL import Image
 
 from corruption import Corrupted, build_corruption
 from i2sb.batch import begin_bridge, make_batch
-from i2sb.ema import ExponentialMovingAverage
 from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
-from i2sb.metrics import psnr, ssim
-from i2sb.optim import build_optimizer, build_scheduler, scaled_rate
+from i2sb.metrics.pixels import psnr, ssim
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
-from i2sb.run_log import RunLog, TensorBoardCurves
+from i2sb.training.ema import ExponentialMovingAverage
+from i2sb.training.optimizer import build_optimizer, build_scheduler, scaled_rate
+from i2sb.training.run_log import RunLog, TensorBoardCurves
 
 # --- randomness ------------------------------------------------------------------------------------------------------
 
@@ -253,9 +253,9 @@ def test_ssim_needs_images_as_large_as_its_window():
 
 def test_validation_counts_what_a_classifier_recognises_where_there_is_one(trained_run, dataset_dir, tmp_path):
     from i2sb import load_model
-    from i2sb.data import open_split
-    from i2sb.features import FeatureNetwork, Seen
-    from i2sb.validation import choose_metrics, find_classifier, summarise, validate
+    from i2sb.data.dataset import open_split
+    from i2sb.metrics.features import FeatureNetwork, Seen
+    from i2sb.training.validation import choose_metrics, find_classifier, summarise, validate
 
     class SaysDog(FeatureNetwork):
         def forward(self, images):

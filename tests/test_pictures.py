@@ -13,10 +13,11 @@ import torch
 from conftest import make_image
 from PIL import Image
 
-from i2sb import load_model, sampling
+from i2sb import load_model
 from i2sb.config import SampleConfig
 from i2sb.images import from_uint8, to_uint8
-from i2sb.pictures import check_picture, find_pictures, read_mask, read_picture, write_picture
+from i2sb.sampling import split as sampling
+from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
 from i2sb.tiles import lay_tiles, pad_reflect, tiled
 
 # --- Tiles -----------------------------------------------------------------------------------------------------------
@@ -250,7 +251,7 @@ def test_tiles_hardly_change_what_is_seen(restore, photos):
 
 
 def test_large_pictures_are_tiled_by_default(restore, photos, monkeypatch):
-    from i2sb import own_pictures
+    from i2sb.sampling import own_pictures
 
     monkeypatch.setattr(own_pictures, "LARGE_PIXELS", 700)
     out = restore(photos)
@@ -302,7 +303,7 @@ def inpainting_run(tmp_path_factory, dataset_dir) -> Path:
     from conftest import TINY
 
     from i2sb.config import TrainConfig
-    from i2sb.training import train
+    from i2sb.training.loop import train
 
     changes = {"corrupt": "inpaint-center", "ot_ode": True, "cond_x1": True, "num_itr": 2, "eval_every": 0}
     results = str(tmp_path_factory.mktemp("holes"))

@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import TINY, write_images
 
-from i2sb import load_model, sampling
+from i2sb import load_model
 from i2sb.bridge import Bridge
-from i2sb.checkpoint import find_checkpoint, save_checkpoint
 from i2sb.config import SampleConfig, TrainConfig
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.precision import make_scaler, prepare
-from i2sb.training import train
+from i2sb.sampling import split as sampling
+from i2sb.storage.checkpoint import find_checkpoint, save_checkpoint
+from i2sb.training.loop import train
 
 
 def loud(cond_x1: bool = False) -> BridgeNetwork:
@@ -183,8 +184,8 @@ def test_sampling_in_other_precisions(tmp_path, dataset_dir, trained_run, precis
 
 
 def test_a_listed_part_is_restored_and_scored(tmp_path, dataset_dir, trained_run):
-    from i2sb import evaluation
     from i2sb.config import EvalConfig
+    from i2sb.evaluation import score as evaluation
 
     (tmp_path / "tiny").mkdir()
     for name in ("config.yaml", "latest.pt"):

@@ -13,11 +13,11 @@ from test_released import write_released_run
 
 from i2sb import load_model
 from i2sb.bridge import Bridge
-from i2sb.checkpoint import find_checkpoint, read_checkpoint
 from i2sb.config import TrainConfig
-from i2sb.exported import Exported, read_export, write_export
 from i2sb.network import BridgeNetwork, build_network
-from i2sb.pretrained import InitialWeights, begin_with, read_weights
+from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
+from i2sb.storage.exported import Exported, read_export, write_export
+from i2sb.training.initial_weights import InitialWeights, begin_with, read_weights
 
 FIRST, LAST = "diffusion_model.input_blocks.0.0.weight", "diffusion_model.out.2"
 
@@ -133,7 +133,7 @@ def test_files_without_weights_are_named(tmp_path):
 
 def train(tmp_path, dataset_dir, capsys, **changes):
     """Train in this process; returns the last state and what was said."""
-    from i2sb.training import train
+    from i2sb.training.loop import train
 
     settings = {**TINY, "num_itr": 1, "eval_every": 0, "results_dir": str(tmp_path), "dataset_dir": str(dataset_dir)}
     config = TrainConfig(**{"name": "run", **settings, **changes})

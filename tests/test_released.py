@@ -20,7 +20,7 @@ from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig
 from i2sb.network import PRESETS, build_network, find_preset
 from i2sb.parsing import to_yaml
-from i2sb.released import recognise_network
+from i2sb.storage.released import recognise_network
 from i2sb.unpickle import IMAGE_FOLDER, NAMESPACE, read_pickle
 
 # The flags that the released program saved with a run, and what it added to them.
@@ -253,8 +253,8 @@ def as_torch_file(content: bytes) -> bytes:
 @pytest.mark.parametrize("wrap", [bytes, as_torch_file], ids=["pickle", "zip"])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_door_runs_code(tmp_path, name, wrap):
-    from i2sb.data import open_split
-    from i2sb.pretrained import read_weights
+    from i2sb.data.dataset import open_split
+    from i2sb.training.initial_weights import read_weights
 
     trace = tmp_path / "it_ran"
     content = wrap(hostile(trace)[name])

@@ -12,12 +12,13 @@ from conftest import ROOT, run_python
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from i2sb import load_model, sampling
+from i2sb import load_model
 from i2sb.config import SampleConfig
-from i2sb.data import open_split
+from i2sb.data.dataset import open_split
 from i2sb.images import from_uint8, to_uint8
-from i2sb.recon import write_recon
-from i2sb.sample_folder import SampleFolder
+from i2sb.sampling import split as sampling
+from i2sb.storage.recon import write_recon
+from i2sb.storage.sample_folder import SampleFolder
 
 
 def link_run(trained_run: Path, results: Path) -> Path:

@@ -13,7 +13,7 @@ from make_lmdb import make_lmdb
 from PIL import Image
 
 from benchmarks.timing import print_table
-from i2sb.data import TrainingPositions, load_training, open_split
+from i2sb.data.dataset import TrainingPositions, load_training, open_split
 
 FULL_SIZE = (500, 375)  # of a typical ImageNet photograph
 CAMERA_SIZE = (4000, 3000)

@@ -15,12 +15,12 @@ from benchmarks.released import MICROBATCH, use_released_settings
 from benchmarks.timing import compare, matrix_peak, print_table
 from corruption import build_corruption
 from i2sb.bridge import Bridge
-from i2sb.ema import ExponentialMovingAverage
 from i2sb.loss import bridge_loss
 from i2sb.network import BridgeNetwork, build_network
-from i2sb.optim import build_optimizer, guard_step
 from i2sb.precision import prepare
 from i2sb.sampler import sample
+from i2sb.training.ema import ExponentialMovingAverage
+from i2sb.training.optimizer import build_optimizer, guard_step
 
 
 @dataclass(frozen=True)

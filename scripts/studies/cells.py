@@ -12,15 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from i2sb import evaluation, load_model, sampling, training
+from i2sb import load_model
 from i2sb.config import TrainConfig, check_resumable
-from i2sb.data import ImageDataset
+from i2sb.data.dataset import ImageDataset
+from i2sb.evaluation import score as evaluation
 from i2sb.files import write_text
 from i2sb.network import check_image_size
 from i2sb.parsing import read_config
-from i2sb.sample_folder import SETTINGS, SampleFolder
+from i2sb.sampling import split as sampling
 from i2sb.stopping import StoppedError
+from i2sb.storage.sample_folder import SETTINGS, SampleFolder
 from i2sb.tasks import build_task_corruption, open_task_split
+from i2sb.training import loop as training
 from studies.plan import Cell, Plan
 from studies.settings import Study
 

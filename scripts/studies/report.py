@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from i2sb.data import load_in_order
+from i2sb.data.dataset import load_in_order
 from i2sb.files import write_atomically, write_text
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.sample_folder import SampleFolder
+from i2sb.storage.sample_folder import SampleFolder
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 from studies.plan import Cell, Plan
 from studies.settings import Study

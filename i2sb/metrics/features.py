@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from corruption.user_file import load_from_file
-from i2sb.checkpoint import load_weights
 from i2sb.images import from_uint8
+from i2sb.storage.checkpoint import load_weights
 
 # The same file under the names that two packages give it.
 INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")

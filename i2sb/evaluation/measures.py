@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from i2sb.config import EvalConfig
-from i2sb.features import (
+from i2sb.evaluation.restored import RestoredImages
+from i2sb.evaluation.scores import COLUMNS, NetworkMeter, PairMeter, Result
+from i2sb.metrics.features import (
     EFFICIENTNET_LITE0,
     IMAGENET_CLASSES,
     INCEPTION,
@@ -23,11 +25,9 @@ from i2sb.features import (
     build_lpips,
     build_resnet50,
 )
-from i2sb.kid import POOL_SIZE, SUBSETS, choose_pool
-from i2sb.metrics import PSNR_LIMIT, SSIM_WINDOW, mae, psnr, ssim
-from i2sb.reference import MadeFrom, Reference
-from i2sb.restored import RestoredImages
-from i2sb.scores import COLUMNS, NetworkMeter, PairMeter, Result
+from i2sb.metrics.kid import POOL_SIZE, SUBSETS, choose_pool
+from i2sb.metrics.pixels import PSNR_LIMIT, SSIM_WINDOW, mae, psnr, ssim
+from i2sb.metrics.reference import MadeFrom, Reference
 
 
 @dataclass

@@ -17,25 +17,25 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from corruption import is_custom
-from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint
 from i2sb.config import TrainConfig, check_resumable
-from i2sb.data import Images, TrainingPositions, UnreadableImageError, load_training
+from i2sb.data.dataset import Images, TrainingPositions, UnreadableImageError, load_training
 from i2sb.distributed import World, join_world, leave_world
-from i2sb.ema import ExponentialMovingAverage
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.network import BridgeNetwork, build_network, check_image_size
-from i2sb.optim import build_optimizer, build_scheduler, guard_step, scaled_rate
 from i2sb.parsing import read_config, to_yaml
 from i2sb.precision import make_scaler, prepare
-from i2sb.pretrained import begin_with, read_weights
 from i2sb.randomness import ImageNoise, Purpose, make_seed
-from i2sb.released import is_released
 from i2sb.restore import RestorationModel
-from i2sb.run_lock import LOCK, RunLock
-from i2sb.run_log import RunLog, choose_curves
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
+from i2sb.storage.checkpoint import find_checkpoint, load_weights, save_checkpoint
+from i2sb.storage.released import is_released
+from i2sb.storage.run_lock import LOCK, RunLock
 from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch, open_task_split
-from i2sb.validation import choose_images, choose_metrics, find_classifier, summarise, validate
+from i2sb.training.ema import ExponentialMovingAverage
+from i2sb.training.initial_weights import begin_with, read_weights
+from i2sb.training.optimizer import build_optimizer, build_scheduler, guard_step, scaled_rate
+from i2sb.training.run_log import RunLog, choose_curves
+from i2sb.training.validation import choose_images, choose_metrics, find_classifier, summarise, validate
 
 
 @dataclass

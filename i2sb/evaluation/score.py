@@ -12,23 +12,23 @@ from pathlib import Path
 import torch
 
 from i2sb.config import EvalConfig
-from i2sb.data import load_in_order, open_split
+from i2sb.data.dataset import load_in_order, open_split
 from i2sb.distributed import World, join_world, leave_world
-from i2sb.features import (
+from i2sb.evaluation.measures import Meters, build_meters, build_network, compute_results, weights_of
+from i2sb.evaluation.report import Example, write_report
+from i2sb.evaluation.restored import RestoredImages, open_restored
+from i2sb.evaluation.scores import COLUMNS, PairMeter, Result, Scored
+from i2sb.files import write_text
+from i2sb.images import draw_grid, save_png
+from i2sb.metrics.features import (
     EFFICIENTNET_LITE0,
     INCEPTION,
     UnavailableError,
 )
-from i2sb.files import write_text
-from i2sb.frechet import Moments
-from i2sb.images import draw_grid, save_png
-from i2sb.measures import Meters, build_meters, build_network, compute_results, weights_of
+from i2sb.metrics.frechet import Moments
+from i2sb.metrics.reference import MadeFrom, Reference, read_reference, write_reference
 from i2sb.progress import progress_bar
-from i2sb.reference import MadeFrom, Reference, read_reference, write_reference
-from i2sb.report import Example, write_report
-from i2sb.restored import RestoredImages, open_restored
-from i2sb.sample_folder import TRAJECTORIES
-from i2sb.scores import COLUMNS, PairMeter, Result, Scored
+from i2sb.storage.sample_folder import TRAJECTORIES
 
 IMAGES_DRAWN = 12
 EXAMPLES_DRAWN = 4  # each of the worst, middle and best

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from i2sb.evaluation.scores import COLUMNS, Result
 from i2sb.files import write_text
 from i2sb.images import to_pil
-from i2sb.scores import COLUMNS, Result
 
 STRIPS_SHOWN = 8
 _BINS, _TICKS = 24, 6

@@ -23,14 +23,14 @@ from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.files import PARTIAL, write_atomically
 from i2sb.formulation import Sampler
 from i2sb.images import from_uint8, to_uint8
-from i2sb.pictures import check_picture, find_pictures, read_mask, read_picture, write_picture
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
 from i2sb.sampler import StepTaken
+from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
+from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.tasks import build_task_corruption, describe_restoring
 from i2sb.tiles import pad_reflect
-from i2sb.trajectory import TrajectoryRecorder, trajectory_paths
 
 MANIFEST = "manifest.jsonl"
 TRAJECTORIES = "trajectories"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i2sb.files import PARTIAL, write_atomically
 from i2sb.images import to_uint8
-from i2sb.sample_folder import SampleFolder
+from i2sb.storage.sample_folder import SampleFolder
 
 WHOLE = "recon.pt"
 _PART = re.compile(r"recon_(\d+)_(\d+)\.pt")

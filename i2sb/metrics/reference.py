@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from i2sb.files import write_atomically
-from i2sb.frechet import Gaussian
+from i2sb.metrics.frechet import Gaussian
 
 MADE_FROM = "made_from"
 

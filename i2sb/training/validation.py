@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from corruption import Corruption
-from i2sb.data import ImageDataset, load_in_order
-from i2sb.features import IMAGENET_CLASSES, FeatureNetwork, UnavailableError, build_resnet50
+from i2sb.data.dataset import ImageDataset, load_in_order
 from i2sb.formulation import Way
 from i2sb.images import draw_grid, draw_strip, to_uint8
-from i2sb.metrics import SSIM_WINDOW, psnr, ssim
+from i2sb.metrics.features import IMAGENET_CLASSES, FeatureNetwork, UnavailableError, build_resnet50
+from i2sb.metrics.pixels import SSIM_WINDOW, psnr, ssim
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
 from i2sb.tasks import make_task_batch

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as TF
 
 from i2sb.files import PARTIAL, write_atomically, write_text
 from i2sb.images import save_png, to_pil, to_uint8
-from i2sb.run_lock import LOCK, locked
+from i2sb.storage.run_lock import LOCK, locked
 
 SETTINGS = "settings.yaml"
 MANIFEST = "manifest.jsonl"

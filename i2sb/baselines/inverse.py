@@ -10,9 +10,9 @@ import math
 
 from torch import Tensor
 
+from i2sb.baselines.diffusion import CLEAN, Diffusion
 from i2sb.bridge import Randn
 from i2sb.consistency import Measurement
-from i2sb.diffusion import CLEAN, Diffusion
 
 
 class InverseMethod:

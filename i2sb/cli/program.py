@@ -11,11 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
-from i2sb.launch import hand_over
+from i2sb.cli.launch import hand_over
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
 
-I2SB = Path(__file__).resolve().parent
+I2SB = Path(__file__).resolve().parent.parent
 OWN_PACKAGES = (I2SB, I2SB.parent / "corruption", I2SB.parent / "scripts")
 
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from i2sb.features import FeatureNetwork
-from i2sb.frechet import Gaussian, Moments, frechet_distance
-from i2sb.kid import KernelDistance, kernel_distance
+from i2sb.metrics.features import FeatureNetwork
+from i2sb.metrics.frechet import Gaussian, Moments, frechet_distance
+from i2sb.metrics.kid import KernelDistance, kernel_distance
 
 COLUMNS = ("degraded", "restored")
 CLEAN = "clean"

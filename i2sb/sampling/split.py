@@ -1,6 +1,6 @@
 """Restoring a split: clean images in, degraded and restored, numbered images out, one batch in memory at a time.
 
-Or, with --input, pictures of one's own (i2sb.own_pictures).
+Or, with --input, pictures of one's own (i2sb.sampling.own_pictures).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 
 from i2sb.config import SampleConfig
 from i2sb.consistency import check_consistency, make_consistency
-from i2sb.data import ImageDataset, load_in_order
+from i2sb.data.dataset import ImageDataset, load_in_order
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation, Sampler, Way
 from i2sb.network import check_image_size
-from i2sb.own_pictures import OwnPictures
 from i2sb.precision import prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
-from i2sb.recon import recon_path, write_recon
 from i2sb.restore import RestorationModel, load_model
-from i2sb.sample_folder import SampleFolder, SampleSettings
+from i2sb.sampling.own_pictures import OwnPictures
+from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
+from i2sb.storage.recon import recon_path, write_recon
+from i2sb.storage.sample_folder import SampleFolder, SampleSettings
 from i2sb.tasks import build_task_corruption, choose_degradation, describe_restoring, make_task_batch, open_task_split
-from i2sb.trajectory import TrajectoryRecorder, trajectory_paths
 
 # tqdm's own, but for a rate that stays in images a second when they are slow.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"

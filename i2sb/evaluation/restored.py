@@ -13,14 +13,14 @@ from torch import Tensor
 
 from corruption import Corruption
 from i2sb.config import EvalConfig, TrainConfig
-from i2sb.data import ImageDataset, load_in_order
+from i2sb.data.dataset import ImageDataset, load_in_order
+from i2sb.evaluation.scores import Scored
 from i2sb.images import to_uint8
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.recon import ReconFiles
-from i2sb.released import is_released
 from i2sb.restore import read_run_config
-from i2sb.sample_folder import SETTINGS, SampleFolder
-from i2sb.scores import Scored
+from i2sb.storage.recon import ReconFiles
+from i2sb.storage.released import is_released
+from i2sb.storage.sample_folder import SETTINGS, SampleFolder
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
 
