@@ -101,7 +101,15 @@ ALLOWED = {
     "i2sb.stopping": set(),
     "i2sb.storage.run_lock": set(),
     "i2sb.cli.launch": {"i2sb.config"},
-    "i2sb.cli.program": {"corruption", "i2sb.cli.launch", "i2sb.parsing", "i2sb.stopping"},
+    "i2sb.errors": set(),
+    "i2sb.cli.program": {
+        "i2sb.config",
+        "i2sb.errors",
+        "corruption",
+        "i2sb.cli.launch",
+        "i2sb.parsing",
+        "i2sb.stopping",
+    },
     "i2sb.training.validation": {
         "corruption",
         "i2sb.data.dataset",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from i2sb.cli.launch import hand_over
+from i2sb.config import flag
+from i2sb.errors import UserError
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
 
@@ -81,10 +84,20 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def describe(error: Exception) -> str:
+    """Say in one line what was wrong, settings as the flags that they are on the command line."""
+    if isinstance(error, UserError):
+        setting = error.setting if isinstance(error.setting, Path) else flag(error.setting)
+        value = "" if error.value is None else f" {error.value}"
+        message = f"{setting}{value}: " + re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), error.must)
+    else:
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return " ".join(message.split())
+
+
 def _fail(error: Exception) -> NoReturn:
-    """Say in one line what was wrong, and exit."""
-    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    """Say what was wrong, and exit."""
+    print(f"{Path(sys.argv[0]).name}: error: {describe(error)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -93,6 +106,8 @@ def _is_message(error: Exception) -> bool:
 
     A ValueError raised inside a library is a fault of ours, and keeps its traceback.
     """
+    if isinstance(error, UserError):
+        return True
     if isinstance(error, OSError):
         return error.filename is not None
     innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()

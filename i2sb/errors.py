@@ -1,0 +1,28 @@
+"""A user's mistake, told apart from our own bugs: only it becomes one line; everything else keeps its traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A setting or a file that cannot be used, raised where it is met.
+
+    setting: the argument as the library names it ("nfe"), or the Path of a file or folder. value: what was found there,
+    or None where the name alone says it. must: what would be right, or what is wrong. Other settings that `must` speaks
+    of stand in backticks, as in "must be below `interval`": the command line writes them as its flags.
+
+    >>> print(UserError("nfe", 0, "must be at least 1"))
+    nfe 0: must be at least 1
+    """
+
+    def __init__(self, setting: str | Path, value: object, must: str) -> None:
+        self.setting, self.value, self.must = setting, value, must
+        super().__init__(f"{setting}: {must}" if value is None else f"{setting} {value}: {must}")
+
+    def inside(self, place: str | Path) -> UserError:
+        """Return the same mistake, met in a file: `place` is named first."""
+        name = self.setting if isinstance(self.setting, Path) else f"`{self.setting}`"
+        return UserError(
+            place, None, f"{name}: {self.must}" if self.value is None else f"{name} {self.value}: {self.must}"
+        )
