@@ -13,14 +13,16 @@ from corruption.base import Corrupted, Corruption, Draws
 class Mixture(Corruption):
     """One of `parts`, at random in training; in evaluation image i has number i mod n of the n parts.
 
-    Where a part makes holes, masks come back with the images. The published `mixture` is `blind`: its holes stay white
-    and no mask comes back, so neither the loss nor the sampler knows which degradation an image has.
+    Where a part makes holes, masks come back with the images, empty for those of the other parts. The published
+    `mixture` is `blind`: its holes stay white and no mask comes back, so neither the loss nor the sampler knows which
+    degradation an image has.
     """
 
     def __init__(self, parts: Sequence[Corruption], *, blind: bool = False) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.makes_holes = not blind and any(part.makes_holes for part in parts)
+        self.mixes_holes = self.makes_holes and not all(part.makes_holes for part in parts)
         splits = {part.reference_split for part in parts}
         self.reference_split = splits.pop() if len(splits) == 1 else "val"
         self.note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
@@ -41,7 +43,4 @@ class Mixture(Corruption):
             image[rows] = done.image
             if done.mask is not None:
                 mask[rows] = done.mask
-        if not self.makes_holes:
-            return Corrupted(image)
-        holed = torch.tensor([self.parts[kind].makes_holes for kind in kinds], device=clean.device)
-        return Corrupted(image, mask, holed)
+        return Corrupted(image, mask if self.makes_holes else None)

@@ -75,11 +75,7 @@ def make_batch(
         corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
     x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise)
     label = label.to(device, non_blocking=True)
-    return Batch(x0=x0, x1=x1, mask=_find_unknown(corrupted), cond=cond, shown=corrupted.image, label=label)
-
-
-def _find_unknown(corrupted: Corrupted) -> Tensor | None:
-    """Return the mask of what is to be restored: the holes, and the whole of the images that have none."""
-    if corrupted.mask is None or corrupted.holed is None:
-        return corrupted.mask
-    return torch.where(corrupted.holed[:, None, None, None], corrupted.mask, 1.0)
+    mask = corrupted.mask
+    if corruption is not None and corruption.mixes_holes:
+        mask = torch.where(mask.amax((1, 2, 3), keepdim=True) > 0, mask, 1.0)
+    return Batch(x0=x0, x1=x1, mask=mask, cond=cond, shown=corrupted.image, label=label)
