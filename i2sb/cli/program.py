@@ -86,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
 
 def describe(error: Exception) -> str:
     """Say in one line what was wrong, settings as the flags that they are on the command line."""
-    if isinstance(error, UserError):
+    if _is_mistake(error):
         setting = error.setting if isinstance(error.setting, Path) else flag(error.setting)
         value = "" if error.value is None else f" {error.value}"
         message = f"{setting}{value}: " + re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), error.must)
@@ -101,12 +101,17 @@ def _fail(error: Exception) -> NoReturn:
     sys.exit(2)
 
 
+def _is_mistake(error: Exception) -> bool:
+    """Whether it is a UserError, or the same of the degradations, which do not know that class."""
+    return isinstance(error, UserError) or (isinstance(error, ValueError) and hasattr(error, "must"))
+
+
 def _is_message(error: Exception) -> bool:
     """Whether an error speaks to the user: a wrong value that this project's own code reported, or a file's trouble.
 
     A ValueError raised inside a library is a fault of ours, and keeps its traceback.
     """
-    if isinstance(error, UserError):
+    if _is_mistake(error):
         return True
     if isinstance(error, OSError):
         return error.filename is not None
