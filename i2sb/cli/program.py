@@ -36,7 +36,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     own.add_argument("-h", "--help", action="store_true", help="print this and exit")
     try:
         options, flags = own.parse_known_args(argv)
-    except ValueError as error:
+    except UserError as error:
         _fail(error)
     if options.help:
         print(make_parser(config_class).format_help() + "\n" + own.format_help())
@@ -78,18 +78,17 @@ def report_errors(*, debug: bool = False) -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises ValueError where argparse would print its usage and exit."""
+    """Raises UserError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UserError("", None, message)
 
 
 def describe(error: Exception) -> str:
     """Say in one line what was wrong, settings as the flags that they are on the command line."""
     if _is_mistake(error):
-        setting = error.setting if isinstance(error.setting, Path) else flag(error.setting)
-        value = "" if error.value is None else f" {error.value}"
-        message = f"{setting}{value}: " + re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), error.must)
+        with_settings_quoted = UserError(error.setting, error.value, error.must).inside("").must
+        message = re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), with_settings_quoted)
     else:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     return " ".join(message.split())
