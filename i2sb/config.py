@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from i2sb.errors import UserError, require
+from i2sb.network_sizes import find_preset
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 _PRECISION_HELP = "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32)"
@@ -219,6 +220,7 @@ class TrainConfig:
             bool(self.dataset_dir), "dataset_dir", None, "is missing; name the folder that holds the train and val data"
         )
         require(bool(self.corrupt), "corrupt", None, "is missing; name the degradation to restore, or 'paired'")
+        find_preset(self.network)
         require(
             self.interval >= 2 and self.interval % 2 == 0,
             "interval",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from i2sb.errors import UserError
 from i2sb.network import BridgeNetwork
 
 _AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,11 +23,11 @@ def prepare(
     precision: "fp32" and, on GPUs, "tf32" (10 bits of mantissa in matrix products and convolutions), "bf16" or "fp16"
     (autocast). The first two set torch's switches for the whole process. channels_last: keep images and kernels with
     their channels innermost. compile: compile the U-Net at its first call. grad_checkpoint: keep fewer activations for
-    the backward pass. Raises ValueError for tf32 without a GPU.
+    the backward pass. Raises UserError for tf32 without a GPU.
     """
     device = network.noise_levels.device
     if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"--precision tf32: only GPUs compute so, and this is a {device.type}; use fp32 or bf16")
+        raise UserError("precision", precision, f"only GPUs compute so, and this is a {device.type}; use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     network.autocast_dtype = _AUTOCAST[precision]
     unet = network.diffusion_model

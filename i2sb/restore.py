@@ -16,7 +16,8 @@ from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
 from i2sb.formulation import Formulation, Way
-from i2sb.network import BridgeNetwork, build_network, check_image_size, find_preset
+from i2sb.network import BridgeNetwork, build_network
+from i2sb.network_sizes import check_image_size, find_preset
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import StepTaken, Trajectory
@@ -202,7 +203,7 @@ class RestorationModel:
         """Restore a batch and return the way too: at most `way.log_count` of its states, if asked for."""
         net = self.network
         if tile:
-            check_image_size(self.config.network, tile, "--tile")
+            check_image_size(self.config.network, tile, "tile")
             if not 0 <= overlap < tile:
                 raise ValueError(f"--overlap {overlap}: must be from 0 to {tile - 1}, below --tile {tile}")
             net = tiled(net, tile, overlap, tiles_at_once)

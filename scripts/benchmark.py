@@ -32,7 +32,7 @@ from benchmarks.network import benchmark_sample, benchmark_train
 from i2sb.cli.program import report_errors
 from i2sb.distributed import find_device
 from i2sb.files import write_text
-from i2sb.network import find_preset
+from i2sb.network_sizes import find_preset
 
 BENCHMARKS = {
     "corruption": benchmark_corruption,

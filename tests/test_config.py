@@ -168,7 +168,7 @@ def test_yaml_is_plain(tmp_path):
 def test_help_names_the_networks_and_samplers_there_are():
     """config.py knows neither; what it says of them must still be so."""
     from i2sb.formulation import ConditionalDiffusion, SchroedingerBridge, UnconditionalDiffusion
-    from i2sb.network import PRESETS
+    from i2sb.network_sizes import PRESETS
 
     helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(SampleConfig))}
     assert all(re.search(rf"\b{name}\b", helps["network"]) for name in PRESETS)

@@ -17,7 +17,7 @@ from i2sb.consistency import check_consistency, make_consistency
 from i2sb.data.dataset import ImageDataset, load_in_order
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation, Sampler, Way
-from i2sb.network import check_image_size
+from i2sb.network_sizes import check_image_size
 from i2sb.precision import prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
@@ -60,7 +60,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     image_size = config.image_size or model.config.restored_size
     check_image_size(model.config.network, image_size)
     task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
-    corruption = build_task_corruption(task, image_size, world.device, flag="--image-size")
+    corruption = build_task_corruption(task, image_size, world.device, setting="image_size")
     check_consistency(config.consistency, task.corrupt, corruption)
     model.formulation.check_degradation(corruption)
     dataset_dir = config.dataset_dir or model.config.dataset_dir

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from i2sb.network import BridgeNetwork, find_preset
+from i2sb.network import BridgeNetwork
+from i2sb.network_sizes import find_preset
 from i2sb.restore import read_averaged
 from i2sb.storage.checkpoint import averaged_weights, check_shapes, is_named_tensors, read_tensors
 from i2sb.storage.exported import ENDING

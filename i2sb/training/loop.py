@@ -21,7 +21,8 @@ from i2sb.config import TrainConfig, check_resumable
 from i2sb.data.dataset import Images, TrainingPositions, UnreadableImageError, load_training
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
-from i2sb.network import BridgeNetwork, build_network, check_image_size
+from i2sb.network import BridgeNetwork, build_network
+from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_config, to_yaml
 from i2sb.precision import make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
@@ -68,7 +69,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world = config, world
         check_image_size(config.network, config.image_size)
-        check_image_size(config.network, config.restored_size, "--eval-image-size")
+        check_image_size(config.network, config.restored_size, "eval_image_size")
         step_images = config.microbatch * world.world_size
         if config.batch_size % step_images:
             raise ValueError(
@@ -77,9 +78,9 @@ class Trainer:
             )
         self.accumulation = config.batch_size // step_images
         self.formulation = build_formulation(config).to(world.device)
-        self.train_corruption = build_task_corruption(config, config.image_size, world.device, flag="--image-size")
+        self.train_corruption = build_task_corruption(config, config.image_size, world.device, setting="image_size")
         self.val_corruption = build_task_corruption(
-            config, config.restored_size, world.device, flag="--eval-image-size"
+            config, config.restored_size, world.device, setting="eval_image_size"
         )
         if config.eval_every:
             _check_validation(self)
