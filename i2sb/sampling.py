@@ -19,7 +19,7 @@ from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation, Sampler, Way
 from i2sb.network import check_image_size
 from i2sb.own_pictures import OwnPictures
-from i2sb.precision import prepare
+from i2sb.precision import advise_precision, prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.recon import recon_path, write_recon
@@ -47,9 +47,11 @@ def run(config: SampleConfig) -> None:
         if config.use_fp16:
             model.network.diffusion_model.half_convolutions()
         prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
-        advice = model.formulation.advise(sampler, nfe, config.clip_denoise)
-        if advice and world.is_main:
-            print(f"warning: {advice}", file=sys.stderr)
+        if world.is_main:
+            asked = ("fp16", world.device, "--use-fp16") if config.use_fp16 else (config.precision, world.device)
+            advice = [advise_precision(*asked), model.formulation.advise(sampler, nfe, config.clip_denoise)]
+            for line in filter(None, advice):
+                print(f"warning: {line}", file=sys.stderr)
         restore = _restore_pictures if config.input else _restore_split
         restore(config, world, model, nfe, sampler)
     finally:

@@ -26,7 +26,7 @@ from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.network import BridgeNetwork, build_network, check_image_size
 from i2sb.optim import build_optimizer, build_scheduler, guard_step
 from i2sb.parsing import read_config, to_yaml
-from i2sb.precision import make_scaler, prepare
+from i2sb.precision import advise_precision, make_scaler, prepare
 from i2sb.pretrained import begin_with, read_weights
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.released import is_released
@@ -503,5 +503,8 @@ def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None
             f"changed   {before} processes x {progress.microbatch} until now: the same images and noise, but "
             "floats are added in another order, so the last digits differ from a run that was never changed"
         )
+    advice = advise_precision(config.precision, world.device) if world.is_main else ""
+    if advice:
+        log.warn(advice)
     begun = f"resumed from {resumed_from}" if resumed_from else f"begun with {'; '.join(trainer.begun_with)}"
     log.say(f"run       {config.run_dir}, {begun}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, TINY, as_flags, assert_equal_states, run_python
+from conftest import ENVIRONMENT, HANGS, ROOT, TINY, as_flags, assert_equal_states, run_python
 
 from i2sb.checkpoint import find_checkpoint, read_checkpoint
 from i2sb.config import SampleConfig, TrainConfig
@@ -190,7 +190,7 @@ def test_two_launchers_make_two_nodes(tmp_path, flags, two_processes):
         )
         for rank in (0, 1)
     ]
-    said = [node.communicate(timeout=300)[0] for node in nodes]
+    said = [node.communicate(timeout=HANGS)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert "2 processes x 1 x 2 accumulated" in said[0] + said[1]
     assert_equal_states(final_state(tmp_path / "run"), two_processes)
