@@ -104,6 +104,11 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         drawn = (trajectory_paths(folder.trajectory_stem(index)) for index in own)
         undrawn = {index for index, paths in zip(own, drawn, strict=True) if not all(path.exists() for path in paths)}
         missing = sorted({*missing, *undrawn})
+    # Whole batches, made up as they would be if nothing were there yet: in another company an image's last digits may
+    # be others.
+    wanted = set(missing)
+    batches = [own[i : i + config.batch_size] for i in range(0, len(own), config.batch_size)]
+    computed = [index for batch in batches if not wanted.isdisjoint(batch) for index in batch]
     folder.remove_partials(own)
     if world.is_main:
         folder.rewrite_manifest(line)
@@ -115,7 +120,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     progress = progress_bar(len(missing), "image", quiet=not world.is_main, bar_format=BAR)
     for loaded in load_in_order(
         images,
-        missing,
+        computed,
         batch_size=config.batch_size,
         workers=config.workers,
         pin_memory=world.device.type == "cuda",
@@ -135,13 +140,15 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         )
         restored = model.restore_batch(batch, noise, way)
         for place_in_batch, index in enumerate(loaded.numbers):
+            if index not in wanted:
+                continue
             if recorder is not None:  # before the image, which says that all is there
                 recorder.save(place_in_batch, folder.trajectory_stem(index))
             is_new = not folder.image_path(index).exists()
             folder.save(index, restored[place_in_batch])
             if is_new:
                 folder.add_to_manifest(line(index))
-        progress.update(len(batch))
+        progress.update(len(wanted.intersection(loaded.numbers)))
     progress.close()
     spent = time.perf_counter() - begun
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -87,6 +88,12 @@ def assert_equal_states(one, other, where=""):
         assert torch.equal(one, other), where
     else:
         assert one == other, where
+
+
+def assert_equal_but_for_rounding(one: bytes, other: bytes) -> None:
+    """Compare two files of pictures that were computed in other batches: rounding may carry a value over one level."""
+    pixels, want = (np.asarray(Image.open(io.BytesIO(content)), dtype=np.int16) for content in (one, other))
+    assert pixels.shape == want.shape and abs(pixels - want).max() <= 1
 
 
 @pytest.fixture(scope="session")
