@@ -20,7 +20,7 @@ from corruption import is_custom
 from i2sb.checkpoint import find_checkpoint, load_weights, save_checkpoint
 from i2sb.config import TrainConfig, check_resumable
 from i2sb.data import Images, TrainingPositions, UnreadableImageError, load_training
-from i2sb.distributed import World, join_world, leave_world
+from i2sb.distributed import World, average_in_rank_order, join_world, leave_world
 from i2sb.ema import ExponentialMovingAverage
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.network import BridgeNetwork, build_network, check_image_size
@@ -356,6 +356,8 @@ def _train(config: TrainConfig, world: World) -> None:
                 warnings.simplefilter("ignore", FutureWarning)
                 # The only buffer is a constant.
                 net = DistributedDataParallel(trainer.network, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if world.device.type == "cpu" and world.world_size > 2:  # of two numbers there is one sum
+                net.register_comm_hook(None, average_in_rank_order)
         stream = load_training(
             trainer.train_images,
             seed=config.seed,
