@@ -125,6 +125,11 @@ def test_microbatch_and_workers_do_not_change_what_is_learned(tmp_path, dataset_
     assert_learned_the_same(train_in_float64(tmp_path, dataset_dir, microbatch=2, workers=1), in_float64)
 
 
+def test_saving_memory_does_not_change_what_is_learned(tmp_path, dataset_dir, in_float64):
+    state = train_in_float64(tmp_path, dataset_dir, microbatch=4, grad_checkpoint=True, channels_last=True)
+    assert_learned_the_same(state, in_float64)
+
+
 def test_two_processes_learn_what_one_learns(tmp_path, dataset_dir, in_float64):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     state = train_in_float64(tmp_path, dataset_dir, *launcher, eval_every=ITERATIONS, microbatch=1)

@@ -164,17 +164,18 @@ def settings(tmp_path, dataset_dir, **changes) -> TrainConfig:
 
 
 def test_training_with_all_savings_learns_what_plain_training_learns(tmp_path, dataset_dir):
-    for name, changes in (
-        ("plain", {}),
-        ("saving", {"grad_checkpoint": True, "channels_last": True}),
-        ("bf16", {"precision": "bf16", "grad_checkpoint": True}),
-    ):
+    """Up to rounding, of which Adam can make whole steps; in float64, test_end_to_end.py holds fp32's to 1e-6."""
+    runs = {
+        "plain": {},
+        "unchanged": {"lr": 1e-30},
+        "saving": {"grad_checkpoint": True, "channels_last": True},
+        "bf16": {"precision": "bf16", "grad_checkpoint": True},
+    }
+    for name, changes in runs.items():
         train(settings(tmp_path, dataset_dir, name=name, **changes))
-    plain, saving, bf16 = (
-        find_checkpoint(tmp_path / name)[1]["ema"]["shadow_params"] for name in ("plain", "saving", "bf16")
-    )
-    assert difference(saving, plain) < 1e-3
-    assert 0 < difference(bf16, plain) < 0.05
+    plain, *others = (find_checkpoint(tmp_path / name)[1]["ema"]["shadow_params"] for name in runs)
+    learned, saving, bf16 = (difference(other, plain) for other in others)
+    assert saving < learned / 4 and 0 < bf16 < learned / 2
     train(settings(tmp_path, dataset_dir, name="plain", num_itr=5, precision="bf16"))  # a run may change over
 
 
