@@ -16,7 +16,10 @@ from i2sb.errors import UserError, require
 from i2sb.network_sizes import find_preset
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-_PRECISION_HELP = "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32)"
+_PRECISION_HELP = (
+    "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors "
+    "without such instructions emulate, many times slower"
+)
 _CHANNELS_LAST_HELP = "keep images with their channels innermost, which some GPUs like better"
 _COMPILE_HELP = "compile the network with torch.compile: minutes at the start, faster then"
 

@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from corruption import is_custom
 from i2sb.config import TrainConfig, check_resumable
 from i2sb.data.dataset import Images, TrainingPositions, UnreadableImageError, load_training
-from i2sb.distributed import World, join_world, leave_world
+from i2sb.distributed import World, average_in_rank_order, join_world, leave_world
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_config, to_yaml
-from i2sb.precision import make_scaler, prepare
+from i2sb.precision import advise_precision, make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
@@ -381,6 +381,8 @@ def _train(config: TrainConfig, world: World) -> None:
                 warnings.simplefilter("ignore", FutureWarning)
                 # The only buffer is a constant.
                 net = DistributedDataParallel(trainer.network, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if world.device.type == "cpu" and world.world_size > 2:  # of two numbers there is one sum
+                net.register_comm_hook(None, average_in_rank_order)
         stream = load_training(
             trainer.train_images,
             seed=config.seed,
@@ -531,5 +533,8 @@ def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None
             f"changed   {before} processes x {progress.microbatch} until now: the same images and noise, but "
             "floats are added in another order, so the last digits differ from a run that was never changed"
         )
+    advice = advise_precision(config.precision, world.device) if world.is_main else ""
+    if advice:
+        log.warn(advice)
     begun = f"resumed from {resumed_from}" if resumed_from else f"begun with {'; '.join(trainer.begun_with)}"
     log.say(f"run       {config.run_dir}, {begun}")
