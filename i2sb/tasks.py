@@ -14,7 +14,8 @@ from i2sb.baselines.diffusion import Diffusion
 from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, SampleConfig, TrainConfig
-from i2sb.data.dataset import ImageDataset, Images, open_split
+from i2sb.data.dataset import ImageDataset, open_split
+from i2sb.data.loading import Images
 from i2sb.errors import UserError
 from i2sb.formulation import (
     ConditionalDiffusion,

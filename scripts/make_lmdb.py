@@ -24,7 +24,7 @@ from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
 from i2sb.cli.program import report_errors
-from i2sb.data.dataset import list_images, sort_keys
+from i2sb.data.stores import list_images, sort_keys
 from i2sb.files import PARTIAL
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from i2sb.cli.program import report_errors
-from i2sb.data.dataset import load_in_order
+from i2sb.data.loading import load_in_order
 from i2sb.distributed import find_device
 from i2sb.files import write_atomically, write_text
 from i2sb.formulation import Formulation, Sampler, Way

@@ -12,16 +12,9 @@ import torch
 from conftest import ROOT, make_image, run_python, write_images
 from PIL import Image
 
-from i2sb.data.dataset import (
-    NO_CLASS,
-    TrainingPositions,
-    TrainingStream,
-    UnreadableImageError,
-    View,
-    load_in_order,
-    load_training,
-    open_split,
-)
+from i2sb.data.dataset import NO_CLASS, UnreadableImageError, View, open_split
+from i2sb.data.loading import load_in_order, load_training
+from i2sb.data.order import TrainingPositions, TrainingStream
 
 
 def open_tiny(root, split="train", **options):

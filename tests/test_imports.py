@@ -33,7 +33,7 @@ ALLOWED = {
     "i2sb.tiles": set(),
     "i2sb.consistency": {"corruption", "corruption.base", "corruption.blur", "corruption.jpeg", "i2sb.sampler"},
     "i2sb.sampling.trajectory": {"i2sb.files", "i2sb.images", "i2sb.sampler"},
-    "i2sb.sampling.picture_files": {"i2sb.data.dataset", "i2sb.files", "i2sb.images"},
+    "i2sb.sampling.picture_files": {"i2sb.data.stores", "i2sb.files", "i2sb.images"},
     "i2sb.sampling.own_pictures": {
         "corruption",
         "i2sb.config",
@@ -78,6 +78,7 @@ ALLOWED = {
         "corruption",
         "i2sb.config",
         "i2sb.data.dataset",
+        "i2sb.data.loading",
         "i2sb.images",
         "i2sb.randomness",
         "i2sb.storage.recon",
@@ -121,6 +122,7 @@ ALLOWED = {
     "i2sb.training.validation": {
         "corruption",
         "i2sb.data.dataset",
+        "i2sb.data.loading",
         "i2sb.metrics.features",
         "i2sb.formulation",
         "i2sb.images",
@@ -137,7 +139,10 @@ ALLOWED = {
         "i2sb.tensor_files",
     },
     "i2sb.batch": {"corruption", "i2sb.images", "i2sb.randomness"},
-    "i2sb.data.dataset": {"i2sb.randomness", "i2sb.stopping", "i2sb.unpickle"},
+    "i2sb.data.stores": {"i2sb.unpickle"},
+    "i2sb.data.dataset": {"i2sb.data.stores"},
+    "i2sb.data.order": {"i2sb.data.dataset", "i2sb.randomness"},
+    "i2sb.data.loading": {"i2sb.data.dataset", "i2sb.data.order", "i2sb.stopping"},
     "i2sb.storage.sample_folder": {"i2sb.files", "i2sb.images", "i2sb.storage.run_lock"},
     "i2sb.tasks": {
         "corruption",
@@ -145,6 +150,7 @@ ALLOWED = {
         "i2sb.bridge",
         "i2sb.config",
         "i2sb.data.dataset",
+        "i2sb.data.loading",
         "i2sb.baselines.diffusion",
         "i2sb.formulation",
         "i2sb.randomness",
@@ -186,7 +192,6 @@ TOUCH_DISTRIBUTED = {
     "i2sb.training.loop",
     "i2sb.sampling.split",
     "i2sb.evaluation.score",
-    "i2sb.data.dataset",
     "i2sb.storage.checkpoint",
     "i2sb.training.run_log",
 }

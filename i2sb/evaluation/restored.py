@@ -13,7 +13,8 @@ from torch import Tensor
 
 from corruption import Corruption
 from i2sb.config import EvalConfig, TrainConfig
-from i2sb.data.dataset import ImageDataset, load_in_order
+from i2sb.data.dataset import ImageDataset
+from i2sb.data.loading import load_in_order
 from i2sb.evaluation.scores import Scored
 from i2sb.images import to_uint8
 from i2sb.randomness import ImageNoise, Purpose

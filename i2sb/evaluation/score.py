@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from i2sb.config import EvalConfig
-from i2sb.data.dataset import load_in_order, open_split
+from i2sb.data.dataset import open_split
+from i2sb.data.loading import load_in_order
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.evaluation.measures import Meters, build_meters, build_network, compute_results, weights_of
 from i2sb.evaluation.report import Example, write_report

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from i2sb.data.dataset import IMAGE_ENDINGS, list_images
+from i2sb.data.stores import IMAGE_ENDINGS, list_images
 from i2sb.files import write_atomically
 from i2sb.images import to_pil
 

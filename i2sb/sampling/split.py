@@ -14,7 +14,8 @@ import torch
 
 from i2sb.config import SampleConfig
 from i2sb.consistency import check_consistency, make_consistency
-from i2sb.data.dataset import ImageDataset, load_in_order
+from i2sb.data.dataset import ImageDataset
+from i2sb.data.loading import load_in_order
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation, Sampler, Way
 from i2sb.network_sizes import check_image_size

@@ -18,7 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from corruption import is_custom
 from i2sb.config import TrainConfig, check_resumable
-from i2sb.data.dataset import Images, TrainingPositions, UnreadableImageError, load_training
+from i2sb.data.dataset import UnreadableImageError
+from i2sb.data.loading import Images, load_training
+from i2sb.data.order import TrainingPositions
 from i2sb.distributed import World, average_in_rank_order, join_world, leave_world
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.network import BridgeNetwork, build_network

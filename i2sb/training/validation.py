@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from corruption import Corruption
-from i2sb.data.dataset import ImageDataset, load_in_order
+from i2sb.data.dataset import ImageDataset
+from i2sb.data.loading import load_in_order
 from i2sb.formulation import Way
 from i2sb.images import draw_grid, draw_strip, to_uint8
 from i2sb.metrics.features import IMAGENET_CLASSES, FeatureNetwork, UnavailableError, build_resnet50

@@ -13,7 +13,9 @@ from make_lmdb import make_lmdb
 from PIL import Image
 
 from benchmarks.timing import out_of_time, print_table
-from i2sb.data.dataset import TrainingPositions, load_training, open_split
+from i2sb.data.dataset import open_split
+from i2sb.data.loading import load_training
+from i2sb.data.order import TrainingPositions
 
 FULL_SIZE = (500, 375)  # of a typical ImageNet photograph
 CAMERA_SIZE = (4000, 3000)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from i2sb.data.dataset import load_in_order
+from i2sb.data.loading import load_in_order
 from i2sb.files import write_atomically, write_text
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.randomness import ImageNoise, Purpose
