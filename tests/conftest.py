@@ -105,6 +105,30 @@ def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of larger images in which every pixel is another, so that a crop tells where it was taken."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        for number in range(5):
+            y, x = np.mgrid[: 40 + number, :60]
+            pixels = np.stack([y, x, np.full_like(x, number)], axis=-1).astype(np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{number}.png")
+    return root
+
+
+def find_crop(crop: torch.Tensor | np.ndarray) -> tuple[int, int, int, bool]:
+    """Return (file, top, left, mirrored) of a 16-pixel crop of `photographs`, having checked every pixel of it."""
+    rows, columns, number = crop[0, :, 0], crop[1, 0], crop[2, 0, 0]
+    flip = bool(columns[0] > columns[-1])
+    top, left = int(rows[0]), int(columns.min())
+    y, x = np.mgrid[top : top + 16, left : left + 16]
+    want = np.stack([y, x[:, ::-1] if flip else x, np.full_like(x, int(number))])
+    assert np.array_equal(crop, want)
+    return int(number), top, left, flip
+
+
 # The smallest run that has every part: 16-pixel images, two microbatches an iteration, validation, checkpoints.
 TINY = {
     "corrupt": "sr4x-pool",

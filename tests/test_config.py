@@ -93,6 +93,13 @@ def test_configs_are_frozen():
         (["--lr", "nan"], "--lr nan: must be a number"),
         (["--lr-gamma", "1.5"], "--lr-gamma 1.5"),
         (["--ema", "1"], "--ema 1.0: must be at least 0 and below 1"),
+        (["--start-share", "1.5"], "--start-share 1.5: must be between 0 and 1"),
+        (["--start-share", "-0.1"], "--start-share -0.1: must be between 0 and 1"),
+        (["--lr-cooldown", "-1"], "--lr-cooldown -1: must not be negative"),
+        (["--lr-cooldown", "11", "--num-itr", "10"], "--lr-cooldown 11: must not be more than --num-itr 10"),
+        (["--crops-per-image", "4"], "--crops-per-image 4: only --crop random uses it"),
+        (["--crops-per-image", "0", "--crop", "random"], "--crops-per-image 0: must be at least 1"),
+        (["--crop", "middle"], "--crop middle: must be one of center, random"),
         (["--eval-nfe", "1000"], "--eval-nfe 1000: must be between 1 and 999"),
         (["--seed", "-1"], "--seed -1: must not be negative"),
         (["--name", "../elsewhere"], "--name ../elsewhere: begin with a letter"),
@@ -159,6 +166,20 @@ def test_resuming_allows_what_does_not_change_the_result(tmp_path):
         check_resumable(saved, dataclasses.replace(saved, interval=100, network="tiny"), tmp_path)
     assert "--interval 1000 there, 100 now; --network adm256 there, tiny now" in describe(error.value)
     assert str(tmp_path) in describe(error.value)
+
+
+def test_a_run_that_goes_on_may_cool_down_but_keeps_its_crops_and_its_steps(tmp_path):
+    saved = read_flags(TrainConfig, [*NEEDED, "--crop", "random", "--crops-per-image", "4"])
+    check_resumable(saved, dataclasses.replace(saved, lr_cooldown=100), tmp_path)
+    for change in ({"start_share": 0.3}, {"crops_per_image": 2}, {"crop": "center", "crops_per_image": 1}):
+        with pytest.raises(ValueError, match=f"--{next(iter(change)).replace('_', '-')} .* there, .* now"):
+            check_resumable(saved, dataclasses.replace(saved, **change), tmp_path)
+
+
+def test_crops_of_a_reference_are_refused_in_scoring():
+    assert EvalConfig(make_reference="a.npz", dataset_dir="data", crop="random").crop == "random"
+    with pytest.raises(ValueError, match="--crop random: is for --make-reference; scoring takes the run's own"):
+        EvalConfig(ckpt="a", sample_dir="b", crop="random")
 
 
 def test_yaml_is_plain(tmp_path):

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_image, run_python, write_images
+from conftest import ROOT, find_crop, make_image, run_python, write_images
 from PIL import Image
 
 from i2sb.data.dataset import NO_CLASS, UnreadableImageError, View, open_split
@@ -232,30 +232,6 @@ def test_loading_from_a_position_continues_what_loading_from_the_start_gave(data
 
 def open_native(root, split="train", side=16):
     return open_split(root, split, image_size=side, native=True)
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """A data set of larger images in which every pixel is another, so that a crop tells where it was taken."""
-    root = tmp_path_factory.mktemp("photographs")
-    for split in ("train", "val"):
-        (root / split).mkdir()
-        for number in range(5):
-            y, x = np.mgrid[: 40 + number, :60]
-            pixels = np.stack([y, x, np.full_like(x, number)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(root / split / f"{number}.png")
-    return root
-
-
-def find_crop(crop):
-    """Return (file, top, left, mirrored) of a crop of `photographs`, having checked every pixel of it."""
-    rows, columns, number = crop[0, :, 0], crop[1, 0], crop[2, 0, 0]
-    flip = bool(columns[0] > columns[-1])
-    top, left = int(rows[0]), int(columns.min())
-    y, x = np.mgrid[top : top + 16, left : left + 16]
-    want = np.stack([y, x[:, ::-1] if flip else x, np.full_like(x, int(number))])
-    assert np.array_equal(crop.numpy(), want)
-    return int(number), top, left, flip
 
 
 def test_native_crops_are_the_files_own_pixels_from_anywhere(photographs):
