@@ -20,9 +20,18 @@ class UserError(ValueError):
         self.setting, self.value, self.must = setting, value, must
         super().__init__(f"{setting}: {must}" if value is None else f"{setting} {value}: {must}")
 
+    @property
+    def marked(self) -> str:
+        """The mistake in one line, the setting in backticks as `must` has others: to be part of another's `must`."""
+        name = self.setting if isinstance(self.setting, Path) else f"`{self.setting}`"
+        return f"{name}: {self.must}" if self.value is None else f"{name} {self.value}: {self.must}"
+
     def inside(self, place: str | Path) -> UserError:
         """Return the same mistake, met in a file: `place` is named first."""
-        name = self.setting if isinstance(self.setting, Path) else f"`{self.setting}`"
-        return UserError(
-            place, None, f"{name}: {self.must}" if self.value is None else f"{name} {self.value}: {self.must}"
-        )
+        return UserError(place, None, self.marked)
+
+
+def require(holds: bool, setting: str | Path, value: object, must: str) -> None:
+    """Raise the UserError of a setting unless it `holds` what it must."""
+    if not holds:
+        raise UserError(setting, value, must)

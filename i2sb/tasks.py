@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -12,13 +11,12 @@ from corruption import Corruption, ShapeError, build_corruption, is_custom
 from i2sb.baselines.diffusion import Diffusion
 from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
-from i2sb.config import PAIRED, SampleConfig, TrainConfig
+from i2sb.config import PAIRED, TrainConfig
 from i2sb.data.dataset import ImageDataset, Images, open_split
 from i2sb.formulation import (
     ConditionalDiffusion,
     Formulation,
     Regression,
-    Sampler,
     SchroedingerBridge,
     UnconditionalDiffusion,
 )
@@ -53,7 +51,9 @@ def build_task_corruption(
     try:
         return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
     except ShapeError as error:
-        raise ValueError(f"{flag} {image_size}: {error}" if flag else str(error)) from None
+        if not flag:
+            raise
+        raise ValueError(f"{flag} {image_size}: {error}") from None
 
 
 def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: object) -> TrainConfig:
@@ -106,24 +106,3 @@ def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_siz
         found = "pairs (degraded/ with clean/)" if images.paired else "single images"
         raise ValueError(f"--corrupt {config.corrupt}: but {images.clean.describe()} holds {found}")
     return images
-
-
-def describe_restoring(config: SampleConfig, iteration: int, nfe: int, sampler: Sampler) -> dict[str, Any]:
-    """Return the settings that decide what any restored image looks like, of a split or of one's own.
-
-    iteration: where the network's weights stood.
-    """
-    return {
-        "run": config.ckpt,
-        "iteration": iteration,
-        "ckpt_file": config.ckpt_file,
-        "nfe": nfe,
-        "sampler": sampler.name,
-        "eta": sampler.eta,
-        "consistency": config.consistency,
-        "consistency_weight": config.consistency_weight,
-        "clip_denoise": config.clip_denoise,
-        "use_fp16": config.use_fp16,
-        "precision": config.precision,
-        "seed": config.seed,
-    }

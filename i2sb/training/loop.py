@@ -20,6 +20,7 @@ from corruption import is_custom
 from i2sb.config import TrainConfig, check_resumable
 from i2sb.data.dataset import Images, TrainingPositions, UnreadableImageError, load_training
 from i2sb.distributed import World, join_world, leave_world
+from i2sb.errors import UserError
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.network import BridgeNetwork, build_network, check_image_size
 from i2sb.parsing import read_config, to_yaml
@@ -499,13 +500,13 @@ class Meter:
 
 
 def _check_validation(trainer: Trainer) -> None:
-    """Raise ValueError if validation cannot restore its images."""
+    """Raise UserError if validation cannot restore its images."""
     try:
         trainer.formulation.check_degradation(trainer.val_corruption)
         trainer.formulation.check_nfe(trainer.config.eval_nfe)
-    except ValueError as error:
-        message = str(error).replace("--nfe", "--eval-nfe")
-        raise ValueError(f"{message}; or train without validation, --eval-every 0") from None
+    except UserError as error:
+        setting = "eval_nfe" if error.setting == "nfe" else error.setting
+        raise UserError(setting, error.value, f"{error.must}; or train without validation, `eval_every` 0") from None
 
 
 def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
