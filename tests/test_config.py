@@ -155,7 +155,7 @@ def test_partitions(text, part):
 
 @pytest.mark.parametrize("text", ["4_4", "1", "a_b", "1_0", "-1_4", "1/4"])
 def test_wrong_partitions_are_named(text):
-    with pytest.raises(ValueError, match=f"--partition {text}: write i_n"):
+    with pytest.raises(ValueError, match=f"partition {text}: write i_n"):
         SampleConfig(ckpt="a", partition=text)
 
 
