@@ -228,7 +228,7 @@ def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
         (["--require", "best"], "--require best: unknown metric"),
         (["--metrics", "ssim", "--require", "fid"], "--require fid: is not among --metrics ssim"),
         (["--features", "own.py"], "--features own.py: name file and function, as path/to/file.py:function"),
-        (["--require", "features-frechet"], "features-frechet: give the function with --features"),
+        (["--require", "features-frechet"], "--features: is missing; features-frechet needs the function"),
         (["--reference", "nowhere.npz"], "--reference nowhere.npz: there is no such file"),
         (["--make-reference", "a.npz"], "--make-reference a.npz: give --dataset-dir"),
         (["--make-reference", "a.npz", "--dataset-dir", "d"], "--make-reference a.npz: scores nothing, so leave out"),
