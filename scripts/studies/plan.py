@@ -52,7 +52,7 @@ class Cell:
         """Return how its images are scored, with the study's settings of compute_metrices.py; and as flags."""
         names = ("ckpt", "results_dir", "sample_dir", "corrupt", "mask_file")
         decided = {name: getattr(self.config, name) for name in names}
-        return make_config(EvalConfig, {**score, **{name: value for name, value in decided.items() if value}})
+        return make_config(EvalConfig, {**score, **{name: value for name, value in decided.items() if value}}, "score")
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,20 @@ class Plan:
     left_out: list[dict[str, Any]]
 
 
-def make_config(config_class: type[C], settings: Settings) -> tuple[C, list[str]]:
-    """Check settings; returns them as a config and as flags. Raises UserError naming the one that is wrong."""
+def make_config(config_class: type[C], settings: Settings, section: str) -> tuple[C, list[str]]:
+    """Check settings of a section of the study; returns them as a config and as flags. Raises UserError naming both."""
     flags: list[str] = []
-    for name, value in settings.items():
-        if isinstance(value, bool):
-            flags.append(flag(name) if value else flag(f"no_{name}"))
-        elif value is None:
-            raise UserError(name, None, "has no value; give one, or leave the line out")
-        else:
-            flags += [flag(name), str(value)]
-    return read_flags(config_class, flags), flags
+    try:
+        for name, value in settings.items():
+            if isinstance(value, bool):
+                flags.append(flag(name) if value else flag(f"no_{name}"))
+            elif value is None:
+                raise UserError(name, None, "has no value; give one, or leave the line out")
+            else:
+                flags += [flag(name), str(value)]
+        return read_flags(config_class, flags), flags
+    except UserError as error:
+        raise error.inside(Path(section)) from None
 
 
 def make_plan(study: Study, source: Path) -> Plan:
@@ -90,7 +93,7 @@ def make_plan(study: Study, source: Path) -> Plan:
                         else:
                             left_out.append(planned)
                 except UserError as error:
-                    raise UserError(source, None, f"tasks, {task}, with {name}: {error.marked}") from None
+                    raise UserError(source, None, f"tasks, {task}, with {name}: {error.inside(source).must}") from None
     require(bool(cells), source, None, f"nothing can be done: {left_out[0]['reason'] if left_out else ''}")
     return Plan(cells, left_out)
 
@@ -121,7 +124,7 @@ def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator
                 "nfe": nfe,
                 "sample_dir": f"{task}_{sampler}_nfe{nfe}",
             }
-            config, flags = make_config(SampleConfig, settings)
+            config, flags = make_config(SampleConfig, settings, "sample")
             formulation.settle(config.sampling)
             check_consistency(config.consistency, task_config.corrupt, degradation)
             cell = Cell(**key, run=run, config=config, flags=flags)
@@ -134,7 +137,7 @@ def _plan_run(study: Study, task: str, name: str, seed: int) -> tuple[Run, Formu
 
     def make(of_task: Settings, run_name: str) -> tuple[Run, Formulation]:
         changes = {**of_task, **study.of_formulation(name, "train"), "name": run_name}
-        config, flags = make_config(TrainConfig, {**settings, **changes})
+        config, flags = make_config(TrainConfig, {**settings, **changes}, "train")
         formulation = build_formulation(config)
         if config.eval_every:
             try:
