@@ -79,6 +79,28 @@ def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def lmdb_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared data set, packed by scripts/make_lmdb.py."""
+    out = tmp_path_factory.mktemp("lmdb")
+    for split in ("train", "val"):
+        run_python(ROOT / "scripts/make_lmdb.py", dataset_dir / split, out, "--split", split, "--workers", "1")
+    return out
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of larger images in which every pixel is another, so that a crop tells where it was taken."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        for number in range(5):
+            y, x = np.mgrid[: 40 + number, :60]
+            pixels = np.stack([y, x, np.full_like(x, number)], axis=-1).astype(np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{number}.png")
+    return root
+
+
 # The smallest run that has every part: 16-pixel images, two microbatches an iteration, validation, checkpoints.
 TINY = {
     "corrupt": "sr4x-pool",
