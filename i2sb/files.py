@@ -1,7 +1,8 @@
-"""Writing files so that one of the given name is always whole."""
+"""Writing files so that one of the given name is always whole, and what is asked of files everywhere."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: b
 def write_text(path: Path, text: str) -> None:
     """Write a text file in the same way."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def find_os_error(error: BaseException | None) -> str | None:

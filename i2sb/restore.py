@@ -20,11 +20,12 @@ from i2sb.network import BridgeNetwork, build_network, check_image_size, find_pr
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import StepTaken, Trajectory
-from i2sb.storage.checkpoint import PARTS, averaged_weights, find_checkpoint, load_weights, read_checkpoint
+from i2sb.storage.checkpoint import PARTS, averaged_weights, find_checkpoint, read_checkpoint
 from i2sb.storage.exported import ENDING, Exported, read_export
 from i2sb.storage.released import PARTS as RELEASED_PARTS
 from i2sb.storage.released import is_released, read_options, recognise_network
 from i2sb.tasks import build_formulation, build_task_corruption
+from i2sb.tensor_files import load_weights
 from i2sb.tiles import pad_reflect, tiled
 
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.

@@ -296,13 +296,13 @@ def test_weights_cannot_run_code(tmp_path, monkeypatch):
         (lambda folder: build_lpips("alex", folder), LPIPS_FILES["alex"][0]),
     ):
         torch.save({"a": Hostile()}, tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as weights"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read"):
             build(tmp_path)
         (tmp_path / name).write_bytes(pickle.dumps(Hostile()))
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as weights"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read"):
             build(tmp_path)
         (tmp_path / name).write_bytes(b"")
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as weights"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read"):
             build(tmp_path)
         torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / name)
         with pytest.raises(ValueError, match=f"{name}: holds another architecture"):

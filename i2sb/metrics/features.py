@@ -6,10 +6,8 @@ none is ever left at random: what is missing is an UnavailableError that says wh
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
-import pickle
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from corruption.user_file import load_from_file
+from i2sb.errors import UserError
+from i2sb.files import hash_file
 from i2sb.images import from_uint8
-from i2sb.storage.checkpoint import load_weights
+from i2sb.tensor_files import is_named_tensors, load_weights, read_tensors
 
 # The same file under the names that two packages give it.
 INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
@@ -93,21 +93,11 @@ def find_weights(names: Sequence[str], weights_dir: Path) -> Path:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Weights]:
-    """Read a state dict without running code. Raises ValueError naming the file if it is none."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:100]
-        if reason.startswith("Weights only"):
-            reason = "it holds more than tensors and plain values"
-        raise ValueError(f"{path}: cannot be read as weights ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: holds no weights (a dict of names and tensors is wanted)")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    sha256 = digest.hexdigest()[:16]
+    """Read a state dict without running code. Raises UserError naming the file if it is none."""
+    state = read_tensors(path)
+    if not is_named_tensors(state):
+        raise UserError(path, None, "holds no weights (a dict of names and tensors is wanted)")
+    sha256 = hash_file(path)[:16]
     # By custom the name ends in the first digits.
     return state, Weights(path.name, sha256, sha256.startswith(path.stem.rpartition("-")[2]))
 

@@ -11,15 +11,15 @@ import json
 import os
 import re
 import sys
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from i2sb.files import PARTIAL, write_atomically, write_text
+from i2sb.tensor_files import UnreadableFileError, describe_shape, is_named_tensors, read_tensors
 
 LATEST = "latest.pt"
 MANIFEST = "checkpoints.json"
@@ -85,7 +85,10 @@ def read_checkpoint(path: Path, *, mmap: bool = False, parts: Sequence[str] = PA
     With `mmap` tensors come into memory as they are used: for taking some of them, while the file stays in place.
     Raises BrokenCheckpointError naming the file if it cannot be read, ValueError if a newer version wrote it.
     """
-    state = read_tensors(path, mmap=mmap)
+    try:
+        state = read_tensors(path, mmap=mmap)
+    except UnreadableFileError as error:
+        raise BrokenCheckpointError(f"{path}: broken checkpoint ({error.reason})") from None
     version = state.get("format", FORMAT) if isinstance(state, dict) else FORMAT
     if version != FORMAT:
         raise ValueError(f"{path}: is of format {version}, this version of the program reads {FORMAT}: use a newer one")
@@ -98,72 +101,16 @@ def read_checkpoint(path: Path, *, mmap: bool = False, parts: Sequence[str] = PA
     return state
 
 
-def read_tensors(path: Path, *, mmap: bool = False) -> Any:
-    """Load whatever tensors and plain values torch.save wrote, onto the CPU. `mmap` as in read_checkpoint.
-
-    Raises BrokenCheckpointError naming the file if it is damaged or holds anything else.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch does not compare the check sums
-                damaged = archive.testzip()
-            if damaged:
-                raise ValueError(f"{damaged} is damaged")
-        else:
-            mmap = False  # what torch wrote before 1.6
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # bytes that are no checkpoint can raise anything in the reader
-        reason = " ".join(str(error).split())[:100]
-        if reason.startswith("Weights only"):
-            reason = "it holds more than tensors and plain values"
-        raise BrokenCheckpointError(f"{path}: broken checkpoint ({reason})") from None
-
-
-def is_named_tensors(value: object) -> bool:
-    """Whether a value is a dict of names with tensors."""
-    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-
-
 def averaged_weights(state: dict[str, Any], source: Path) -> dict[str, Tensor]:
     """Return a checkpoint's averaged weights under the names of `net`, in whose order they are kept.
 
     Raises ValueError naming the `source` if they are not there or are of other shapes.
     """
     shadow = state["ema"].get("shadow_params")
-    if not isinstance(shadow, list) or [_shape(p) for p in shadow] != [_shape(p) for p in state["net"].values()]:
+    shapes = [describe_shape(p) for p in state["net"].values()]
+    if not isinstance(shadow, list) or [describe_shape(p) for p in shadow] != shapes:
         raise ValueError(f"{source}: its averaged weights (ema) are not those of its network (net)")
     return dict(zip(state["net"], shadow, strict=True))
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path, *, assign: bool = False) -> None:
-    """Copy `weights` into `module`, or with `assign` make them its own without a copy.
-
-    Raises ValueError listing what does not fit, ten names at most.
-    """
-    check_shapes(module.state_dict(), weights, source)
-    module.load_state_dict(weights, assign=assign)
-
-
-def check_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Path) -> None:
-    """Raise ValueError listing what differs in names and shapes, if anything: shortest first, ten at most."""
-    misfits = [
-        f"{name} {_shape(weights.get(name))} in the file, {_shape(own.get(name))} in the network"
-        for name in sorted(own.keys() | weights.keys())
-        if _shape(own.get(name)) != _shape(weights.get(name))
-    ]
-    if misfits:
-        raise ValueError(f"{source}: holds another architecture, {len(misfits)} parameters differ: {_first(misfits)}")
-
-
-def _shape(tensor: object) -> str:
-    if not isinstance(tensor, Tensor):
-        return "missing" if tensor is None else type(tensor).__name__
-    return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _first(misfits: Iterable[str], count: int = 10) -> str:
-    shortest = sorted(misfits, key=len)
-    return "; ".join(shortest[:count]) + ("; …" if len(shortest) > count else "")
 
 
 def _read_manifest(run_dir: Path) -> dict[str, int]:

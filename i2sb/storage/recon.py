@@ -17,6 +17,7 @@ from torch import Tensor
 from i2sb.files import PARTIAL, write_atomically
 from i2sb.images import to_uint8
 from i2sb.storage.sample_folder import SampleFolder
+from i2sb.tensor_files import read_tensors
 
 WHOLE = "recon.pt"
 _PART = re.compile(r"recon_(\d+)_(\d+)\.pt")
@@ -72,13 +73,7 @@ class ReconFiles:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        part = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # bytes that are no such file can raise anything in the reader
-        reason = " ".join(str(error).split())[:100]
-        if reason.startswith("Weights only"):
-            reason = "it holds more than tensors and plain values"
-        raise ValueError(f"{file}: cannot be read ({reason})") from None
+    part = read_tensors(file, mmap=True)
     images = part.get("arr") if isinstance(part, dict) else None
     labels = part.get("label_arr") if isinstance(part, dict) else None
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from i2sb.network import BridgeNetwork, find_preset
 from i2sb.restore import read_averaged
-from i2sb.storage.checkpoint import averaged_weights, check_shapes, is_named_tensors, read_tensors
+from i2sb.storage.checkpoint import averaged_weights
 from i2sb.storage.exported import ENDING
+from i2sb.tensor_files import check_shapes, is_named_tensors, read_tensors
 
 # ADM's unconditional ImageNet network, where scripts/download.py adm256 puts it.
 ADM_FILE = Path("data/weights/256x256_diffusion_uncond.pt")

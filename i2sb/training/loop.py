@@ -29,10 +29,11 @@ from i2sb.precision import make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
-from i2sb.storage.checkpoint import find_checkpoint, load_weights, save_checkpoint
+from i2sb.storage.checkpoint import find_checkpoint, save_checkpoint
 from i2sb.storage.released import is_released
 from i2sb.storage.run_lock import LOCK, RunLock
 from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch, open_task_split
+from i2sb.tensor_files import load_weights
 from i2sb.training.ema import ExponentialMovingAverage
 from i2sb.training.initial_weights import begin_with, read_weights
 from i2sb.training.optimizer import build_optimizer, build_scheduler, guard_step, scaled_rate
