@@ -28,6 +28,16 @@ class ShapeError(ValueError):
     """Images are of a shape that a degradation cannot take."""
 
 
+class CorruptionError(ValueError):
+    """A degradation that cannot be built. setting: the argument, "corrupt" or "mask_file"; value: what was given; must:
+    what would be right. The attributes are those of i2sb.errors.UserError, which this package does not import.
+    """
+
+    def __init__(self, setting: str, value: object, must: str) -> None:
+        self.setting, self.value, self.must = setting, value, must
+        super().__init__(f"{setting} {value}: {must}")
+
+
 class Draws:
     """What the degradations of a batch's images are drawn from.
 

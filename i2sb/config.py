@@ -12,8 +12,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from i2sb.errors import UserError, require
+from i2sb.network_sizes import find_preset
+
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-_PRECISION_HELP = "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32)"
+_PRECISION_HELP = (
+    "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors "
+    "without such instructions emulate, many times slower"
+)
 _CHANNELS_LAST_HELP = "keep images with their channels innermost, which some GPUs like better"
 _COMPILE_HELP = "compile the network with torch.compile: minutes at the start, faster then"
 
@@ -57,26 +63,30 @@ def _require(holds: bool, message: str) -> None:
 def _require_finite(config: Any) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
-        _require(not isinstance(value, float) or math.isfinite(value), f"{flag(f.name)} {value}: must be finite")
+        require(not isinstance(value, float) or math.isfinite(value), f.name, value, "must be finite")
 
 
-def _require_name(named: str, value: str, missing: str = "give the run a name; it lives in results/NAME") -> None:
-    _require(bool(value), f"{named} is missing: {missing}")
-    _require(
+def _require_name(setting: str, value: str, missing: str = "give the run a name; it lives in results/NAME") -> None:
+    require(bool(value), setting, None, f"is missing; {missing}")
+    require(
         re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", value) is not None and max(map(len, value.split("/"))) <= 100,
-        f"{named} {value}: begin with a letter or digit, go on with those or . _ - + =, 100 at most "
-        "(it becomes a folder under --results-dir)",
+        setting,
+        value,
+        "begin with a letter or digit, go on with those or . _ - + =, 100 at most "
+        "(it becomes a folder under `results_dir`)",
     )
 
 
 def _require_place(config: Any) -> None:
     for name in ("n_gpu_per_node", "num_proc_node"):
-        _require(getattr(config, name) >= 1, f"{flag(name)} {getattr(config, name)}: must be at least 1")
-    _require(
+        require(getattr(config, name) >= 1, name, getattr(config, name), "must be at least 1")
+    require(
         0 <= config.node_rank < config.num_proc_node,
-        f"--node-rank {config.node_rank}: must be from 0 to {config.num_proc_node - 1}, below --num-proc-node",
+        "node_rank",
+        config.node_rank,
+        f"must be from 0 to {config.num_proc_node - 1}, below `num_proc_node`",
     )
-    _require(0 < config.master_port < 65536, f"--master-port {config.master_port}: must be from 1 to 65535")
+    require(0 < config.master_port < 65536, "master_port", config.master_port, "must be from 1 to 65535")
 
 
 @dataclass(frozen=True)
@@ -205,21 +215,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_finite(self)
-        _require_name("--name", self.name)
+        _require_name("name", self.name)
         if self.ckpt:
-            _require_name("--ckpt", self.ckpt)
+            _require_name("ckpt", self.ckpt)
         _require_place(self)
-        _require(bool(self.dataset_dir), "--dataset-dir is missing: the folder that holds the train and val data")
-        _require(bool(self.corrupt), "--corrupt is missing: the degradation to restore, or 'paired'")
-        _require(
+        require(
+            bool(self.dataset_dir), "dataset_dir", None, "is missing; name the folder that holds the train and val data"
+        )
+        require(bool(self.corrupt), "corrupt", None, "is missing; name the degradation to restore, or 'paired'")
+        find_preset(self.network)
+        require(
             self.interval >= 2 and self.interval % 2 == 0,
-            f"--interval {self.interval}: must be even and at least 2, such as {max(2, self.interval + 1)}",
+            "interval",
+            self.interval,
+            f"must be even and at least 2, such as {max(2, self.interval + 1)}",
         )
-        _require(self.interval <= 1_000_000, f"--interval {self.interval}: must be at most 1000000 (published: 1000)")
-        _require(
-            self.beta_max > 0, f"--beta-max {self.beta_max}: must be positive (0.3 and 1.0 are the published ones)"
-        )
-        _require(0 < self.t0 < self.T, f"--t0 {self.t0} --T {self.T}: 0 < t0 < T must hold")
+        require(self.interval <= 1_000_000, "interval", self.interval, "must be at most 1000000 (published: 1000)")
+        require(self.beta_max > 0, "beta_max", self.beta_max, "must be positive (0.3 and 1.0 are the published ones)")
+        require(0 < self.t0 < self.T, "t0", self.t0, f"must be above 0 and below `T` {self.T}")
         for name in (
             "image_size",
             "batch_size",
@@ -234,33 +247,43 @@ class TrainConfig:
             "prefetch",
             "crops_per_image",
         ):
-            _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)}: must be at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("workers", "eval_every", "l2_norm", "seed", "grad_clip", "max_bad_images", "lr_cooldown"):
-            _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
-        _require(
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        require(
             self.batch_size % self.microbatch == 0,
-            f"--batch-size {self.batch_size}: must be a multiple of --microbatch {self.microbatch}",
+            "batch_size",
+            self.batch_size,
+            f"must be a multiple of `microbatch` {self.microbatch}",
         )
-        _require(
+        require(
             self.crop == "random" or self.crops_per_image == 1,
-            f"--crops-per-image {self.crops_per_image}: only --crop random uses it",
+            "crops_per_image",
+            self.crops_per_image,
+            "only `crop` random uses it",
         )
-        _require(
+        require(
             self.lr_cooldown <= self.num_itr,
-            f"--lr-cooldown {self.lr_cooldown}: must not be more than --num-itr {self.num_itr}",
+            "lr_cooldown",
+            self.lr_cooldown,
+            f"must not be more than `num_itr` {self.num_itr}",
         )
-        _require(
+        require(
             self.eval_image_size is None or self.eval_image_size >= 1,
-            f"--eval-image-size {self.eval_image_size}: must be at least 1",
+            "eval_image_size",
+            self.eval_image_size,
+            "must be at least 1",
         )
-        _require(self.lr > 0, f"--lr {self.lr}: must be positive")
-        _require(0 < self.lr_gamma <= 1, f"--lr-gamma {self.lr_gamma}: must be above 0 and at most 1")
-        _require(0 <= self.start_share <= 1, f"--start-share {self.start_share}: must be between 0 and 1")
-        _require(0 <= self.ema < 1, f"--ema {self.ema}: must be at least 0 and below 1")
-        _require(
+        require(self.lr > 0, "lr", self.lr, "must be positive")
+        require(0 < self.lr_gamma <= 1, "lr_gamma", self.lr_gamma, "must be above 0 and at most 1")
+        require(0 <= self.start_share <= 1, "start_share", self.start_share, "must be between 0 and 1")
+        require(0 <= self.ema < 1, "ema", self.ema, "must be at least 0 and below 1")
+        require(
             not self.eval_every or 1 <= self.eval_nfe < self.interval,
-            f"--eval-nfe {self.eval_nfe}: must be between 1 and {self.interval - 1} with --interval {self.interval}; "
-            "or train without validation, --eval-every 0",
+            "eval_nfe",
+            self.eval_nfe,
+            f"must be between 1 and {self.interval - 1} with `interval` {self.interval}; "
+            "or train without validation, `eval_every` 0",
         )
 
     @property
@@ -335,7 +358,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _require_finite(self)
-        _require_name("--ckpt", self.ckpt, _NAME_A_RUN)
+        _require_name("ckpt", self.ckpt, _NAME_A_RUN)
         _require(
             not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None,
             f"--sample-dir {self.sample_dir}: name a folder inside the run, such as samples_nfe10",
@@ -445,38 +468,44 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.make_reference:
-            named = f"--make-reference {self.make_reference}"
-            _require(self.make_reference.endswith(".npz"), f"{named}: name a file that ends in .npz")
-            _require(bool(self.dataset_dir), f"{named}: give --dataset-dir, the data it is to be made from")
-            _require(
-                not self.ckpt and not self.sample_dir, f"{named}: scores nothing, so leave out --ckpt, --sample-dir"
-            )
-            _require(not self.reference, f"{named}: leave out --reference, which is for scoring")
+            for holds, must in (
+                (self.make_reference.endswith(".npz"), "name a file that ends in .npz"),
+                (bool(self.dataset_dir), "give `dataset_dir`, the data it is to be made from"),
+                (not self.ckpt and not self.sample_dir, "scores nothing, so leave out `ckpt`, `sample_dir`"),
+                (not self.reference, "leave out `reference`, which is for scoring"),
+            ):
+                require(holds, "make_reference", self.make_reference, must)
         else:
-            _require(self.crop == "center", f"--crop {self.crop}: is for --make-reference; scoring takes the run's own")
-            _require_name("--ckpt", self.ckpt, _NAME_A_RUN)
-            _require(bool(self.sample_dir), f"--sample-dir is missing: {_NAME_A_FOLDER}")
-            _require(
+            require(self.crop == "center", "crop", self.crop, "is for `make_reference`; scoring takes the run's own")
+            _require_name("ckpt", self.ckpt, _NAME_A_RUN)
+            require(bool(self.sample_dir), "sample_dir", None, f"is missing; {_NAME_A_FOLDER}")
+            require(
                 Path(self.sample_dir).name == self.sample_dir.rstrip("/"),
-                f"--sample-dir {self.sample_dir}: {_NAME_A_FOLDER}",
+                "sample_dir",
+                self.sample_dir,
+                f"{_NAME_A_FOLDER}",
             )
-        for named, listed in (("metrics", self.metrics), ("require", self.require)):
+        for setting, listed in (("metrics", self.metrics), ("require", self.require)):
             for name in _split(listed):
-                _require(name in METRICS, f"--{named} {name}: unknown metric; there are {', '.join(METRICS)}")
-        _require(
+                require(name in METRICS, setting, name, f"unknown metric; there are {', '.join(METRICS)}")
+        require(
             re.fullmatch(r"(.+\.py:[A-Za-z_]\w*)?", self.features) is not None,
-            f"--features {self.features}: name file and function, as path/to/file.py:function",
+            "features",
+            self.features,
+            "name file and function, as path/to/file.py:function",
         )
-        _require(
+        require(
             bool(self.features) or "features-frechet" not in _split(f"{self.metrics},{self.require}"),
-            "features-frechet: give the function with --features path/to/file.py:function",
+            "features",
+            None,
+            "is missing; features-frechet needs the function, as path/to/file.py:function",
         )
         for name in _split(self.require):
-            _require(name in self.wanted, f"--require {name}: is not among --metrics {self.metrics}")
+            require(name in self.wanted, "require", name, f"is not among `metrics` {self.metrics}")
         for name in ("batch_size", "image_size"):
-            _require(getattr(self, name) >= 1, f"{flag(name)} {getattr(self, name)}: must be at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("workers", "seed"):
-            _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -515,16 +544,18 @@ _MAY_CHANGE = frozenset(
 def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> None:
     """Raise ValueError if the run in `run_dir`, saved with other settings, cannot go on with the `wanted` ones."""
     differences = [
-        f"{flag(f.name)} {getattr(saved, f.name)} there, {getattr(wanted, f.name)} now"
+        f"`{f.name}` {getattr(saved, f.name)} there, {getattr(wanted, f.name)} now"
         for f in fields(TrainConfig)
         if f.name not in _MAY_CHANGE
         and not _moved(f.name, saved, wanted)
         and getattr(saved, f.name) != getattr(wanted, f.name)
     ]
     if differences:
-        raise ValueError(
-            f"{run_dir} holds a run with other settings ({'; '.join(differences)}): "
-            "give the same ones to resume it, or another --name to start anew"
+        raise UserError(
+            run_dir,
+            None,
+            f"holds a run with other settings ({'; '.join(differences)}); "
+            "give the same ones to resume it, or another `name` to start anew",
         )
 
 

@@ -16,21 +16,22 @@ from corruption import Corruption, LinearCorruption
 from corruption.base import full_precision
 from corruption.blur import Blur
 from corruption.jpeg import JPEG
+from i2sb.errors import UserError
 from i2sb.sampler import Refine
 
 KINDS = ("none", "project", "gradient")
 
 
 def check_consistency(kind: str, name: str, corruption: Corruption | None) -> None:
-    """Raise ValueError unless `kind` of consistency can be had with the degradation `name`."""
+    """Raise UserError unless `kind` of consistency can be had with the degradation `name`."""
     if kind not in KINDS:
-        raise ValueError(f"--consistency {kind}: unknown; choose one of {', '.join(KINDS)}")
+        raise UserError("consistency", kind, f"unknown; choose one of {', '.join(KINDS)}")
     if kind == "none" or isinstance(corruption, LinearCorruption):
         return
     if not isinstance(corruption, JPEG):
-        raise ValueError(f"--consistency {kind}: --corrupt {name} has no operator that is known here; leave it away")
+        raise UserError("consistency", kind, f"`corrupt` {name} has no operator that is known here; leave it out")
     if kind == "gradient":
-        raise ValueError(f"--consistency gradient: the rounding of --corrupt {name} has no gradient; use project")
+        raise UserError("consistency", kind, f"the rounding of `corrupt` {name} has no gradient; use project")
 
 
 def advise_consistency(kind: str, corruption: Corruption | None) -> str:

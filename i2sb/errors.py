@@ -9,8 +9,9 @@ class UserError(ValueError):
     """A setting or a file that cannot be used, raised where it is met.
 
     setting: the argument as the library names it ("nfe"), or the Path of a file or folder. value: what was found there,
-    or None where the name alone says it. must: what would be right, or what is wrong. Other settings that `must` speaks
-    of stand in backticks, as in "must be below `interval`": the command line writes them as its flags.
+    or None where the name alone says it. must: what would be right, or what is wrong; all of the message where no
+    setting is to blame (""). Other settings that `must` speaks of stand in backticks, as in "must be below `interval`":
+    the command line writes them as its flags.
 
     >>> print(UserError("nfe", 0, "must be at least 1"))
     nfe 0: must be at least 1
@@ -18,11 +19,20 @@ class UserError(ValueError):
 
     def __init__(self, setting: str | Path, value: object, must: str) -> None:
         self.setting, self.value, self.must = setting, value, must
-        super().__init__(f"{setting}: {must}" if value is None else f"{setting} {value}: {must}")
+        super().__init__(_say(str(setting), value, must))
 
     def inside(self, place: str | Path) -> UserError:
         """Return the same mistake, met in a file: `place` is named first."""
-        name = self.setting if isinstance(self.setting, Path) else f"`{self.setting}`"
-        return UserError(
-            place, None, f"{name}: {self.must}" if self.value is None else f"{name} {self.value}: {self.must}"
-        )
+        quoted = str(self.setting) if isinstance(self.setting, Path) or not self.setting else f"`{self.setting}`"
+        return UserError(place, None, _say(quoted, self.value, self.must))
+
+
+def _say(setting: str, value: object, must: str) -> str:
+    named = setting if value is None else f"{setting} {value}"
+    return f"{named}: {must}" if named else must
+
+
+def require(holds: bool, setting: str | Path, value: object, must: str) -> None:
+    """Raise the UserError of a setting unless it `holds` what it must."""
+    if not holds:
+        raise UserError(setting, value, must)

@@ -16,7 +16,8 @@ from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
 from i2sb.formulation import Formulation, Way
-from i2sb.network import BridgeNetwork, build_network, check_image_size, find_preset
+from i2sb.network import BridgeNetwork, build_network
+from i2sb.network_sizes import check_image_size, find_preset
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import StepTaken, Trajectory
@@ -30,6 +31,9 @@ from i2sb.tiles import pad_reflect, tiled
 
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
 DEGRADABLE = 16
+
+# Bytes at whose multiples torch puts every tensor that it makes on a CPU.
+ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ class RestorationModel:
         """Restore a batch and return the way too: at most `way.log_count` of its states, if asked for."""
         net = self.network
         if tile:
-            check_image_size(self.config.network, tile, "--tile")
+            check_image_size(self.config.network, tile, "tile")
             if not 0 <= overlap < tile:
                 raise ValueError(f"--overlap {overlap}: must be from 0 to {tile - 1}, below --tile {tile}")
             net = tiled(net, tile, overlap, tiles_at_once)
@@ -219,8 +223,8 @@ def load_model(
     """Load a run, "results/NAME", for restoring: its averaged weights, or with ema=False the raw ones.
 
     Takes this project's runs, those of the released program (latest.pt with options.pkl), and files that
-    scripts/export.py wrote (FILE.safetensors, whose weights are the one kind that was exported). On the CPU the weights
-    stay in the file and come into memory as they are used: leave it in place meanwhile.
+    scripts/export.py wrote (FILE.safetensors, whose weights are the one kind that was exported). On the CPU a
+    checkpoint's weights stay in the file and come into memory as they are used: leave it in place meanwhile.
     checkpoint: one of the run's, by its name or its path, if not the newest that is whole.
     Raises ValueError naming the file if the run, its settings or all its checkpoints are missing or broken.
     """
@@ -238,10 +242,18 @@ def load_model(
             image_channels=config.image_channels,
             cond_x1=formulation.cond_x1,
         )
-    weights = {name: tensor.float() for name, tensor in loaded.weights.items()}
+    weights = {name: _align(tensor.float()) for name, tensor in loaded.weights.items()}
     load_weights(network, weights, place, assign=True)
     network.eval().requires_grad_(False)
     return RestorationModel(network.to(device), formulation.to(device), config, loaded.iteration)
+
+
+def _align(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy where torch would put it: elsewhere kernels may add up in another order.
+
+    Weights in a checkpoint lie at multiples of ALIGNMENT, those in a .safetensors file anywhere.
+    """
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def read_run_config(run_dir: Path) -> TrainConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, SampleConfig, TrainConfig
 from i2sb.data.dataset import ImageDataset, open_split
 from i2sb.data.loading import Images
+from i2sb.errors import UserError
 from i2sb.formulation import (
     ConditionalDiffusion,
     Formulation,
@@ -42,11 +44,11 @@ def build_formulation(config: TrainConfig) -> Formulation:
 
 
 def build_task_corruption(
-    config: TrainConfig, image_size: int, device: torch.device | str = "cpu", *, flag: str = ""
+    config: TrainConfig, image_size: int, device: torch.device | str = "cpu", *, setting: str = ""
 ) -> Corruption | None:
     """Build the degradation of a run for images of this size; None if its data set brings degraded images itself.
 
-    flag: what gave the size. Raises ValueError, naming it, if the size does not suit the degradation.
+    setting: what gave the size, if one did. Raises UserError, naming it, if the size does not suit the degradation.
     """
     if config.corrupt == PAIRED:
         return None
@@ -54,18 +56,20 @@ def build_task_corruption(
     try:
         return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
     except ShapeError as error:
-        raise ValueError(f"{flag} {image_size}: {error}" if flag else str(error)) from None
+        raise UserError(setting, image_size if setting else None, str(error)) from None
 
 
-def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: object) -> TrainConfig:
+def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: Path) -> TrainConfig:
     """Return the run's settings with the degradation that the user asks for, if any, in place of its own.
 
-    Raises ValueError if the settings, read from `source`, name a Python file: code runs only for who asks for it.
+    Raises UserError if the settings, read from `source`, name a Python file: code runs only for who asks for it.
     """
     if not corrupt and is_custom(config.corrupt):
-        raise ValueError(
-            f"{source}: its degradation is code, which is not run unasked: "
-            f"give --corrupt {config.corrupt} if you trust that file"
+        raise UserError(
+            source,
+            None,
+            "its degradation is code, which is not run unasked: "
+            f"give `corrupt` {config.corrupt} if you trust that file",
         )
     same = corrupt in ("", config.corrupt)
     return replace(config, corrupt=corrupt or config.corrupt, mask_file=mask_file or (config.mask_file if same else ""))
@@ -95,7 +99,7 @@ def make_task_batch(
 
 
 def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_size: int) -> ImageDataset:
-    """Open a split as a run needs it. Raises ValueError if it holds pairs and the run makes its own, or vice versa."""
+    """Open a split as a run needs it. Raises UserError if it holds pairs and the run makes its own, or vice versa."""
     images = open_split(
         dataset_dir,
         split,
@@ -105,7 +109,7 @@ def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_siz
     )
     if images.paired != (config.corrupt == PAIRED):
         found = "pairs (degraded/ with clean/)" if images.paired else "single images"
-        raise ValueError(f"--corrupt {config.corrupt}: but {images.clean.describe()} holds {found}")
+        raise UserError("corrupt", config.corrupt, f"but {images.clean.describe()} holds {found}")
     return images
 
 

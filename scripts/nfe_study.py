@@ -36,7 +36,7 @@ from i2sb.formulation import Formulation, Sampler, Way
 from i2sb.images import to_uint8
 from i2sb.metrics.features import FeatureNetwork, UnavailableError, build_efficientnet_lite0
 from i2sb.metrics.frechet import Moments, frechet_distance
-from i2sb.network import check_image_size
+from i2sb.network_sizes import check_image_size
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, load_model

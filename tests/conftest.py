@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,17 @@ torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 ENVIRONMENT["no_proxy"] = "127.0.0.1"  # where test_download's server stands
 
+# With these a processor of any age computes as an old one does: it emulates bf16 and fp16. x86 only.
+OLD_PROCESSOR = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others lack such switches")
+
+# After so many seconds a process is taken to hang. No test takes a tenth of it, on the slowest machine known.
+HANGS = 1200
+
 
 def golden(name: str) -> dict[str, torch.Tensor]:
     """Load a golden .npz as tensors."""
@@ -32,10 +46,16 @@ def golden_json(name: str) -> dict:
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
-def run_python(*arguments: object, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run python as a real process; with `check` its failure fails the test, showing what it printed."""
+def run_python(
+    *arguments: object, cwd: Path = ROOT, check: bool = True, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run python as a real process; with `check` its failure fails the test, showing what it printed.
+
+    env: environment variables besides the tests' own.
+    """
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    variables = {**ENVIRONMENT, **(env or {})}
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=HANGS)
     assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -70,6 +90,12 @@ def assert_equal_states(one, other, where=""):
         assert one == other, where
 
 
+def assert_equal_but_for_rounding(one: bytes, other: bytes) -> None:
+    """Compare two files of pictures that were computed in other batches: rounding may carry a value over one level."""
+    pixels, want = (np.asarray(Image.open(io.BytesIO(content)), dtype=np.int16) for content in (one, other))
+    assert pixels.shape == want.shape and abs(pixels - want).max() <= 1
+
+
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of class folders: 12 training and 5 validation images of 24x20 pixels."""
@@ -99,6 +125,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = np.stack([y, x, np.full_like(x, number)], axis=-1).astype(np.uint8)
             Image.fromarray(pixels).save(root / split / f"{number}.png")
     return root
+
+
+def find_crop(crop: torch.Tensor | np.ndarray) -> tuple[int, int, int, bool]:
+    """Return (file, top, left, mirrored) of a 16-pixel crop of `photographs`, having checked every pixel of it."""
+    rows, columns, number = crop[0, :, 0], crop[1, 0], crop[2, 0, 0]
+    flip = bool(columns[0] > columns[-1])
+    top, left = int(rows[0]), int(columns.min())
+    y, x = np.mgrid[top : top + 16, left : left + 16]
+    want = np.stack([y, x[:, ::-1] if flip else x, np.full_like(x, int(number))])
+    assert np.array_equal(crop, want)
+    return int(number), top, left, flip
 
 
 # The smallest run that has every part: 16-pixel images, two microbatches an iteration, validation, checkpoints.

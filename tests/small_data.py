@@ -1,13 +1,10 @@
-"""Small data sets, and where a crop of them was taken."""
+"""Small data sets, and a way to pack one."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from i2sb.data.dataset import ImageDataset, open_split
 
@@ -36,14 +33,3 @@ def pack_lmdb(folder: Path, out: Path, split: str, keys: Sequence[str] | None = 
         for name, file in zip(names, files, strict=True):
             writing.put(name.encode(), file.read_bytes())
     return path
-
-
-def find_crop(crop: torch.Tensor) -> tuple[int, int, int, bool]:
-    """Return (file, top, left, mirrored) of a crop of the fixture `photographs`, having checked every pixel of it."""
-    rows, columns, number = crop[0, :, 0], crop[1, 0], crop[2, 0, 0]
-    flip = bool(columns[0] > columns[-1])
-    top, left = int(rows[0]), int(columns.min())
-    y, x = np.mgrid[top : top + 16, left : left + 16]
-    want = np.stack([y, x[:, ::-1] if flip else x, np.full_like(x, int(number))])
-    assert np.array_equal(crop.numpy(), want)
-    return int(number), top, left, flip

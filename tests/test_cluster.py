@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, TINY, as_flags, assert_equal_states, run_python
+from conftest import ENVIRONMENT, HANGS, ROOT, TINY, as_flags, assert_equal_states, run_python
 
 from i2sb.cli.launch import launch_command
 from i2sb.config import SampleConfig, TrainConfig
@@ -149,6 +149,17 @@ def test_sigterm_under_torchrun_stops_all_processes_at_one_iteration(tmp_path, f
     assert_equal_states(final_state(tmp_path / "run"), two_processes)
 
 
+@pytest.mark.slow
+def test_three_processes_stopped_after_an_iteration_end_the_same(tmp_path, flags):
+    """Of two gradients there is one sum; of three there are several, in floats."""
+    three, settings = [*TORCHRUN[:-1], "--nproc-per-node=3"], {"batch_size": 3, "microbatch": 1}
+    run_python(*three, "train.py", *flags(name="never", **settings))
+    stopped = run_with(tmp_path, 1, "os.kill(os.getpid(), signal.SIGTERM)", flags(**settings), *three)
+    assert stopped.returncode != 0 and read_checkpoint(tmp_path / "run/latest.pt")["progress"]["iteration"] == 1
+    run_python(*three, "train.py", *flags(**settings))
+    assert_equal_states(final_state(tmp_path / "run"), final_state(tmp_path / "never"))
+
+
 def test_sigterm_of_torchrun_itself_reaches_the_processes_and_the_state_is_saved(tmp_path, flags):
     """What a cluster does to the whole job."""
     action = "if rank == 0: os.kill(os.getppid(), signal.SIGTERM)"
@@ -190,7 +201,7 @@ def test_two_launchers_make_two_nodes(tmp_path, flags, two_processes):
         )
         for rank in (0, 1)
     ]
-    said = [node.communicate(timeout=300)[0] for node in nodes]
+    said = [node.communicate(timeout=HANGS)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert "2 processes x 1 x 2 accumulated" in said[0] + said[1]
     assert_equal_states(final_state(tmp_path / "run"), two_processes)

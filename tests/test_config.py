@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 
+from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, check_resumable
 from i2sb.parsing import make_parser, read_config, read_flags, to_yaml
 
@@ -87,11 +88,18 @@ def test_configs_are_frozen():
         (["--batch-size", "5"], "--batch-size 5: must be a multiple of --microbatch 2"),
         (["--microbatch", "0"], "--microbatch 0: must be at least 1"),
         (["--beta-max", "-1"], "--beta-max -1.0: must be positive"),
-        (["--t0", "2"], "--t0 2.0 --T 1.0: 0 < t0 < T must hold"),
+        (["--t0", "2"], "--t0 2.0: must be above 0 and below --T 1.0"),
         (["--lr", "0"], "--lr 0.0: must be positive"),
         (["--lr", "nan"], "--lr nan: must be a number"),
         (["--lr-gamma", "1.5"], "--lr-gamma 1.5"),
         (["--ema", "1"], "--ema 1.0: must be at least 0 and below 1"),
+        (["--start-share", "1.5"], "--start-share 1.5: must be between 0 and 1"),
+        (["--start-share", "-0.1"], "--start-share -0.1: must be between 0 and 1"),
+        (["--lr-cooldown", "-1"], "--lr-cooldown -1: must not be negative"),
+        (["--lr-cooldown", "11", "--num-itr", "10"], "--lr-cooldown 11: must not be more than --num-itr 10"),
+        (["--crops-per-image", "4"], "--crops-per-image 4: only --crop random uses it"),
+        (["--crops-per-image", "0", "--crop", "random"], "--crops-per-image 0: must be at least 1"),
+        (["--crop", "middle"], "--crop middle: must be one of center, random"),
         (["--eval-nfe", "1000"], "--eval-nfe 1000: must be between 1 and 999"),
         (["--seed", "-1"], "--seed -1: must not be negative"),
         (["--name", "../elsewhere"], "--name ../elsewhere: begin with a letter"),
@@ -101,15 +109,15 @@ def test_configs_are_frozen():
         (["--lr="], "--lr '': must be a number"),
         (["--interval", "1000000000"], "--interval 1000000000: must be at most"),
         (["--name", "/absolute"], "--name /absolute: begin with a letter"),
-        (["--name", ""], "--name is missing"),
-        (["--corrupt", ""], "--corrupt is missing"),
+        (["--name", ""], "--name: is missing"),
+        (["--corrupt", ""], "--corrupt: is missing"),
         (["stray"], "nrecognized arguments: stray"),
     ],
 )
 def test_wrong_flags_are_named(flags, words):
     with pytest.raises(ValueError) as error:
         read_flags(TrainConfig, [*NEEDED, *flags])
-    assert words in str(error.value)
+    assert words in describe(error.value)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +140,7 @@ def test_wrong_files_are_named(tmp_path, content, words):
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(ValueError) as error:
         read_flags(TrainConfig, NEEDED, tmp_path / "a.yaml")
-    assert words in str(error.value)
+    assert words in describe(error.value)
 
 
 def test_missing_file_is_named(tmp_path):
@@ -156,8 +164,22 @@ def test_resuming_allows_what_does_not_change_the_result(tmp_path):
     check_resumable(saved, dataclasses.replace(saved, num_itr=5, workers=0, eval_every=7), tmp_path)
     with pytest.raises(ValueError) as error:
         check_resumable(saved, dataclasses.replace(saved, interval=100, network="tiny"), tmp_path)
-    assert "--interval 1000 there, 100 now; --network adm256 there, tiny now" in str(error.value)
-    assert str(tmp_path) in str(error.value)
+    assert "--interval 1000 there, 100 now; --network adm256 there, tiny now" in describe(error.value)
+    assert str(tmp_path) in describe(error.value)
+
+
+def test_a_run_that_goes_on_may_cool_down_but_keeps_its_crops_and_its_steps(tmp_path):
+    saved = read_flags(TrainConfig, [*NEEDED, "--crop", "random", "--crops-per-image", "4"])
+    check_resumable(saved, dataclasses.replace(saved, lr_cooldown=100), tmp_path)
+    for change in ({"start_share": 0.3}, {"crops_per_image": 2}, {"crop": "center", "crops_per_image": 1}):
+        with pytest.raises(ValueError, match=f"--{next(iter(change)).replace('_', '-')} .* there, .* now"):
+            check_resumable(saved, dataclasses.replace(saved, **change), tmp_path)
+
+
+def test_crops_of_a_reference_are_refused_in_scoring():
+    assert EvalConfig(make_reference="a.npz", dataset_dir="data", crop="random").crop == "random"
+    with pytest.raises(ValueError, match="--crop random: is for --make-reference; scoring takes the run's own"):
+        EvalConfig(ckpt="a", sample_dir="b", crop="random")
 
 
 def test_yaml_is_plain(tmp_path):
@@ -167,7 +189,7 @@ def test_yaml_is_plain(tmp_path):
 def test_help_names_the_networks_and_samplers_there_are():
     """config.py knows neither; what it says of them must still be so."""
     from i2sb.formulation import ConditionalDiffusion, SchroedingerBridge, UnconditionalDiffusion
-    from i2sb.network import PRESETS
+    from i2sb.network_sizes import PRESETS
 
     helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(SampleConfig))}
     assert all(re.search(rf"\b{name}\b", helps["network"]) for name in PRESETS)

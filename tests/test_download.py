@@ -70,6 +70,10 @@ def stalled(request):
     request.server.released.wait(20)
 
 
+def nothing(request):
+    request.server.released.wait(20)
+
+
 def ignoring_ranges(request, send=None):
     request.head(200, len(CONTENT), ETag='"one"')
     request.wfile.write(CONTENT[:send])
@@ -97,7 +101,9 @@ def server():
 
 
 def get(server, target, **options):
-    fetch(server.url, target, **{"retry_delay": 0.0, "stall_seconds": 0.3, "tries": 3, **options})
+    # Where the server means to stall, it is not waited for long; elsewhere a busy machine must not look like a stall.
+    silent = any(response in (stalled, nothing) for response in server.plan)
+    fetch(server.url, target, **{"retry_delay": 0.0, "stall_seconds": 0.5 if silent else 30.0, "tries": 3, **options})
 
 
 def assert_fetched(target):
@@ -201,7 +207,7 @@ def test_a_part_of_another_address_is_not_gone_on_with(server, tmp_path):
         ([answer(403)], {}, "the server answers 403"),
         ([answer(500)], {}, "gave up after 3 tries that brought nothing new (the server answers 500"),
         ([lambda r: ignoring_ranges(r, 4000)], {}, "after 4000 of 10240 bytes"),
-        ([lambda r: r.server.released.wait(20)], {}, "timed out"),
+        ([nothing], {}, "timed out"),
         ([answer(200, Content_Type="text/html; charset=utf-8")], {}, "is a web page, not the file"),
         ([answer(200)], {}, "0 bytes came, more are right"),
         ([whole], {"size": 10241}, "10240 bytes came, 10241 are right"),

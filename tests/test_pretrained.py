@@ -213,8 +213,11 @@ def test_exported_weights_load_alike(tmp_path, trained_run, monkeypatch):
         assert (model.config, model.iteration, read_export(out).averaged) == (want.config, 6, not raw)
         for name, p in want.network.state_dict().items():
             assert torch.equal(p, model.network.state_dict()[name])
+        # Where memory begins at odd places some processors add up in another order.
+        assert all(p.data_ptr() % 64 == 0 for net in (want.network, model.network) for p in net.parameters())
     x = torch.rand(1, 3, 16, 16)
-    assert torch.equal(model.restore(x), want.restore(x))
+    # Rounding, 6e-8 an operation, through twenty layers and ten evaluations; a step of 8 bits is 8e-3.
+    torch.testing.assert_close(model.restore(x), want.restore(x), rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="True.safetensors: exists already; .* --overwrite"):
         export(trained_run, out, raw=False, overwrite=False)
     export(trained_run, out, raw=False, overwrite=True)

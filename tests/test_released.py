@@ -19,7 +19,8 @@ from test_unet import formula_network
 from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig
-from i2sb.network import PRESETS, build_network, find_preset
+from i2sb.network import build_network
+from i2sb.network_sizes import PRESETS, find_preset
 from i2sb.parsing import to_yaml
 from i2sb.storage.released import recognise_network
 from i2sb.unpickle import IMAGE_FOLDER, NAMESPACE, read_pickle

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from i2sb.bridge import Randn, space_indices
+from i2sb.errors import UserError
 from i2sb.sampler import Refine, StepTaken, Trajectory, walk_back
 from i2sb.steps import Step
 
@@ -30,19 +31,21 @@ def make_betas(interval: int, schedule: str) -> np.ndarray:
 
     linear: from 1e-4 to 0.02 over 1000 steps (Ho et al.), scaled for other numbers of them. cosine: from
     ᾱ_t = cos²((t/N + 0.008)/1.008 · π/2), β at most 0.999 (Nichol & Dhariwal, 2021, eq. 17).
-    Raises ValueError for an unknown schedule, or where the linear one has too few steps.
+    Raises UserError for an unknown schedule, or where the linear one has too few steps.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"--schedule {schedule}: unknown; choose one of {', '.join(SCHEDULES)}")
+        raise UserError("schedule", schedule, f"unknown; choose one of {', '.join(SCHEDULES)}")
     if schedule == "cosine":
         t = np.arange(interval + 1, dtype=np.float64) / interval
         alpha_bar = np.cos((t + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
         return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], _COSINE_LARGEST)
     scale = _LINEAR_STEPS / interval
     if scale * _LINEAR_LAST >= 1:
-        raise ValueError(
-            f"--interval {interval}: --schedule linear needs more than {round(_LINEAR_STEPS * _LINEAR_LAST)} steps; "
-            "give more, or --schedule cosine"
+        raise UserError(
+            "interval",
+            interval,
+            f"`schedule` linear needs more than {round(_LINEAR_STEPS * _LINEAR_LAST)} steps; "
+            "give more, or `schedule` cosine",
         )
     return np.linspace(scale * _LINEAR_FIRST, scale * _LINEAR_LAST, interval, dtype=np.float64)
 
@@ -50,10 +53,10 @@ def make_betas(interval: int, schedule: str) -> np.ndarray:
 def step_grid(interval: int, nfe: int) -> list[int]:
     """Return the nfe + 1 indices, rising from -1 to interval - 1, between which `nfe` evaluations step.
 
-    Raises ValueError unless 1 <= nfe <= interval.
+    Raises UserError unless 1 <= nfe <= interval.
     """
     if not 1 <= nfe <= interval:
-        raise ValueError(f"--nfe {nfe}: a diffusion of {interval} steps takes between 1 and {interval} evaluations")
+        raise UserError("nfe", nfe, f"a diffusion of {interval} steps takes between 1 and {interval} evaluations")
     return [index - 1 for index in space_indices(interval + 1, nfe + 1)]
 
 

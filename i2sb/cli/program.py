@@ -36,7 +36,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     own.add_argument("-h", "--help", action="store_true", help="print this and exit")
     try:
         options, flags = own.parse_known_args(argv)
-    except ValueError as error:
+    except UserError as error:
         _fail(error)
     if options.help:
         print(make_parser(config_class).format_help() + "\n" + own.format_help())
@@ -78,18 +78,17 @@ def report_errors(*, debug: bool = False) -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises ValueError where argparse would print its usage and exit."""
+    """Raises UserError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UserError("", None, message)
 
 
 def describe(error: Exception) -> str:
     """Say in one line what was wrong, settings as the flags that they are on the command line."""
-    if isinstance(error, UserError):
-        setting = error.setting if isinstance(error.setting, Path) else flag(error.setting)
-        value = "" if error.value is None else f" {error.value}"
-        message = f"{setting}{value}: " + re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), error.must)
+    if _is_mistake(error):
+        with_settings_quoted = UserError(error.setting, error.value, error.must).inside("").must
+        message = re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), with_settings_quoted)
     else:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     return " ".join(message.split())
@@ -101,12 +100,17 @@ def _fail(error: Exception) -> NoReturn:
     sys.exit(2)
 
 
+def _is_mistake(error: Exception) -> bool:
+    """Whether it is a UserError, or the same of the degradations, which do not know that class."""
+    return isinstance(error, UserError) or (isinstance(error, ValueError) and hasattr(error, "must"))
+
+
 def _is_message(error: Exception) -> bool:
     """Whether an error speaks to the user: a wrong value that this project's own code reported, or a file's trouble.
 
     A ValueError raised inside a library is a fault of ours, and keeps its traceback.
     """
-    if isinstance(error, UserError):
+    if _is_mistake(error):
         return True
     if isinstance(error, OSError):
         return error.filename is not None

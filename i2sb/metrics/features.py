@@ -255,7 +255,7 @@ class OwnFeatures(FeatureNetwork):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.compute = load_from_file(name, "--features")
+        self.compute = load_from_file("features", name)
         if not callable(self.compute):
             path, _, function = name.rpartition(":")
             raise ValueError(f"--features {name}: {path} holds no function {function}")

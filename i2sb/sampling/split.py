@@ -18,8 +18,8 @@ from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation, Sampler, Way
-from i2sb.network import check_image_size
-from i2sb.precision import prepare
+from i2sb.network_sizes import check_image_size
+from i2sb.precision import advise_precision, prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel, load_model
@@ -48,9 +48,11 @@ def run(config: SampleConfig) -> None:
         if config.use_fp16:
             model.network.diffusion_model.half_convolutions()
         prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
-        advice = model.formulation.advise(sampler, nfe, config.clip_denoise)
-        if advice and world.is_main:
-            print(f"warning: {advice}", file=sys.stderr)
+        if world.is_main:
+            asked = ("fp16", world.device, "--use-fp16") if config.use_fp16 else (config.precision, world.device)
+            advice = [advise_precision(*asked), model.formulation.advise(sampler, nfe, config.clip_denoise)]
+            for line in filter(None, advice):
+                print(f"warning: {line}", file=sys.stderr)
         restore = _restore_pictures if config.input else _restore_split
         restore(config, world, model, nfe, sampler)
     finally:
@@ -61,7 +63,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     image_size = config.image_size or model.config.restored_size
     check_image_size(model.config.network, image_size)
     task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
-    corruption = build_task_corruption(task, image_size, world.device, flag="--image-size")
+    corruption = build_task_corruption(task, image_size, world.device, setting="image_size")
     check_consistency(config.consistency, task.corrupt, corruption)
     model.formulation.check_degradation(corruption)
     dataset_dir = config.dataset_dir or model.config.dataset_dir
@@ -103,6 +105,11 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         drawn = (trajectory_paths(folder.trajectory_stem(index)) for index in own)
         undrawn = {index for index, paths in zip(own, drawn, strict=True) if not all(path.exists() for path in paths)}
         missing = sorted({*missing, *undrawn})
+    # Whole batches, made up as they would be if nothing were there yet: in another company an image's last digits may
+    # be others.
+    wanted = set(missing)
+    batches = [own[i : i + config.batch_size] for i in range(0, len(own), config.batch_size)]
+    computed = [index for batch in batches if not wanted.isdisjoint(batch) for index in batch]
     folder.remove_partials(own)
     if world.is_main:
         folder.rewrite_manifest(line)
@@ -114,7 +121,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     progress = progress_bar(len(missing), "image", quiet=not world.is_main, bar_format=BAR)
     for loaded in load_in_order(
         images,
-        missing,
+        computed,
         batch_size=config.batch_size,
         workers=config.workers,
         pin_memory=world.device.type == "cuda",
@@ -134,13 +141,15 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         )
         restored = model.restore_batch(batch, noise, way)
         for place_in_batch, index in enumerate(loaded.numbers):
+            if index not in wanted:
+                continue
             if recorder is not None:  # before the image, which says that all is there
                 recorder.save(place_in_batch, folder.trajectory_stem(index))
             is_new = not folder.image_path(index).exists()
             folder.save(index, restored[place_in_batch])
             if is_new:
                 folder.add_to_manifest(line(index))
-        progress.update(len(batch))
+        progress.update(len(wanted.intersection(loaded.numbers)))
     progress.close()
     spent = time.perf_counter() - begun
 

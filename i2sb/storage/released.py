@@ -13,7 +13,7 @@ from typing import get_type_hints
 from torch import Tensor
 
 from i2sb.config import TrainConfig
-from i2sb.network import PRESETS, Preset
+from i2sb.network_sizes import PRESETS, Preset
 from i2sb.unpickle import NAMESPACE, Bare, as_text, read_pickle
 
 OPTIONS = "options.pkl"

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from i2sb.network import BridgeNetwork, find_preset
+from i2sb.network import BridgeNetwork
+from i2sb.network_sizes import find_preset
 from i2sb.restore import read_averaged
 from i2sb.storage.checkpoint import averaged_weights
 from i2sb.storage.exported import ENDING

@@ -21,11 +21,12 @@ from i2sb.config import TrainConfig, check_resumable
 from i2sb.data.dataset import UnreadableImageError
 from i2sb.data.loading import Images, load_training
 from i2sb.data.order import TrainingPositions
-from i2sb.distributed import World, join_world, leave_world
+from i2sb.distributed import World, average_in_rank_order, join_world, leave_world
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
-from i2sb.network import BridgeNetwork, build_network, check_image_size
+from i2sb.network import BridgeNetwork, build_network
+from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_config, to_yaml
-from i2sb.precision import make_scaler, prepare
+from i2sb.precision import advise_precision, make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
@@ -71,7 +72,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world = config, world
         check_image_size(config.network, config.image_size)
-        check_image_size(config.network, config.restored_size, "--eval-image-size")
+        check_image_size(config.network, config.restored_size, "eval_image_size")
         step_images = config.microbatch * world.world_size
         if config.batch_size % step_images:
             raise ValueError(
@@ -80,9 +81,9 @@ class Trainer:
             )
         self.accumulation = config.batch_size // step_images
         self.formulation = build_formulation(config).to(world.device)
-        self.train_corruption = build_task_corruption(config, config.image_size, world.device, flag="--image-size")
+        self.train_corruption = build_task_corruption(config, config.image_size, world.device, setting="image_size")
         self.val_corruption = build_task_corruption(
-            config, config.restored_size, world.device, flag="--eval-image-size"
+            config, config.restored_size, world.device, setting="eval_image_size"
         )
         if config.eval_every:
             _check_validation(self)
@@ -383,6 +384,8 @@ def _train(config: TrainConfig, world: World) -> None:
                 warnings.simplefilter("ignore", FutureWarning)
                 # The only buffer is a constant.
                 net = DistributedDataParallel(trainer.network, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if world.device.type == "cpu" and world.world_size > 2:  # of two numbers there is one sum
+                net.register_comm_hook(None, average_in_rank_order)
         stream = load_training(
             trainer.train_images,
             seed=config.seed,
@@ -533,5 +536,8 @@ def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None
             f"changed   {before} processes x {progress.microbatch} until now: the same images and noise, but "
             "floats are added in another order, so the last digits differ from a run that was never changed"
         )
+    advice = advise_precision(config.precision, world.device) if world.is_main else ""
+    if advice:
+        log.warn(advice)
     begun = f"resumed from {resumed_from}" if resumed_from else f"begun with {'; '.join(trainer.begun_with)}"
     log.say(f"run       {config.run_dir}, {begun}")

@@ -17,7 +17,7 @@ from i2sb.config import TrainConfig, check_resumable
 from i2sb.data.dataset import ImageDataset
 from i2sb.evaluation import score as evaluation
 from i2sb.files import write_text
-from i2sb.network import check_image_size
+from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_config
 from i2sb.sampling import split as sampling
 from i2sb.stopping import StoppedError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import make_image, write_images
+from conftest import find_crop, make_image, write_images
 from PIL import Image
-from small_data import find_crop, open_native, open_tiny
+from small_data import open_native, open_tiny
 
 from i2sb.data.dataset import UnreadableImageError, View
 from i2sb.data.loading import load_in_order, load_training

@@ -7,9 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import make_image, write_images
+from conftest import find_crop, make_image, write_images
 from PIL import Image
-from small_data import find_crop, open_native, open_tiny, take
+from small_data import open_native, open_tiny, take
 
 from i2sb.data.dataset import UnreadableImageError
 from i2sb.data.loading import load_in_order, load_training

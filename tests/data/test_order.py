@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_data import find_crop, open_native, open_tiny, take
+from conftest import find_crop
+from small_data import open_native, open_tiny, take
 
 from i2sb.data.dataset import View
 from i2sb.data.order import TrainingPositions, TrainingStream
