@@ -106,6 +106,15 @@ def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lmdb_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared data set, packed by scripts/make_lmdb.py."""
+    out = tmp_path_factory.mktemp("lmdb")
+    for split in ("train", "val"):
+        run_python(ROOT / "scripts/make_lmdb.py", dataset_dir / split, out, "--split", split, "--workers", "1")
+    return out
+
+
+@pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of larger images in which every pixel is another, so that a crop tells where it was taken."""
     root = tmp_path_factory.mktemp("photographs")

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 from conftest import TINY, golden, run_python, write_images
+from small_data import pack_lmdb
 from test_unet import formula_network
 
 from i2sb import load_model
@@ -262,9 +263,7 @@ def test_no_door_runs_code(tmp_path, name, wrap):
     run = write_released_run(tmp_path / "small")
     whole = {path: path.read_bytes() for path in run.iterdir()}
     write_images(tmp_path / "val", ["a/0.png"])
-    from test_data import pack
-
-    lmdb_path = pack(tmp_path / "val", tmp_path / "lmdb", "val")
+    lmdb_path = pack_lmdb(tmp_path / "val", tmp_path / "lmdb", "val")
 
     doors = {
         run / "options.pkl": lambda path: load_model(run),
