@@ -51,7 +51,7 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         if action.default in ("", None) or isinstance(action.default, bool):
-            return action.help
+            return action.help or ""
         return f"{action.help} (default: %(default)s)"
 
 

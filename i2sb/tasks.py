@@ -10,19 +10,14 @@ import torch
 
 from corruption import Corruption, ShapeError, build_corruption, is_custom
 from i2sb.baselines.diffusion import Diffusion
+from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, TrainConfig
 from i2sb.data.dataset import ImageDataset, open_split
 from i2sb.data.loading import Images
 from i2sb.errors import UserError
-from i2sb.formulation import (
-    ConditionalDiffusion,
-    Formulation,
-    Regression,
-    SchroedingerBridge,
-    UnconditionalDiffusion,
-)
+from i2sb.formulation import Formulation, SchroedingerBridge
 from i2sb.randomness import ImageNoise
 
 # What the names of --formulation stand for: the one place that knows them.

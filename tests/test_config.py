@@ -188,7 +188,8 @@ def test_yaml_is_plain(tmp_path):
 
 def test_help_names_the_networks_and_samplers_there_are():
     """config.py knows neither; what it says of them must still be so."""
-    from i2sb.formulation import ConditionalDiffusion, SchroedingerBridge, UnconditionalDiffusion
+    from i2sb.baselines.formulations import ConditionalDiffusion, UnconditionalDiffusion
+    from i2sb.formulation import SchroedingerBridge
     from i2sb.network_sizes import PRESETS
 
     helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(SampleConfig))}

@@ -13,19 +13,13 @@ from conftest import ROOT
 
 from corruption import CORRUPTIONS, LinearCorruption, build_corruption
 from i2sb.baselines.diffusion import CLEAN, SCHEDULES, Diffusion, step_grid
+from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.baselines.inverse import DDRM
 from i2sb.batch import Batch
 from i2sb.bridge import Bridge
 from i2sb.config import SamplingOptions, TrainConfig
 from i2sb.consistency import make_consistency, measure
-from i2sb.formulation import (
-    ConditionalDiffusion,
-    Formulation,
-    Hooks,
-    Regression,
-    SchroedingerBridge,
-    UnconditionalDiffusion,
-)
+from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
 from i2sb.network import build_network
 from i2sb.tasks import FORMULATIONS, build_formulation
 
