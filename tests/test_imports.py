@@ -102,7 +102,7 @@ ALLOWED = {
     "i2sb.distributed": set(),
     "i2sb.storage.checkpoint": {"i2sb.files", "i2sb.tensor_files"},
     "i2sb.training.run_log": {"i2sb.images", "i2sb.progress"},
-    "i2sb.unpickle": set(),
+    "i2sb.unpickle": {"i2sb.errors"},
     "i2sb.storage.released": {"i2sb.config", "i2sb.network", "i2sb.unpickle"},
     "i2sb.storage.exported": {"i2sb.config", "i2sb.files", "i2sb.parsing"},
     "i2sb.config": set(),
