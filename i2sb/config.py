@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from i2sb.errors import UserError, require
 from i2sb.network_sizes import find_preset
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Consistency = Literal["none", "project", "gradient"]
 _PRECISION_HELP = (
     "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors "
     "without such instructions emulate, many times slower"
@@ -53,11 +55,6 @@ def option(default: Any, help: str, *, later: bool = False) -> Any:
 
 _NAME_A_RUN = "name the run that was trained; runs live in results/NAME"
 _NAME_A_FOLDER = "name a folder of restored images inside the run, such as samples_nfe10"
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
 
 
 def _require_finite(config: Any) -> None:
@@ -297,23 +294,137 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class RunOptions:
+    """Which run: what sample.py and compute_metrices.py are both told."""
+
+    ckpt: str = option("", "name of the run in --results-dir; required")
+    results_dir: str = option("results", "folder of all runs")
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.results_dir) / self.ckpt
+
+
+# From options and the usual ones, both settled, to a piece of the folder's name.
+NamePart = Callable[["SamplingOptions", "SamplingOptions"], str]
+
+
+def sampling_option(default: Any, help: str, *, older: Any = None, named: NamePart | None = None) -> Any:
+    """A field of SamplingOptions.
+
+    older: what None stands for in the settings of restored images, and a line that older versions did not write: an
+    option that is new needs it, or what they restored could not be continued.
+    named: how the option shows in the name of the folder, if it does.
+    """
+    return field(default=default, metadata={"help": help, "later": older is not None, "older": older, "named": named})
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images are restored: all that decides, with the network and the degraded image, what each will look like.
+
+    Every option is defined here alone. The flags of sample.py, the name of a folder of restored images, its settings
+    and manifest, and the comparison with images that exist already follow from these fields. Options that are None, or
+    a `sampler` that is empty, are left to the formulation (`Formulation.settle`).
+    """
+
+    nfe: int | None = sampling_option(
+        None,
+        "network evaluations per image (default: as many as there are steps; on a bridge that is interval - 1)",
+        named=lambda options, usual: f"_nfe{options.nfe}",
+    )
+    clip_denoise: bool = sampling_option(
+        False,
+        "clamp predicted clean images to [-1, 1] at every step",
+        named=lambda options, usual: "_clip" if options.clip_denoise else "",
+    )
+    sampler: str = sampling_option(
+        "",
+        "way to step back (default: the first): of a bridge posterior (published), eta (less noise), second_order or "
+        "ot_ode (no noise); of a conditional diffusion ancestral or ddim; of a diffusion of clean images ddnm or ddrm",
+        older="posterior",
+        named=lambda options, usual: "" if options.steps_as(usual) else f"_{options.sampler}",
+    )
+    eta: float | None = sampling_option(
+        None,
+        "share of noise in a step, 0 to 1, with --sampler eta (default: 0), ddim (0), ddnm or ddrm (0.85)",
+        older=1.0,
+        named=lambda options, usual: "" if options.steps_as(usual) or options.eta is None else f"{options.eta:g}",
+    )
+    consistency: Consistency = sampling_option(
+        "none",
+        "keep predictions in line with the degraded image, if it was made by the run's degradation (--corrupt)",
+        older="none",
+        named=lambda options, usual: "" if options.consistency == "none" else f"_{options.consistency}",
+    )
+    consistency_weight: float = sampling_option(
+        1.0,
+        "length of the steps of --consistency gradient",
+        older=1.0,
+        named=lambda options, usual: f"{options.consistency_weight:g}" if options.consistency == "gradient" else "",
+    )
+    seed: int = sampling_option(0, "seed of the noise; every image has its own, made from this and its index")
+    tile: int | None = sampling_option(
+        None,
+        "side of the tiles in which the network sees pictures of --input (0: whole; default: large ones by 256)",
+        older=0,
+    )
+    overlap: int = sampling_option(32, "pixels that neighbouring tiles share at least", older=32)
+
+    def __post_init__(self) -> None:
+        _require_finite(self)
+        require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, "must be at least 1")
+        require(self.eta is None or 0 <= self.eta <= 1, "eta", self.eta, "must be between 0 and 1")
+        require(self.consistency_weight > 0, "consistency_weight", self.consistency_weight, "must be positive")
+        require(
+            self.consistency == "gradient" or self.consistency_weight == 1,
+            "consistency_weight",
+            self.consistency_weight,
+            "only `consistency` gradient uses it",
+        )
+        require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        require(self.tile is None or self.tile >= 0, "tile", self.tile, "must not be negative")
+        require(self.overlap >= 0, "overlap", self.overlap, "must not be negative")
+        require(not self.tile or self.overlap < self.tile, "overlap", self.overlap, f"must be below `tile` {self.tile}")
+
+    @property
+    def evaluations(self) -> int:
+        """The number of network evaluations, once it is settled."""
+        assert self.nfe is not None
+        return self.nfe
+
+    @property
+    def noise_share(self) -> float:
+        """η once it is settled: 1, as of the posterior, where the sampler has none."""
+        return 1.0 if self.eta is None else self.eta
+
+    def steps_as(self, other: SamplingOptions) -> bool:
+        """Say whether these options take the same steps as others; both are settled."""
+        return (self.sampler, self.eta) == (other.sampler, other.eta)
+
+    def folder_name(self, usual: SamplingOptions) -> str:
+        """Return the name of a folder for images restored so: what is not as usual; both are settled."""
+        parts = (f.metadata["named"] for f in fields(self))
+        return "samples" + "".join(part(self, usual) for part in parts if part is not None)
+
+    def record(self) -> dict[str, Any]:
+        """Return the options, settled, as settings.yaml and manifest.jsonl tell them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f.name: f.metadata["older"] if values[f.name] is None else values[f.name] for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class SampleConfig(SamplingOptions, RunOptions):
     """Restore the val split of a data set with a trained run; images go to results/NAME/samples_nfe{NFE}.
 
     With --input, restore pictures of one's own instead; they go to --output.
     """
 
-    ckpt: str = option("", "name of the run in --results-dir; required")
-    results_dir: str = option("results", "folder of all runs")
     ckpt_file: str = option("", "checkpoint of the run, by its name in results/NAME or its path (default: the newest)")
     input: str = option("", "a degraded picture of your own, or a folder of such, to restore instead of the val split")
     mask: str = option("", "picture, or folder of such named as those of --input, white where theirs are missing")
     output: str = option("", "folder for the restored pictures of --input")
     overwrite: bool = option(False, "let --input replace pictures that are in --output already")
-    tile: int | None = option(
-        None, "side of the tiles in which the network sees pictures of --input (0: whole; default: large ones by 256)"
-    )
-    overlap: int = option(32, "pixels that neighbouring tiles share at least")
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
     subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
     limit: int | None = option(None, "restore at most this many images, the first ones")
@@ -323,22 +434,6 @@ class SampleConfig:
     )
     mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
     sample_dir: str = option("", "folder for the images inside the run (default: samples_nfe{NFE} and the like)")
-    nfe: int | None = option(
-        None, "network evaluations per image (default: as many as there are steps; on a bridge that is interval - 1)"
-    )
-    sampler: str = option(
-        "",
-        "way to step back (default: the first): of a bridge posterior (published), eta (less noise), second_order or "
-        "ot_ode (no noise); of a conditional diffusion ancestral or ddim; of a diffusion of clean images ddnm or ddrm",
-    )
-    eta: float | None = option(
-        None, "share of noise in a step, 0 to 1, with --sampler eta (default: 0), ddim (0), ddnm or ddrm (0.85)"
-    )
-    clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] at every step")
-    consistency: Literal["none", "project", "gradient"] = option(
-        "none", "keep predictions in line with the degraded image, if it was made by the run's degradation (--corrupt)"
-    )
-    consistency_weight: float = option(1.0, "length of the steps of --consistency gradient")
     save_pt: bool = option(False, "also write recon.pt, the file of the released program, at the end")
     save_trajectory: bool = option(False, "also draw every image's way over the bridge, as a strip and an animation")
     partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
@@ -347,7 +442,6 @@ class SampleConfig:
     precision: Precision = option("fp32", _PRECISION_HELP)
     channels_last: bool = option(False, _CHANNELS_LAST_HELP)
     compile: bool = option(False, _COMPILE_HELP)
-    seed: int = option(0, "seed of the noise; every image has its own, made from this and its index")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
     n_gpu_per_node: int = option(1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", later=True)
     num_proc_node: int = option(1, "machines that take part; start the same command on each", later=True)
@@ -357,58 +451,52 @@ class SampleConfig:
     workers: int = option(4, "processes that decode images, per GPU, at most one a core")
 
     def __post_init__(self) -> None:
-        _require_finite(self)
+        super().__post_init__()
         _require_name("ckpt", self.ckpt, _NAME_A_RUN)
-        _require(
+        require(
             not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None,
-            f"--sample-dir {self.sample_dir}: name a folder inside the run, such as samples_nfe10",
+            "sample_dir",
+            self.sample_dir,
+            "name a folder inside the run, such as samples_nfe10",
         )
-        for name in ("image_size", "nfe", "limit"):
+        for name in ("image_size", "limit", "batch_size"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{flag(name)} {value}: must be at least 1")
-        _require(self.tile is None or self.tile >= 0, f"--tile {self.tile}: must not be negative")
-        _require(self.overlap >= 0, f"--overlap {self.overlap}: must not be negative")
-        _require(
-            not self.tile or self.overlap < self.tile, f"--overlap {self.overlap}: must be below --tile {self.tile}"
-        )
-        _require(self.eta is None or 0 <= self.eta <= 1, f"--eta {self.eta}: must be between 0 and 1")
-        _require(self.consistency_weight > 0, f"--consistency-weight {self.consistency_weight}: must be positive")
-        _require(
-            self.consistency == "gradient" or self.consistency_weight == 1,
-            f"--consistency-weight {self.consistency_weight}: only --consistency gradient uses it",
+            require(value is None or value >= 1, name, value, "must be at least 1")
+        require(self.workers >= 0, "workers", self.workers, "must not be negative")
+        require(
+            not self.use_fp16 or self.precision == "fp32",
+            "precision",
+            self.precision,
+            "choose one of it and `use_fp16`",
         )
         self._check_pictures()
-        _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1")
-        for name in ("workers", "seed"):
-            _require(getattr(self, name) >= 0, f"{flag(name)} {getattr(self, name)}: must not be negative")
-        _require(
-            not self.use_fp16 or self.precision == "fp32",
-            f"--use-fp16 --precision {self.precision}: choose one of the two",
-        )
         self.part  # noqa: B018 - validates
         _require_place(self)
 
     def _check_pictures(self) -> None:
         """Refuse settings of the split for pictures of one's own, and the other way round."""
         if self.input:
-            _require(bool(self.output), "--output is missing: the folder for the restored pictures of --input")
+            require(bool(self.output), "output", None, "is missing; name a folder for the restored pictures of `input`")
             for name in ("dataset_dir", "subset", "image_size", "partition", "save_pt", "mask_file", "sample_dir"):
-                _require(
-                    not getattr(self, name),
-                    f"{flag(name)} {getattr(self, name)}: is about the val split and does nothing for --input",
-                )
-            _require(
-                self.corrupt != PAIRED, "--corrupt paired: pictures of --input are degraded already; leave it away"
-            )
-            _require(
+                value = getattr(self, name)
+                require(not value, name, value, "is about the val split and does nothing for `input`")
+            require(self.corrupt != PAIRED, "corrupt", PAIRED, "pictures of `input` are degraded already; leave it out")
+            require(
                 not (self.mask and self.corrupt),
-                f"--mask {self.mask} --corrupt {self.corrupt}: choose one; a degradation brings its own holes",
+                "mask",
+                self.mask,
+                f"choose it or `corrupt` {self.corrupt}; a degradation brings its own holes",
             )
-        for name in ("mask", "output", "overwrite", "tile"):
-            value = getattr(self, name)
-            _require(
-                bool(self.input) or value in ("", False, None), f"{flag(name)} {value}: needs --input, your pictures"
-            )
+            return
+        for f in fields(self):
+            if f.name in ("mask", "output", "overwrite", "tile", "overlap"):
+                value = getattr(self, f.name)
+                require(value == f.default, f.name, value, "needs `input`, your pictures")
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """How images are to be restored, as the flags say it."""
+        return SamplingOptions(**{f.name: getattr(self, f.name) for f in fields(SamplingOptions)})
 
     @property
     def part(self) -> tuple[int, int]:
@@ -417,22 +505,17 @@ class SampleConfig:
             return 0, 1
         match = re.fullmatch(r"(\d+)_(\d+)", self.partition)
         index, count = (int(match[1]), int(match[2])) if match else (0, 0)
-        _require(
-            index < count, f"--partition {self.partition}: write i_n with 0 <= i < n, such as 0_4 for the first of four"
+        require(
+            index < count, "partition", self.partition, "write i_n with 0 <= i < n, such as 0_4 for the first of four"
         )
         return index, count
 
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.results_dir) / self.ckpt
-
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(RunOptions):
     """Score restored images against the clean ones; writes metrics.json, report.html and comparison.png beside them."""
 
     ckpt: str = option("", "name of the run in --results-dir; required, but for --make-reference")
-    results_dir: str = option("results", "folder of all runs")
     sample_dir: str = option(
         "", "folder of restored images inside the run, such as samples_nfe10; required with --ckpt"
     )
@@ -518,10 +601,6 @@ class EvalConfig:
         """The metrics that must be computed."""
         return _split(self.require)
 
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.results_dir) / self.ckpt
-
 
 def _split(listed: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in listed.split(",") if name.strip())
@@ -530,6 +609,11 @@ def _split(listed: str) -> tuple[str, ...]:
 def flag(field_name: str) -> str:
     """Return the flag that sets a field."""
     return "--" + field_name.replace("_", "-")
+
+
+def write_flags(message: str) -> str:
+    """Return a message for the command line: settings, which it has in backticks, become flags."""
+    return re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), message)
 
 
 # Settings that may differ when a run goes on: they change neither the weights' meaning nor the order of the data.

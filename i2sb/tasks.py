@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from corruption import Corruption, ShapeError, build_corruption, is_custom
 from i2sb.baselines.diffusion import Diffusion
 from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
-from i2sb.config import PAIRED, SampleConfig, TrainConfig
+from i2sb.config import PAIRED, TrainConfig
 from i2sb.data.dataset import ImageDataset, open_split
 from i2sb.data.loading import Images
 from i2sb.errors import UserError
@@ -21,7 +20,6 @@ from i2sb.formulation import (
     ConditionalDiffusion,
     Formulation,
     Regression,
-    Sampler,
     SchroedingerBridge,
     UnconditionalDiffusion,
 )
@@ -111,24 +109,3 @@ def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_siz
         found = "pairs (degraded/ with clean/)" if images.paired else "single images"
         raise UserError("corrupt", config.corrupt, f"but {images.clean.describe()} holds {found}")
     return images
-
-
-def describe_restoring(config: SampleConfig, iteration: int, nfe: int, sampler: Sampler) -> dict[str, Any]:
-    """Return the settings that decide what any restored image looks like, of a split or of one's own.
-
-    iteration: where the network's weights stood.
-    """
-    return {
-        "run": config.ckpt,
-        "iteration": iteration,
-        "ckpt_file": config.ckpt_file,
-        "nfe": nfe,
-        "sampler": sampler.name,
-        "eta": sampler.eta,
-        "consistency": config.consistency,
-        "consistency_weight": config.consistency_weight,
-        "clip_denoise": config.clip_denoise,
-        "use_fp16": config.use_fp16,
-        "precision": config.precision,
-        "seed": config.seed,
-    }

@@ -207,9 +207,9 @@ def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
     from i2sb.evaluation.score import run
 
     common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
-    assert_one_line(*program(EvalConfig, run, common), "--sample-dir is missing: name a folder of restored images")
+    assert_one_line(*program(EvalConfig, run, common), "--sample-dir: is missing; name a folder of restored images")
     assert_one_line(
-        *program(EvalConfig, run, ["--sample-dir", "a"]), "--ckpt is missing: name the run that was trained"
+        *program(EvalConfig, run, ["--sample-dir", "a"]), "--ckpt: is missing; name the run that was trained"
     )
     for wrong in ("a/b", "../a"):
         said = program(EvalConfig, run, [*common, "--sample-dir", wrong])
@@ -228,7 +228,7 @@ def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
         (["--require", "best"], "--require best: unknown metric"),
         (["--metrics", "ssim", "--require", "fid"], "--require fid: is not among --metrics ssim"),
         (["--features", "own.py"], "--features own.py: name file and function, as path/to/file.py:function"),
-        (["--require", "features-frechet"], "features-frechet: give the function with --features"),
+        (["--require", "features-frechet"], "--features: is missing; features-frechet needs the function"),
         (["--reference", "nowhere.npz"], "--reference nowhere.npz: there is no such file"),
         (["--make-reference", "a.npz"], "--make-reference a.npz: give --dataset-dir"),
         (["--make-reference", "a.npz", "--dataset-dir", "d"], "--make-reference a.npz: scores nothing, so leave out"),
@@ -279,8 +279,8 @@ def test_scoring_an_unfinished_folder_or_another_data_set(program, trained_run, 
     [
         (None, "holds no settings.yaml"),
         (b"\xca\xfe", "settings.yaml: cannot be read"),
-        (b"seed: 0", "settings.yaml: cannot be read"),
-        (b"[]", "settings.yaml: cannot be read"),
+        (b"seed: 0", "settings.yaml: lacks nfe, clip_denoise, run, iteration"),
+        (b"[]", "settings.yaml: must hold lines of the form"),
     ],
 )
 def test_sample_folder_without_its_settings(program, trained_run, tmp_path, content, words):
@@ -302,7 +302,10 @@ def test_sample_folder_without_its_settings(program, trained_run, tmp_path, cont
     again = program(SampleConfig, restore, [*common, "--nfe", 1])
     assert_one_line(*again, "samples_nfe1", "settings.yaml")
     settings.write_text(whole.replace("image_size: 16", "image_size: null"))
-    assert_one_line(*program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1"]), "image_size: None is no int")
+    assert_one_line(
+        *program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1"]),
+        "settings.yaml: --image-size null: must be a whole number",
+    )
 
 
 def test_a_fault_of_ours_keeps_its_traceback(program):

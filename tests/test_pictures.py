@@ -180,7 +180,7 @@ def test_what_cannot_be_restored_is_refused_by_name(tmp_path):
     (tmp_path / "a.txt").write_text("")
     wrong = {"nothing": "there is no such file", "empty": "holds no pictures", "a.txt": "pictures end in"}
     for place, words in wrong.items():
-        with pytest.raises(ValueError, match=f"--input .*{place}: {words}"):
+        with pytest.raises(ValueError, match=f"input .*{place}: {words}"):
             find_pictures(tmp_path / place)
 
 
@@ -290,11 +290,11 @@ def test_nothing_of_the_users_is_replaced(restore, photos, tmp_path):
         restore(photos)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
     assert (tmp_path / "out" / "b.png").read_text() == "mine"
-    with pytest.raises(ValueError, match="a.png: is the picture itself; name another --output"):
+    with pytest.raises(ValueError, match="a.png: is the picture itself; name another `output`"):
         restore(photos / "a.png", out="photos", overwrite=True)
-    with pytest.raises(ValueError, match="--output .*lies in --input"):
+    with pytest.raises(ValueError, match="output .*lies in `input`"):
         restore(photos, out="photos/restored")
-    with pytest.raises(ValueError, match="--output .*name a folder"):
+    with pytest.raises(ValueError, match="output .*name a folder"):
         restore(photos / "a.png", out="restored.jpg")
 
 
@@ -313,7 +313,7 @@ def inpainting_run(tmp_path_factory, dataset_dir) -> Path:
 
 
 def test_holes_are_filled_and_the_rest_is_kept(restore, photos, tmp_path, inpainting_run):
-    with pytest.raises(ValueError, match="--mask is missing: holes fills holes .inpaint-center."):
+    with pytest.raises(ValueError, match="mask: is missing: holes fills holes .inpaint-center."):
         restore(photos / "a.png", inpainting_run)
     (tmp_path / "masks").mkdir()
     hole = Image.new("L", (37, 21))
@@ -322,7 +322,7 @@ def test_holes_are_filled_and_the_rest_is_kept(restore, photos, tmp_path, inpain
     out = restore(photos / "a.png", inpainting_run, mask=str(tmp_path / "masks"))
     before, after = pixels(photos / "a.png").int(), pixels(out / "a.png").int()
     assert (before - after)[:, :, 20:].abs().max() <= 1 and (before - after)[:, 4:15, 5:20].abs().float().mean() > 5
-    with pytest.raises(ValueError, match="--mask .*masks: lacks 2 of 3 masks, first that of b.png"):
+    with pytest.raises(ValueError, match="mask .*masks: lacks 2 of 3 masks, first that of b.png"):
         restore(photos, inpainting_run, mask=str(tmp_path / "masks"))
     model = load_model(inpainting_run)
     x, mask = from_uint8(pixels(photos / "a.png"))[None], read_mask(tmp_path / "masks" / "a.webp", 21, 37)[None]
@@ -349,19 +349,86 @@ def test_degrading_first_and_consistency(restore, photos, trained_run, capsys):
 
 def test_own_settings_and_the_split_do_not_mix():
     for changes, words in [
-        ({"input": "a.png"}, "--output is missing"),
-        ({"output": "b"}, "--output b: needs --input"),
-        ({"tile": 64}, "--tile 64: needs --input"),
-        ({"input": "a", "output": "b", "subset": "c"}, "--subset c: is about the val split"),
-        ({"input": "a", "output": "b", "mask": "c", "corrupt": "d"}, "--mask c --corrupt d: choose one"),
-        ({"input": "a", "output": "b", "corrupt": "paired"}, "--corrupt paired: pictures of --input are degraded"),
-        ({"input": "a", "output": "b", "tile": 16, "overlap": 16}, "--overlap 16: must be below --tile 16"),
-        ({"sampler": "eta", "eta": 2.0}, "--eta 2.0: must be between 0 and 1"),
+        ({"input": "a.png"}, "output: is missing"),
+        ({"output": "b"}, "output b: needs `input`"),
+        ({"overlap": 64}, "overlap 64: needs `input`"),
+        ({"tile": 64}, "tile 64: needs `input`"),
+        ({"input": "a", "output": "b", "subset": "c"}, "subset c: is about the val split"),
+        ({"input": "a", "output": "b", "mask": "c", "corrupt": "d"}, "mask c: choose it or `corrupt` d"),
+        ({"input": "a", "output": "b", "corrupt": "paired"}, "corrupt paired: pictures of `input` are degraded"),
+        ({"input": "a", "output": "b", "tile": 16, "overlap": 16}, "overlap 16: must be below `tile` 16"),
+        ({"sampler": "eta", "eta": 2.0}, "eta 2.0: must be between 0 and 1"),
         (
             {"consistency": "project", "consistency_weight": 2.0},
-            "--consistency-weight 2.0: only --consistency gradient",
+            "consistency_weight 2.0: only `consistency` gradient",
         ),
-        ({"limit": 0}, "--limit 0: must be at least 1"),
+        ({"limit": 0}, "limit 0: must be at least 1"),
     ]:
         with pytest.raises(ValueError, match=words):
             SampleConfig(ckpt="run", **changes)
+
+
+def test_pictures_of_a_mixture_are_restored_whether_they_get_a_hole_or_not(restore, photos):
+    """The picture is image 0 of an evaluation, so the first part of the mixture is its degradation: it gets no hole."""
+    from corruption import build_corruption
+
+    out = restore(photos / "a.png", corrupt="sr4x-pool,inpaint-center")
+    clean = pad_reflect(from_uint8(pixels(photos / "a.png"))[None], 16)
+    degraded = to_uint8(build_corruption("sr4x-pool", 32)(clean).image)[0, :, :21, :37]
+    assert (pixels(out / "a.png").int() - degraded.int()).abs().float().mean() > 3, "taken for known all over"
+
+
+def train_tiny(results: Path, dataset_dir: Path, **changes) -> Path:
+    from conftest import TINY
+
+    from i2sb.config import TrainConfig
+    from i2sb.training.loop import train
+
+    settings = {**TINY, "num_itr": 1, "eval_every": 0, "results_dir": str(results), "dataset_dir": str(dataset_dir)}
+    config = TrainConfig(**{**settings, **changes})
+    train(config)
+    return config.run_dir
+
+
+# It makes holes and its name says nothing of it.
+OWN_HOLES = """
+import torch
+from corruption import Corrupted, Corruption
+
+class Patch(Corruption):
+    def degrade(self, clean, draws):
+        mask = torch.zeros_like(clean[:, :1])
+        mask[..., 4:8, 4:8] = 1
+        return Corrupted(clean * (1 - mask), mask)
+"""
+
+
+def test_what_a_run_was_trained_on_says_itself_whether_it_fills_holes(
+    restore, photos, tmp_path, dataset_dir, trained_run, inpainting_run, capsys
+):
+    hole = Image.new("L", (37, 21))
+    hole.paste(255, (5, 4, 20, 15))
+    hole.save(tmp_path / "hole.png")
+    (tmp_path / "own.py").write_text(OWN_HOLES)
+    own = f"{tmp_path}/own.py:Patch"
+    results = tmp_path / "results"
+    runs = {
+        "sr": (trained_run, True),
+        "holes": (inpainting_run, False),
+        "code": (train_tiny(results, dataset_dir, name="code", corrupt=own), False),  # who knows
+        "mixed": (train_tiny(results, dataset_dir, name="mixed", corrupt="jpeg-5,inpaint-center"), False),
+    }
+    for name, (run, warned) in runs.items():
+        restore(photos / "a.png", run, out=f"{name}-masked", mask=str(tmp_path / "hole.png"))
+        assert ("not to fill holes" in capsys.readouterr().err) == warned, name
+        if name != "holes":  # of a mixture not every picture has a hole
+            restore(photos / "a.png", run, out=f"{name}-whole")
+    restore(photos / "a.png", runs["code"][0], out="degraded", corrupt=own)  # code that is named is run
+
+
+def test_grey_pictures_come_back_in_colour_where_that_was_learned(restore, photos, tmp_path, dataset_dir, trained_run):
+    make_image(1, 16, 16).convert("L").save(tmp_path / "grey.png")
+    mixed = train_tiny(tmp_path / "results", dataset_dir, name="mixed", corrupt="jpeg-5,decolor")
+    for run, mode in ((mixed, "RGB"), (trained_run, "L")):
+        with Image.open(restore(tmp_path / "grey.png", run, out=run.name) / "grey.png") as image:
+            assert image.mode == mode

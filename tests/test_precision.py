@@ -106,7 +106,7 @@ def test_compiling_keeps_names_and_results(monkeypatch):
 
 
 def test_tf32_needs_a_gpu_and_fp32_means_it():
-    with pytest.raises(ValueError, match="--precision tf32: only GPUs compute so, and this is a cpu"):
+    with pytest.raises(ValueError, match="precision tf32: only GPUs compute so, and this is a cpu"):
         prepare(loud(), "tf32")
     torch.backends.cudnn.allow_tf32 = True
     prepare(loud(), "fp32")

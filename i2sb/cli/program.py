@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from i2sb.cli.launch import hand_over
-from i2sb.config import flag
+from i2sb.config import write_flags
 from i2sb.errors import UserError
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
@@ -87,8 +86,7 @@ class _Parser(argparse.ArgumentParser):
 def describe(error: Exception) -> str:
     """Say in one line what was wrong, settings as the flags that they are on the command line."""
     if _is_mistake(error):
-        with_settings_quoted = UserError(error.setting, error.value, error.must).inside("").must
-        message = re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), with_settings_quoted)
+        message = write_flags(UserError(error.setting, error.value, error.must).marked)
     else:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     return " ".join(message.split())

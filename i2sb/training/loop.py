@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from corruption import is_custom
-from i2sb.config import TrainConfig, check_resumable
+from i2sb.config import TrainConfig, check_resumable, write_flags
 from i2sb.data.dataset import UnreadableImageError
 from i2sb.data.loading import Images, load_training
 from i2sb.data.order import TrainingPositions
 from i2sb.distributed import World, average_in_rank_order, join_world, leave_world
+from i2sb.errors import UserError
 from i2sb.files import PARTIAL, find_os_error, remove_partials, write_text
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.network_sizes import check_image_size
@@ -505,13 +506,13 @@ class Meter:
 
 
 def _check_validation(trainer: Trainer) -> None:
-    """Raise ValueError if validation cannot restore its images."""
+    """Raise UserError if validation cannot restore its images."""
     try:
         trainer.formulation.check_degradation(trainer.val_corruption)
         trainer.formulation.check_nfe(trainer.config.eval_nfe)
-    except ValueError as error:
-        message = str(error).replace("--nfe", "--eval-nfe")
-        raise ValueError(f"{message}; or train without validation, --eval-every 0") from None
+    except UserError as error:
+        setting = "eval_nfe" if error.setting == "nfe" else error.setting
+        raise UserError(setting, error.value, f"{error.must}; or train without validation, `eval_every` 0") from None
 
 
 def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
@@ -538,6 +539,6 @@ def _introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None
         )
     advice = advise_precision(config.precision, world.device) if world.is_main else ""
     if advice:
-        log.warn(advice)
+        log.warn(write_flags(advice))
     begun = f"resumed from {resumed_from}" if resumed_from else f"begun with {'; '.join(trainer.begun_with)}"
     log.say(f"run       {config.run_dir}, {begun}")

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from corruption import Corruption
+from i2sb.config import SamplingOptions
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
-from i2sb.formulation import Way
 from i2sb.images import draw_grid, draw_strip, to_uint8
 from i2sb.metrics.features import IMAGENET_CLASSES, FeatureNetwork, UnavailableError, build_resnet50
 from i2sb.metrics.pixels import SSIM_WINDOW, psnr, ssim
@@ -87,7 +87,7 @@ def validate(
     seed: int,
 ) -> Validation:
     """Restore the images of these numbers and compare them with the clean ones."""
-    device, sampler = model.device, model.formulation.choose_sampler()
+    device, options = model.device, SamplingOptions(nfe=nfe, clip_denoise=clip_denoise, seed=seed)
     sums = torch.zeros(2 * len(metrics) + 1, dtype=torch.float64, device=device)
     drawn: list[tuple[Tensor, ...]] = []
     strip = None
@@ -95,11 +95,7 @@ def validate(
         noise = ImageNoise(seed, Purpose.SAMPLE, part.numbers)
         batch = make_task_batch(model.config, part, corruption, noise, device, evaluation=True)
         first = strip is None
-        path = model.follow_batch(
-            batch,
-            noise,
-            Way(nfe, sampler, clip_denoise, corruption, log_count=min(STRIP_STATES, nfe) if first else None),
-        )
+        path = model.restore_batch(batch, noise, options, states=min(STRIP_STATES, nfe) if first else None)
         shown, restored, clean = to_uint8(batch.shown), to_uint8(path.x0), part.image.to(device)
         label = part.label.to(device)
         values = [metric(image, clean, label) for metric in metrics.values() for image in (shown, restored)]
