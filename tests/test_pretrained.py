@@ -167,7 +167,7 @@ def test_init_acts_when_a_run_begins_and_not_when_it_goes_on(tmp_path, dataset_d
     second, said = train(tmp_path, dataset_dir, capsys, num_itr=2, **flags)
     assert "resumed from" in said
     assert (second["net"][FIRST] - first["net"][FIRST]).abs().max() < 0.01
-    with pytest.raises(ValueError, match="--init .*adm.pt there, none now"):
+    with pytest.raises(ValueError, match="`init` .*adm.pt there, none now"):
         train(tmp_path, dataset_dir, capsys, num_itr=3, cond_x1=True)
 
 
@@ -218,7 +218,7 @@ def test_exported_weights_load_alike(tmp_path, trained_run, monkeypatch):
     x = torch.rand(1, 3, 16, 16)
     # Rounding, 6e-8 an operation, through twenty layers and ten evaluations; a step of 8 bits is 8e-3.
     torch.testing.assert_close(model.restore(x), want.restore(x), rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="True.safetensors: exists already; .* --overwrite"):
+    with pytest.raises(ValueError, match="True.safetensors: exists already; .* `overwrite`"):
         export(trained_run, out, raw=False, overwrite=False)
     export(trained_run, out, raw=False, overwrite=True)
     with pytest.raises(ValueError, match="holds averaged weights; the raw ones"):
