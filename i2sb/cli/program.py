@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from i2sb.cli.launch import hand_over
-from i2sb.config import write_flags
+from i2sb.config import TrainConfig, refuse_unused, write_flags
 from i2sb.errors import UserError
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
@@ -47,6 +47,8 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
         return
     with report_errors(debug=options.pdb):
         config = read_flags(config_class, flags, options.config)
+        if isinstance(config, TrainConfig) and not (config.run_dir / "config.yaml").exists():
+            refuse_unused(config)  # a run that was begun goes on with what it has
         if options.dry_run:
             print(to_yaml(config), end="")
             return
