@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from corruption import Corruption, ShapeError, build_corruption, is_custom
+from corruption import Corruption, CorruptionError, ShapeError, build_corruption, is_custom
 from i2sb.baselines.diffusion import Diffusion
 from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.batch import Batch, make_batch
@@ -41,7 +41,8 @@ def build_task_corruption(
 ) -> Corruption | None:
     """Build the degradation of a run for images of this size; None if its data set brings degraded images itself.
 
-    setting: what gave the size, if one did. Raises UserError, naming it, if the size does not suit the degradation.
+    setting: what gave the size, if one did. Raises UserError naming it if the size does not suit the degradation, and
+    naming the degradation or its file of masks if that cannot be built.
     """
     if config.corrupt == PAIRED:
         return None
@@ -50,6 +51,8 @@ def build_task_corruption(
         return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
     except ShapeError as error:
         raise UserError(setting, image_size if setting else None, str(error)) from None
+    except CorruptionError as error:
+        raise UserError(error.setting, error.value, error.must) from error
 
 
 def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: Path) -> TrainConfig:
