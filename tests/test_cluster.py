@@ -334,13 +334,13 @@ def test_nothing_but_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_p
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
-    from i2sb.training.optimizer import build_optimizer, guard_step
+    from i2sb.training.optimizer import build_optimizer, guard_update
 
     parameter = torch.nn.Parameter(torch.zeros(4))
     optimizer = build_optimizer([parameter], lr=0.1, weight_decay=0.0)
     for clip, want in ((0.0, 10.0), (2.0, 2.0), (20.0, 10.0)):
         parameter.grad = torch.full((4,), 5.0)
-        norm, bad = guard_step(optimizer, clip)
+        norm, bad = guard_update(optimizer, clip)
         assert norm == 10 and not bad and parameter.grad.norm().item() == pytest.approx(want, rel=1e-5)
 
 

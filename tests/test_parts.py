@@ -142,14 +142,14 @@ def test_average_follows_its_definition_and_swaps_back():
 def test_learning_rate_falls_in_steps():
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = build_optimizer([parameter], lr=1.0, weight_decay=0.0)
-    scheduler = build_scheduler(optimizer, gamma=0.5, step_size=3)
+    scheduler = build_scheduler(optimizer, gamma=0.5, iterations=3)
     rates = []
     for _ in range(7):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
     assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
-    assert build_scheduler(optimizer, gamma=1.0, step_size=3) is None
+    assert build_scheduler(optimizer, gamma=1.0, iterations=3) is None
 
 
 # --- logs ------------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_validation_counts_what_a_classifier_recognises_where_there_is_one(train
     from i2sb import load_model
     from i2sb.data.dataset import open_split
     from i2sb.metrics.features import FeatureNetwork, Seen
-    from i2sb.training.validation import choose_metrics, find_classifier, summarise, validate
+    from i2sb.training.validation import ValidationSet, choose_metrics, find_classifier, summarise, validate
 
     class SaysDog(FeatureNetwork):
         def forward(self, images):
@@ -266,10 +266,8 @@ def test_validation_counts_what_a_classifier_recognises_where_there_is_one(train
     metrics = choose_metrics(SaysDog(), 16)
     found = validate(
         load_model(trained_run),
-        images,
+        ValidationSet(images, build_corruption("sr4x-pool", 16), metrics),
         range(5),
-        build_corruption("sr4x-pool", 16),
-        metrics,
         batch_size=2,
         nfe=2,
         clip_denoise=False,

@@ -17,7 +17,7 @@ from i2sb.config import TrainConfig
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 from i2sb.storage.exported import Exported, read_export, write_export
-from i2sb.training.initial_weights import InitialWeights, begin_with, read_weights
+from i2sb.training.initial_weights import InitialWeights, begin_with, read_initial_weights
 
 FIRST, LAST = "diffusion_model.input_blocks.0.0.weight", "diffusion_model.out.2"
 
@@ -45,7 +45,7 @@ def test_adm_weights_lose_their_variances(tmp_path, legacy):
         weights = torch.load(tmp_path / "adm.pt", weights_only=True)
         torch.save(weights, tmp_path / "adm.pt", _use_new_zipfile_serialization=False)
     net = build()
-    lines = begin_with(net, read_weights(str(tmp_path / "adm.pt"), tmp_path))
+    lines = begin_with(net, read_initial_weights(str(tmp_path / "adm.pt"), tmp_path))
     for name, p in net.state_dict().items():
         assert torch.equal(p, given[name][:3] if name.startswith(LAST) else given[name]), name
     count = len(given)
@@ -117,7 +117,7 @@ def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
 def test_what_is_not_there_is_named(tmp_path, monkeypatch, init, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as error:
-        read_weights(init, tmp_path)
+        read_initial_weights(init, tmp_path)
     assert words in str(error.value)
 
 
@@ -125,7 +125,7 @@ def test_files_without_weights_are_named(tmp_path):
     for value in ([1], {"a": 1}, {"net": {"a": 1}, "ema": {}}):
         torch.save(value, tmp_path / "a.pt")
         with pytest.raises(ValueError, match="a.pt: holds no weights"):
-            read_weights(str(tmp_path / "a.pt"), tmp_path)
+            read_initial_weights(str(tmp_path / "a.pt"), tmp_path)
 
 
 # --- runs begun with them ---------------------------------------------------------------------------------------------

@@ -257,7 +257,7 @@ def as_torch_file(content: bytes) -> bytes:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_door_runs_code(tmp_path, name, wrap):
     from i2sb.data.dataset import open_split
-    from i2sb.training.initial_weights import read_weights
+    from i2sb.training.initial_weights import read_initial_weights
 
     trace = tmp_path / "it_ran"
     content = wrap(hostile(trace)[name])
@@ -270,8 +270,8 @@ def test_no_door_runs_code(tmp_path, name, wrap):
         run / "options.pkl": lambda path: load_model(run),
         run / "latest.pt": lambda path: load_model(run),
         Path(f"{lmdb_path}.pt"): lambda path: open_split(path.parent, "val", image_size=16),
-        tmp_path / "init.pt": lambda path: read_weights(str(path), tmp_path),
-        tmp_path / "init.safetensors": lambda path: read_weights(str(path), tmp_path),
+        tmp_path / "init.pt": lambda path: read_initial_weights(str(path), tmp_path),
+        tmp_path / "init.safetensors": lambda path: read_initial_weights(str(path), tmp_path),
         tmp_path / "export.safetensors": load_model,
     }
     for path, enter in doors.items():

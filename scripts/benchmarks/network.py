@@ -20,7 +20,7 @@ from i2sb.network import BridgeNetwork, build_network
 from i2sb.precision import advise_precision, prepare
 from i2sb.sampler import sample
 from i2sb.training.ema import ExponentialMovingAverage
-from i2sb.training.optimizer import build_optimizer, guard_step
+from i2sb.training.optimizer import build_optimizer, guard_update
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _time_training(
                 step = torch.randint(bridge.interval, (size,), device=part.device)
                 loss = bridge_loss(bridge, varied, step, part, corruption(part).image)
                 (loss if how.released else loss * size / len(images)).backward()
-            guard_step(optimizer, 0.0)
+            guard_update(optimizer, 0.0)
             optimizer.step()
             average.update()
             if how.released:
