@@ -63,7 +63,7 @@ def test_weights_behind_other_patches_are_refused(tmp_path):
     lines = begin_with(build(preset="compact", cond_x1=True), initial)
     assert "input_blocks.0.0.weight: 12 of its 12 input channels kept, 12 fresh" in lines
     pixelwise = "unet-32x1.2.4-blocks1-attention-heads32"
-    with pytest.raises(ValueError, match="--network compact sees other patches of pixels"):
+    with pytest.raises(ValueError, match="`network` compact sees other patches of pixels"):
         begin_with(build(preset=pixelwise), initial)
     with pytest.raises(ValueError, match="input_blocks.0.0.weight"):  # a file that does not name its network
         begin_with(there, InitialWeights(build(preset=pixelwise).state_dict(), tmp_path / "a.pt"))
@@ -108,9 +108,9 @@ def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
 @pytest.mark.parametrize(
     ("init", "words"),
     [
-        ("adm", "--init adm: data/weights/256x256_diffusion_uncond.pt is not there; fetch it with"),
-        ("nobody", "--init nobody: give none, adm, a .pt or .safetensors file, or a run (there is no"),
-        ("none.pt", "--init none.pt: there is no such file"),
+        ("adm", "init adm: data/weights/256x256_diffusion_uncond.pt is not there; fetch it with"),
+        ("nobody", "init nobody: give none, adm, a .pt or .safetensors file, or a run (there is no"),
+        ("none.pt", "init none.pt: there is no such file"),
         ("none.safetensors", "none.safetensors: there is no such file"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_released_run_gives_weights_but_is_not_gone_on_with(tmp_path, dataset_
     state, _ = train(tmp_path, dataset_dir, capsys, init="released", **flags)
     assert all((p - mine).abs().max() < 1e-20 for p, mine in zip(shadow, state["net"].values(), strict=True))
     for changes in ({"name": "released"}, {"name": "other", "ckpt": "released"}):
-        with pytest.raises(ValueError, match="a run of the released program, .* with --init"):
+        with pytest.raises(ValueError, match="a run of the released program, .* with `init`"):
             train(tmp_path, dataset_dir, capsys, **changes)
 
 
@@ -252,7 +252,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, trained_r
     for path in (*(tmp_path / "run").glob("*.pt"), tmp_path / "run" / "checkpoints.json"):
         path.unlink()
     torch.save(state, tmp_path / "run" / "checkpoint_00000006.pt")
-    with pytest.raises(ValueError, match="--half: diffusion_model.* is beyond what float16 can hold"):
+    with pytest.raises(ValueError, match="half: diffusion_model.* is beyond what float16 can hold"):
         export(tmp_path / "run", tmp_path / "b.safetensors", raw=False, overwrite=False, half=True)
 
 
