@@ -1,11 +1,11 @@
 """Score restored images: python compute_metrices.py --help"""
 
+from i2sb.cli.program import run_program
 from i2sb.config import EvalConfig
-from i2sb.program import run_program
 
 
 def main(config: EvalConfig) -> None:
-    from i2sb.evaluation import run
+    from i2sb.evaluation.score import run
 
     run(config)
 

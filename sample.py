@@ -1,11 +1,11 @@
 """Restore degraded images with a trained bridge: python sample.py --help"""
 
+from i2sb.cli.program import run_program
 from i2sb.config import SampleConfig
-from i2sb.program import run_program
 
 
 def main(config: SampleConfig) -> None:
-    from i2sb.sampling import run
+    from i2sb.sampling.split import run
 
     run(config)
 

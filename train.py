@@ -1,11 +1,11 @@
 """Train an Image-to-Image Schrödinger Bridge: python train.py --help"""
 
+from i2sb.cli.program import run_program
 from i2sb.config import TrainConfig
-from i2sb.program import run_program
 
 
 def main(config: TrainConfig) -> None:
-    from i2sb.training import train
+    from i2sb.training.loop import train
 
     train(config)
 

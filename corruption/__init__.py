@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from corruption.base import Corrupted, Corruption, Draws, LinearCorruption, ShapeError
+from corruption.base import Corrupted, Corruption, CorruptionError, Draws, LinearCorruption, ShapeError
 from corruption.blur import GAUSSIAN, UNIFORM, ExactBlur, PublishedBlur
 from corruption.custom import build_custom, check_custom, is_custom
 from corruption.decolor import Decoloring
@@ -22,6 +22,7 @@ __all__ = [
     "CORRUPTIONS",
     "Corrupted",
     "Corruption",
+    "CorruptionError",
     "Draws",
     "LinearCorruption",
     "ShapeError",
@@ -80,15 +81,15 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
     name: one of CORRUPTIONS, jpeg-Q for any quality, path/to/file.py:ClassName for a class of the user's own, whose
     file is then run, or several of these with commas between: the mixture of them, every one as likely (twice as likely
     if it stands there twice). options: mask_file, the published freeform masks, for those that have such holes.
-    Raises ValueError for an unknown name and for unknown options, ShapeError for images that it cannot take.
+    Raises CorruptionError for an unknown name and for unknown options, ShapeError for images that it cannot take.
     """
     names = name.split(",")
     entries = [_Entry(lambda side, own=own: build_custom(own), "") if is_custom(own) else _find(own) for own in names]
     if len(names) > 1 and "mixture" in names:
-        raise ValueError(f"--corrupt {name}: mixture is the published nine; give a mixture of your own without it")
-    unknown = [f"--{option.replace('_', '-')}" for option in options if all(option not in e.options for e in entries)]
+        raise CorruptionError("corrupt", name, "mixture is the published nine; give a mixture of your own without it")
+    unknown = [f"`{option}`" for option in options if all(option not in e.options for e in entries)]
     if unknown:
-        raise ValueError(f"--corrupt {name}: takes no {', '.join(unknown)}")
+        raise CorruptionError("corrupt", name, f"takes no {', '.join(unknown)}")
     with torch.inference_mode(False):  # or its tables could not serve a gradient later
         parts = _build_each(entries, image_size, options)
     try:
@@ -124,8 +125,8 @@ def _find(name: str) -> _Entry:
     quality = re.fullmatch(r"jpeg-([0-9]+)", name)
     if quality:
         if not 1 <= int(quality[1]) <= 100:
-            raise ValueError(f"--corrupt {name}: the quality must be between 1 and 100")
+            raise CorruptionError("corrupt", name, "the quality must be between 1 and 100")
         return _Entry(lambda side: JPEG(int(quality[1])), "")
     near = get_close_matches(name, CORRUPTIONS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"--corrupt {name}: unknown degradation; {hint}there are {', '.join(CORRUPTIONS)}")
+    raise CorruptionError("corrupt", name, f"unknown degradation; {hint}there are {', '.join(CORRUPTIONS)}")

@@ -18,17 +18,24 @@ class Corrupted(NamedTuple):
 
     image: float32 [B, C, H, W], [-1, 1] up to overshoot (not clamped).
     mask: float32 [B, 1, H, W], 1 inside the hole and 0 outside; None where nothing is missing.
-    holed: bool [B], the images that the mask speaks of, where a mixture also holds images degraded all over (their mask
-    is 0); None: all of them.
     """
 
     image: Tensor
     mask: Tensor | None = None
-    holed: Tensor | None = None
 
 
 class ShapeError(ValueError):
     """Images are of a shape that a degradation cannot take."""
+
+
+class CorruptionError(ValueError):
+    """A degradation that cannot be built. setting: the argument, "corrupt" or "mask_file"; value: what was given; must:
+    what would be right. The attributes are those of i2sb.errors.UserError, which this package does not import.
+    """
+
+    def __init__(self, setting: str, value: object, must: str) -> None:
+        self.setting, self.value, self.must = setting, value, must
+        super().__init__(f"{setting} {value}: {must}")
 
 
 class Draws:
@@ -75,12 +82,16 @@ class Corruption(nn.Module):
     """A degradation. Subclasses say `degrade`; tables they need are buffers, so that `.to(device)` moves them.
 
     note: what a run should say about it besides its name, such as where masks come from.
-    makes_holes: whether its images come with a mask.
+    makes_holes: whether its images come with a mask. mixes_holes: whether an empty mask then stands for an image that
+    is degraded all over, as in a mixture.
+    adds_colour: whether a network that undoes it gives colour to grey images.
     reference_split: the split whose images the published evaluation of it takes FID from, train or val.
     """
 
     note: str = ""
     makes_holes: bool = False
+    mixes_holes: bool = False
+    adds_colour: bool = False
     reference_split: str = "val"
 
     def forward(self, clean: Tensor, generator: Generators = None, index: Sequence[int] | None = None) -> Corrupted:

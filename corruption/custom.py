@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from corruption.base import Corrupted, Corruption
+from corruption.base import Corrupted, Corruption, CorruptionError
 from corruption.user_file import load_from_file
 
 LARGEST = 50.0  # what images in [-1, 1] do not reach, with noise neither; those in [0, 255] do
@@ -18,27 +18,29 @@ def is_custom(name: str) -> bool:
 
 
 def build_custom(name: str) -> Corruption:
-    """Run the file and build the class. Raises ValueError naming what is wrong with file or class."""
+    """Run the file and build the class. Raises CorruptionError naming what is wrong with file or class."""
     path, _, class_name = name.rpartition(":")
     if not path or not class_name.isidentifier():
-        raise ValueError(f"--corrupt {name}: name the class too, as path/to/file.py:ClassName")
-    kind = load_from_file(name, "--corrupt")
+        raise CorruptionError("corrupt", name, "name the class too, as path/to/file.py:ClassName")
+    kind = load_from_file("corrupt", name)
     if not (isinstance(kind, type) and issubclass(kind, Corruption)):
-        raise ValueError(f"--corrupt {name}: {path} holds no class {class_name} derived from corruption.Corruption")
+        raise CorruptionError("corrupt", name, f"{path} holds no class {class_name} derived from corruption.Corruption")
     if kind.degrade is Corruption.degrade:
-        raise ValueError(f"--corrupt {name}: {class_name} lacks its method degrade(self, clean, draws)")
+        raise CorruptionError("corrupt", name, f"{class_name} lacks its method degrade(self, clean, draws)")
     try:
         corruption = kind()
     except Exception as error:  # the user's code, too
         advice = "; it must need no arguments" if isinstance(error, TypeError) else ""
-        raise ValueError(f"--corrupt {name}: {class_name}() failed: {type(error).__name__}: {error}{advice}") from error
+        raise CorruptionError(
+            "corrupt", name, f"{class_name}() failed: {type(error).__name__}: {error}{advice}"
+        ) from error
     if "_buffers" not in vars(corruption):
-        raise ValueError(f"--corrupt {name}: {class_name}.__init__ must call super().__init__() first")
+        raise CorruptionError("corrupt", name, f"{class_name}.__init__ must call super().__init__() first")
     return corruption
 
 
 def check_custom(name: str, corruption: Corruption, channels: int, height: int, width: int) -> None:
-    """Try it on three images of noise, so that mistakes show before any data is read. Raises ValueError naming them.
+    """Try it on three images of noise, so that mistakes show before any data is read, as CorruptionError.
 
     What the user's own code raises is passed on, traceback and all.
     """
@@ -46,7 +48,7 @@ def check_custom(name: str, corruption: Corruption, channels: int, height: int, 
     given = clean.clone()
     done, again = (corruption(given, [torch.Generator().manual_seed(i) for i in range(3)]) for _ in range(2))
     if not (isinstance(done, Corrupted) and isinstance(done.image, torch.Tensor)):
-        raise ValueError(f"--corrupt {name}: degrade must return Corrupted(image), not {type(done).__name__}")
+        raise CorruptionError("corrupt", name, f"degrade must return Corrupted(image), not {type(done).__name__}")
     for part, tensor, shape in (("image", done.image, clean.shape), ("mask", done.mask, (3, 1, height, width))):
         if tensor is None:
             continue
@@ -54,23 +56,27 @@ def check_custom(name: str, corruption: Corruption, channels: int, height: int, 
             found = (
                 f"{list(tensor.shape)}, {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             )
-            raise ValueError(
-                f"--corrupt {name}: degrade returned as {part} {found}; "
-                f"it must be {list(shape)}, torch.float32, for images [3, {channels}, {height}, {width}]"
+            raise CorruptionError(
+                "corrupt",
+                name,
+                f"degrade returned as {part} {found}; "
+                f"it must be {list(shape)}, torch.float32, for images [3, {channels}, {height}, {width}]",
             )
         if not tensor.isfinite().all():
-            raise ValueError(f"--corrupt {name}: degrade returned as {part} values that are not finite")
+            raise CorruptionError("corrupt", name, f"degrade returned as {part} values that are not finite")
     if done.image.abs().max() > LARGEST:
-        raise ValueError(
-            f"--corrupt {name}: degrade returned values as large as {done.image.abs().max():.4g}; images are in [-1, 1]"
+        raise CorruptionError(
+            "corrupt", name, f"degrade returned values as large as {done.image.abs().max():.4g}; images are in [-1, 1]"
         )
     if done.mask is not None and not ((done.mask == 0) | (done.mask == 1)).all():
-        raise ValueError(f"--corrupt {name}: degrade returned a mask that is not 1 inside the hole and 0 outside")
+        raise CorruptionError("corrupt", name, "degrade returned a mask that is not 1 inside the hole and 0 outside")
     if not torch.equal(given, clean):
-        raise ValueError(f"--corrupt {name}: degrade changes the clean images it is given; let it work on a copy")
+        raise CorruptionError("corrupt", name, "degrade changes the clean images it is given; let it work on a copy")
     if not torch.equal(done.image, again.image) or (done.mask is not None and not torch.equal(done.mask, again.mask)):
-        raise ValueError(
-            f"--corrupt {name}: degrade returned other images for the same seeds; "
-            "take random numbers from draws.rand_like, randn_like and the like"
+        raise CorruptionError(
+            "corrupt",
+            name,
+            "degrade returned other images for the same seeds; "
+            "take random numbers from draws.rand_like, randn_like and the like",
         )
     corruption.makes_holes = done.mask is not None

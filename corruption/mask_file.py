@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from corruption.base import CorruptionError
+
 SIDE = 256
 KEY = "{}-{}% freeform"  # of percents
 LARGEST = 1 << 30  # bytes; the published masks have 82 million
@@ -18,32 +20,39 @@ class MaskFile(nn.Module):
     """Masks of 256x256 pixels whose hole is `percents` of the area, an eighth of a byte a pixel (82 MB for 10,000).
 
     The file's key "10-20% freeform" (or "20-30% freeform") holds uint8, np.packbits of [M, 256, 256], 1 in the hole.
-    Raises ValueError naming the file if it is missing, broken, without the key, or holds other masks.
+    Raises CorruptionError naming the file if it is missing, broken, without the key, or holds other masks.
     """
+
+    packed: Tensor
+    shifts: Tensor
 
     def __init__(self, path: str, percents: tuple[int, int]) -> None:
         super().__init__()
         self.path = path
         key = KEY.format(*percents)
         if not Path(path).is_file():
-            raise ValueError(f"--mask-file {path}: there is no such file")
+            raise CorruptionError("mask_file", path, "there is no such file")
         try:
             packed = _read(path, f"{key}.npy")
         except Exception as error:  # bytes that are no masks can raise anything in the readers
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise ValueError(f"--mask-file {path}: cannot be read as .npz of '{key}' ({reason})") from None
+            raise CorruptionError("mask_file", path, f"cannot be read as .npz of '{key}' ({reason})") from None
         if packed.dtype != np.uint8 or packed.size == 0 or packed.size % (SIDE * SIDE // 8):
-            raise ValueError(
-                f"--mask-file {path}: '{key}' must be bit-packed masks of {SIDE}x{SIDE} pixels (uint8, a multiple of "
-                f"{SIDE * SIDE // 8}), found {packed.dtype} of {packed.size}"
+            raise CorruptionError(
+                "mask_file",
+                path,
+                f"'{key}' must be bit-packed masks of {SIDE}x{SIDE} pixels (uint8, a multiple of "
+                f"{SIDE * SIDE // 8}), found {packed.dtype} of {packed.size}",
             )
         packed = packed.reshape(-1, SIDE * SIDE // 8)
         bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
         share = 100 * bits[packed].sum(dtype=np.int64) / (packed.size * 8)
         if not percents[0] <= share < percents[1]:
-            raise ValueError(
-                f"--mask-file {path}: the holes of '{key}' cover {share:.1f} % of the area on average, "
-                f"not {percents[0]} to {percents[1]} %"
+            raise CorruptionError(
+                "mask_file",
+                path,
+                f"the holes of '{key}' cover {share:.1f} % of the area on average, "
+                f"not {percents[0]} to {percents[1]} %",
             )
         self.register_buffer("packed", torch.from_numpy(packed), persistent=False)
         self.register_buffer("shifts", torch.arange(7, -1, -1, dtype=torch.uint8), persistent=False)
@@ -56,11 +65,13 @@ class MaskFile(nn.Module):
         return f"from {self.path}, {len(self)} of them"
 
     def check_shape(self, height: int, width: int) -> None:
-        """Raise ValueError if the masks do not fit images of this size."""
+        """Raise CorruptionError if the masks do not fit images of this size."""
         if (height, width) != (SIDE, SIDE):
-            raise ValueError(
-                f"--mask-file {self.path}: its masks are {SIDE}x{SIDE} pixels, the images {height}x{width}; "
-                "without it, masks of any size are drawn"
+            raise CorruptionError(
+                "mask_file",
+                self.path,
+                f"its masks are {SIDE}x{SIDE} pixels, the images {height}x{width}; "
+                "without it, masks of any size are drawn",
             )
 
     def unpack(self, number: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +14,24 @@ from corruption.base import Corrupted, Corruption, Draws
 class Mixture(Corruption):
     """One of `parts`, at random in training; in evaluation image i has number i mod n of the n parts.
 
-    Where a part makes holes, masks come back with the images. The published `mixture` is `blind`: its holes stay white
-    and no mask comes back, so neither the loss nor the sampler knows which degradation an image has.
+    Where a part makes holes, masks come back with the images, empty for those of the other parts. The published
+    `mixture` is `blind`: its holes stay white and no mask comes back, so neither the loss nor the sampler knows which
+    degradation an image has.
     """
 
     def __init__(self, parts: Sequence[Corruption], *, blind: bool = False) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.makes_holes = not blind and any(part.makes_holes for part in parts)
+        self.mixes_holes = self.makes_holes and not all(part.makes_holes for part in parts)
+        self.adds_colour = any(part.adds_colour for part in parts)
         splits = {part.reference_split for part in parts}
         self.reference_split = splits.pop() if len(splits) == 1 else "val"
         self.note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
         for part in self.parts:
-            part.check_shape(channels, height, width)
+            cast(Corruption, part).check_shape(channels, height, width)
 
     def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
         if draws.index is None:
@@ -37,11 +41,8 @@ class Mixture(Corruption):
         image, mask = torch.empty_like(clean), torch.zeros_like(clean[:, :1])
         for kind in set(kinds):  # the images of a kind go through it together
             rows = [row for row, other in enumerate(kinds) if other == kind]
-            done = self.parts[kind].degrade(clean[rows], draws.select(rows))
+            done = cast(Corruption, self.parts[kind]).degrade(clean[rows], draws.select(rows))
             image[rows] = done.image
             if done.mask is not None:
                 mask[rows] = done.mask
-        if not self.makes_holes:
-            return Corrupted(image)
-        holed = torch.tensor([self.parts[kind].makes_holes for kind in kinds], device=clean.device)
-        return Corrupted(image, mask, holed)
+        return Corrupted(image, mask if self.makes_holes else None)

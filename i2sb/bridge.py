@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from i2sb.errors import UserError
+
 Randn = Callable[[Tensor], Tensor]
 
 
@@ -21,14 +23,12 @@ def make_betas(interval: int, beta_max: float) -> np.ndarray:
     √β rises linearly from √1e-4 towards √(beta_max / interval); only the first half of that ramp is used, and its
     mirror image follows. So the peak stays below beta_max / interval, and the total variance depends on `interval`.
 
-    Raises ValueError if `interval` is odd or below 2, or `beta_max` is not positive.
+    Raises UserError if `interval` is odd or below 2, or `beta_max` is not positive.
     """
     if interval < 2 or interval % 2:
-        raise ValueError(
-            f"--interval {interval}: the schedule is two mirrored halves, so it must be even and at least 2"
-        )
+        raise UserError("interval", interval, "the schedule is two mirrored halves, so it must be even and at least 2")
     if not beta_max > 0:
-        raise ValueError(f"--beta-max {beta_max}: must be positive (the published tasks use 0.3 and 1.0)")
+        raise UserError("beta_max", beta_max, "must be positive (the published tasks use 0.3 and 1.0)")
     ramp = np.linspace(1e-4**0.5, (beta_max / interval) ** 0.5, interval, dtype=np.float64) ** 2
     rising = ramp[: interval // 2]
     return np.concatenate([rising, rising[::-1]])
@@ -56,6 +56,14 @@ class Bridge(nn.Module):
     degraded end (both inclusive); mu_x0, mu_x1, std_sb, the marginal's two weights and its standard deviation;
     noise_levels, the network's time input. They are computed in float64 and kept in `dtype`.
     """
+
+    betas: Tensor
+    std_fwd: Tensor
+    std_bwd: Tensor
+    std_sb: Tensor
+    mu_x0: Tensor
+    mu_x1: Tensor
+    noise_levels: Tensor
 
     def __init__(
         self,

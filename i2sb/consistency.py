@@ -16,27 +16,28 @@ from corruption import Corruption, LinearCorruption
 from corruption.base import full_precision
 from corruption.blur import Blur
 from corruption.jpeg import JPEG
+from i2sb.errors import UserError
 from i2sb.sampler import Refine
 
 KINDS = ("none", "project", "gradient")
 
 
 def check_consistency(kind: str, name: str, corruption: Corruption | None) -> None:
-    """Raise ValueError unless `kind` of consistency can be had with the degradation `name`."""
+    """Raise UserError unless `kind` of consistency can be had with the degradation `name`."""
     if kind not in KINDS:
-        raise ValueError(f"--consistency {kind}: unknown; choose one of {', '.join(KINDS)}")
+        raise UserError("consistency", kind, f"unknown; choose one of {', '.join(KINDS)}")
     if kind == "none" or isinstance(corruption, LinearCorruption):
         return
     if not isinstance(corruption, JPEG):
-        raise ValueError(f"--consistency {kind}: --corrupt {name} has no operator that is known here; leave it away")
+        raise UserError("consistency", kind, f"`corrupt` {name} has no operator that is known here; leave it out")
     if kind == "gradient":
-        raise ValueError(f"--consistency gradient: the rounding of --corrupt {name} has no gradient; use project")
+        raise UserError("consistency", kind, f"the rounding of `corrupt` {name} has no gradient; use project")
 
 
 def advise_consistency(kind: str, corruption: Corruption | None) -> str:
     """Return what a user should know who asks for this with pictures of 8 bits; empty if nothing."""
     if kind == "project" and isinstance(corruption, Blur):
-        return "undoing a blur makes the rounding of 8-bit pictures strong noise; --consistency gradient does not"
+        return "undoing a blur makes the rounding of 8-bit pictures strong noise; `consistency` gradient does not"
     return ""
 
 
@@ -90,6 +91,7 @@ def make_consistency(
         return None
     if isinstance(corruption, JPEG):
         return _keep_coefficients(corruption, degraded)
+    assert isinstance(corruption, LinearCorruption)  # or `check_consistency` has refused it
     measurement = measure(corruption, degraded, mask)
     if kind == "project":
         return lambda x0, share: measurement.project(x0)

@@ -12,14 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
+from i2sb.config import flag
+from i2sb.errors import UserError
 
-C = TypeVar("C", TrainConfig, SampleConfig, EvalConfig)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")  # whose fields are i2sb.config.option
 
 
 def make_parser(config_class: type[C]) -> ArgumentParser:
@@ -47,7 +51,7 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         if action.default in ("", None) or isinstance(action.default, bool):
-            return action.help
+            return action.help or ""
         return f"{action.help} (default: %(default)s)"
 
 
@@ -56,51 +60,57 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
 
     Raises ValueError for unknown names (with the nearest right one), for wrong types and for wrong values.
     """
-    values = None if config_file is None else read_yaml(Path(config_file))
-    return _build(config_class, flags, values, config_file)
+    if config_file is None:
+        return _build(config_class, flags)
+    return _build(config_class, flags, read_yaml(Path(config_file)), Path(config_file))
 
 
-def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any] | None, config_file: object) -> C:
+def _build(
+    config_class: type[C], flags: Sequence[str], values: dict[str, Any] | None = None, config_file: Path | None = None
+) -> C:
     parser = make_parser(config_class)
     names = [f.name for f in fields(config_class)]
-    known = [flag(name) for name in names] + [flag(f"no_{f.name}") for f in fields(config_class) if f.default is False]
+    switches = [f"no_{f.name}" for f in fields(config_class) if f.default is False]
     given = [token.split("=")[0] for token in flags if token.startswith("--")]
-    _refuse_unknown("", given, known)
-    if values is not None:
-        _refuse_unknown(f"{config_file}: ", values, names)
+    _refuse_unknown(given, [flag(name) for name in (*names, *switches)])
+    if values is not None and config_file is not None:
+        _refuse_unknown(values, names, config_file)
         for name, kind in get_type_hints(config_class).items():  # what jsonargparse would let pass or not name
             value = values.get(name, kind)
             if (kind is bool and value is not kind and not isinstance(value, bool)) or (
                 value is None and type(None) not in get_args(kind)
             ):
                 shown = "null" if value is None else value
-                raise ValueError(f"{config_file}: {flag(name)} {shown}: must be {_in_words(kind)}")
-        parser.set_defaults(**_parse(parser.parse_object, values, config_class, f"{config_file}: "))
-    return config_class(**_parse(parser.parse_args, list(flags), config_class, ""))
+                raise UserError(name, shown, f"must be {_in_words(kind)}").inside(config_file)
+        parser.set_defaults(**_parse(parser.parse_object, values, config_class, config_file))
+    return config_class(**_parse(parser.parse_args, list(flags), config_class))
 
 
 def read_config(config_class: type[C], path: Path) -> C:
     """Read the config that a run saved at `path`. Raises ValueError naming the file if that fails or a line is gone."""
-    return _rebuild(config_class, read_yaml(path), path)
+    return from_values(config_class, read_yaml(path), path)
 
 
 def from_yaml(config_class: type[C], text: str, source: Path) -> C:
     """Take back what `to_yaml` gave and `source` keeps. Raises ValueError naming the source like `read_config`."""
-    return _rebuild(config_class, _parse_yaml(text, source), source)
+    return from_values(config_class, _parse_yaml(text, source), source)
 
 
-def _rebuild(config_class: type[C], given: dict[str, Any], path: Path) -> C:
+def from_values(config_class: type[C], given: dict[str, Any], path: Path) -> C:
+    """Build the config that `path` holds in these values. Raises ValueError like `read_config`."""
     try:
         missing = [f.name for f in fields(config_class) if f.name not in given and not f.metadata["later"]]
         if missing:  # a default in its place could be another bridge or network
-            raise ValueError(f"lacks {', '.join(missing)}; restore it as the run saved it")
-        return _build(config_class, [], given, path)
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+            raise UserError(path, None, f"lacks {', '.join(missing)}; restore it as the run saved it")
+        of_older_versions = {
+            f.name: f.metadata["older"] for f in fields(config_class) if f.metadata["older"] is not None
+        }
+        return _build(config_class, [], {**of_older_versions, **given}, path)
+    except UserError as error:
+        raise error if error.setting == path else error.inside(path) from None
 
 
-def to_yaml(config: TrainConfig | SampleConfig | EvalConfig) -> str:
+def to_yaml(config: DataclassInstance) -> str:
     """Return the settings as YAML that `read_config` and `--config` take back."""
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
@@ -121,42 +131,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         return _parse_yaml(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
+        raise UserError(path, None, "there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
+        raise UserError(path, None, f"cannot be read as YAML: {_one_line(error)}") from None
 
 
 def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
+        raise UserError(path, None, f"cannot be read as YAML: {_one_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: must hold lines of the form 'name: value', not a {type(values).__name__}")
+        raise UserError(path, None, f"must hold lines of the form 'name: value', not a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
 
 
-def _refuse_unknown(where: str, given: Iterable[str], known: Sequence[str]) -> None:
+def _refuse_unknown(given: Iterable[str], known: Sequence[str], source: Path | None = None) -> None:
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "--help lists what there is"
-            raise ValueError(f"{where}unknown setting {name}: {hint}")
+            unknown = UserError("", None, f"unknown setting {name}: {hint}")
+            raise unknown if source is None else unknown.inside(source)
 
 
-def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, where: str) -> dict[str, Any]:
+def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, source: Path | None = None) -> dict[str, Any]:
     try:
         return parse(given).as_dict()
     except ArgumentError as error:
         message = _one_line(error)
+    # jsonargparse says in English alone what was wrong with which value: requirements.txt keeps to the releases known.
     key = re.search(r'Parser key "(\w+)"', message)
     value = re.search(r"(?:Got|Given) value:\s*(.*)$", message)
     if key and value:
         wanted = _in_words(get_type_hints(config_class)[key[1]])
-        message = f"{flag(key[1])} {value[1] or repr(value[1])}: must be {wanted}"
-    raise ValueError(where + message)
+        mistake = UserError(key[1], value[1] or repr(value[1]), f"must be {wanted}")
+    else:
+        mistake = UserError("", None, message)
+    raise mistake if source is None else mistake.inside(source)
 
 
 def _in_words(kind: Any) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
+from i2sb.errors import UserError
 from i2sb.network import BridgeNetwork
 
 _AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# A small product takes up to twice its time for reasons that say nothing (threads, noise). Processors without
+# instructions for a type take thirty times as long as in float32, and more.
+EMULATED = 4.0
 
 
 def prepare(
@@ -22,11 +29,11 @@ def prepare(
     precision: "fp32" and, on GPUs, "tf32" (10 bits of mantissa in matrix products and convolutions), "bf16" or "fp16"
     (autocast). The first two set torch's switches for the whole process. channels_last: keep images and kernels with
     their channels innermost. compile: compile the U-Net at its first call. grad_checkpoint: keep fewer activations for
-    the backward pass. Raises ValueError for tf32 without a GPU.
+    the backward pass. Raises UserError for tf32 without a GPU.
     """
     device = network.noise_levels.device
     if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"--precision tf32: only GPUs compute so, and this is a {device.type}; use fp32 or bf16")
+        raise UserError("precision", precision, f"only GPUs compute so, and this is a {device.type}; use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     network.autocast_dtype = _AUTOCAST[precision]
     unet = network.diffusion_model
@@ -41,3 +48,33 @@ def prepare(
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Return what keeps small gradients from vanishing in fp16; it does nothing in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def measure_slowdown(dtype: torch.dtype, *, side: int = 256, repeats: int = 5) -> float:
+    """Return how many times as long as in float32 this processor takes for a matrix product in `dtype`.
+
+    The best of some products of `side` each, with torch's present number of threads; a tenth of a second where they
+    are slow. Draws no random numbers.
+    """
+    best = {}
+    for kind in (torch.float32, dtype):
+        matrix, times = torch.ones(side, side, dtype=kind), []
+        for _ in range(1 + repeats):
+            begun = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - begun)
+        best[kind] = min(times[1:])  # the first call sets itself up
+    return best[dtype] / best[torch.float32]
+
+
+def advise_precision(precision: str, device: torch.device, setting: str = "") -> str:
+    """Return a warning with the factor measured if this processor only emulates `precision`, otherwise nothing.
+
+    setting: what asked for it, if not `precision`. GPUs compute in all of them, and are not measured.
+    """
+    dtype = _AUTOCAST[precision]
+    factor = measure_slowdown(dtype) if dtype is not None and device.type == "cpu" else 1.0
+    if factor < EMULATED:
+        return ""
+    asked = f"`{setting}`" if setting else f"`precision` {precision}"
+    return f"{asked}: this processor emulates it; a matrix product takes {factor:.0f} times as long as in fp32"

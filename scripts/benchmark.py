@@ -11,14 +11,18 @@ and gradient are from float32's. data: images a second out of an LMDB.
 memory: how long a run takes to load and to restore one image, and the largest resident memory that needs (the mapped
 file's pages included), in a process of its own. Without --run, a run of the released format with random weights (4.4 GB
 for adm256) is written to a temporary folder first.
---quick: small sizes, for minutes on two CPU cores.
+Numbers that the processor only emulates (bf16 on many) are not measured; a row says so.
+--quick: small sizes, for minutes on two CPU cores, and under five minutes anywhere: nothing is compiled, and what has
+not begun after three minutes is left out, with a row that says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,10 +33,10 @@ from benchmarks.data import benchmark_data
 from benchmarks.memory import benchmark_memory
 from benchmarks.network import benchmark_sample, benchmark_train
 
+from i2sb.cli.program import report_errors
 from i2sb.distributed import find_device
 from i2sb.files import write_text
-from i2sb.network import find_preset
-from i2sb.program import report_errors
+from i2sb.network_sizes import find_preset
 
 BENCHMARKS = {
     "corruption": benchmark_corruption,
@@ -52,6 +56,7 @@ DEFAULTS = {
     "workers": [1, 2, 4, 8],
 }
 QUICK = {"preset": "mini", "size": 64, "batch": 4, "repeats": 3, "nfe": 5, "images": 64, "workers": [1, 2]}
+QUICK_SECONDS = 180
 OWN = {"corruption": {"size": 256, "batch": 16}, "data": {"size": 256}, "memory": {"nfe": 2}}
 
 
@@ -100,6 +105,9 @@ def run(given: argparse.Namespace) -> None:
     if given.json and given.json.exists():
         raise ValueError(f"--json {given.json}: is there already; remove it, or name another file")
     chosen = [name for name in BENCHMARKS if name != "memory"] if given.what == "all" else [given.what]
+    if given.quick and given.compile:
+        raise ValueError("--compile: takes minutes, so not with --quick; give the sizes instead")
+    given.deadline = time.monotonic() + QUICK_SECONDS if given.quick else math.inf
     device = find_device(given.device)
     figures: dict[str, object] = {
         "torch": torch.__version__,

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from make_lmdb import make_lmdb
 from PIL import Image
 
-from i2sb.program import report_errors
+from i2sb.cli.program import report_errors
 
 # The two motorcycles are a stereo pair of one scene, so they must stay on the same side.
 PHOTOS = {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from i2sb.download import ITEMS, fetch
+from i2sb.storage.download import ITEMS, fetch
 
 
 def list_items() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from i2sb.exported import Exported, write_export
-from i2sb.program import report_errors
+from i2sb.cli.program import report_errors
 from i2sb.restore import load_model
+from i2sb.storage.exported import Exported, write_export
 
 
 def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False) -> None:

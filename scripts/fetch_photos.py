@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from qt_resource import QtResources
 
+from i2sb.cli.program import report_errors
 from i2sb.files import write_atomically, write_text
-from i2sb.program import report_errors
 
 TABLE = Path(__file__).with_name("photos.tsv")
 # Photographs of more pixels than this are blurred as a whole, seen at native scale: they are shrunk further.

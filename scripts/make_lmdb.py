@@ -23,9 +23,9 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
-from i2sb.data import list_images, sort_keys
+from i2sb.cli.program import report_errors
+from i2sb.data.stores import list_images, sort_keys
 from i2sb.files import PARTIAL
-from i2sb.program import report_errors
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
 COMMIT_EVERY = 1000

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
+from i2sb.cli.program import report_errors
 from i2sb.images import from_uint8, save_png, to_pil, to_uint8
-from i2sb.pictures import read_picture
-from i2sb.program import report_errors
+from i2sb.sampling.picture_files import read_picture
 
 PER_ROW, GAP, LABEL = 5, 6, 16
 

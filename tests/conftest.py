@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,17 @@ torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 ENVIRONMENT["no_proxy"] = "127.0.0.1"  # where test_download's server stands
 
+# With these a processor of any age computes as an old one does: it emulates bf16 and fp16. x86 only.
+OLD_PROCESSOR = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others lack such switches")
+
+# After so many seconds a process is taken to hang. A minute is much for one, on a slow and busy machine too.
+HANGS = 1200
+
 
 def golden(name: str) -> dict[str, torch.Tensor]:
     """Load a golden .npz as tensors."""
@@ -32,10 +46,16 @@ def golden_json(name: str) -> dict:
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
-def run_python(*arguments: object, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run python as a real process; with `check` its failure fails the test, showing what it printed."""
+def run_python(
+    *arguments: object, cwd: Path = ROOT, check: bool = True, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run python as a real process; with `check` its failure fails the test, showing what it printed.
+
+    env: environment variables besides the tests' own.
+    """
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    variables = {**ENVIRONMENT, **(env or {})}
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=HANGS)
     assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -70,6 +90,12 @@ def assert_equal_states(one, other, where=""):
         assert one == other, where
 
 
+def assert_equal_but_for_rounding(one: bytes, other: bytes) -> None:
+    """Compare two files of pictures that were computed in other batches: rounding may carry a value over one level."""
+    pixels, want = (np.asarray(Image.open(io.BytesIO(content)), dtype=np.int16) for content in (one, other))
+    assert pixels.shape == want.shape and abs(pixels - want).max() <= 1
+
+
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of class folders: 12 training and 5 validation images of 24x20 pixels."""
@@ -77,6 +103,15 @@ def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(root / "train", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(6)])
     write_images(root / "val", ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"], first=50)
     return root
+
+
+@pytest.fixture(scope="session")
+def lmdb_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared data set, packed by scripts/make_lmdb.py."""
+    out = tmp_path_factory.mktemp("lmdb")
+    for split in ("train", "val"):
+        run_python(ROOT / "scripts/make_lmdb.py", dataset_dir / split, out, "--split", split, "--workers", "1")
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +174,7 @@ def as_flags(settings: dict[str, object]) -> list[str]:
 def trained_run(tmp_path_factory: pytest.TempPathFactory, dataset_dir: Path) -> Path:
     """results/NAME of a finished tiny run; treat it as read-only."""
     from i2sb.config import TrainConfig
-    from i2sb.training import train
+    from i2sb.training.loop import train
 
     results = tmp_path_factory.mktemp("results")
     config = TrainConfig(name="tiny", results_dir=str(results), dataset_dir=str(dataset_dir), **TINY)
@@ -169,7 +204,7 @@ def inception_dir(tmp_path_factory) -> Path:
     """A folder with Inception's file, its weights drawn from a seed."""
     import torch_fidelity.feature_extractor_inceptionv3 as source
 
-    from i2sb.features import INCEPTION_FILES
+    from i2sb.metrics.features import INCEPTION_FILES
 
     folder = tmp_path_factory.mktemp("weights")
     with pytest.MonkeyPatch.context() as patch:

@@ -18,8 +18,8 @@ import signal
 import sys
 from types import FrameType
 
-import i2sb.sampling
-import i2sb.training  # noqa: F401 - what every fork then has
+import i2sb.sampling.split
+import i2sb.training.loop  # noqa: F401 - what every fork then has
 
 KILLS_A_RUN = 4
 # The function of a program with which the moments begin.

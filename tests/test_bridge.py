@@ -167,9 +167,9 @@ def test_last_step_and_ot_ode_draw_no_noise():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: make_betas(999, 0.3), "--interval 999"),
-        (lambda: make_betas(0, 0.3), "--interval 0"),
-        (lambda: make_betas(10, 0.0), "--beta-max 0.0"),
+        (lambda: make_betas(999, 0.3), "interval 999"),
+        (lambda: make_betas(0, 0.3), "interval 0"),
+        (lambda: make_betas(10, 0.0), "beta_max 0.0"),
         (lambda: space_indices(10, 11), "between 1 and 10"),
         (lambda: space_indices(10, 0), "between 1 and 10"),
         (lambda: make(10).p_posterior(5, 5, None, None), "0 <= nprev < n < 10"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY, as_flags, run_python, write_images
 
+from i2sb.cli.program import run_program
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig
-from i2sb.program import run_program
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def program(monkeypatch, capsys):
 @pytest.fixture
 def train(program, tmp_path, dataset_dir):
     def run(**changes):
-        from i2sb.training import train
+        from i2sb.training.loop import train
 
         settings = {**TINY, "name": "run", "results_dir": tmp_path / "results", "dataset_dir": dataset_dir, **changes}
         return program(TrainConfig, train, as_flags(settings))
@@ -106,7 +106,7 @@ def test_truncated_validation_image_saves_what_was_learned(train, tmp_path, data
 
 
 def test_averaged_weights_of_another_network_are_named(train, program, tmp_path):
-    from i2sb.sampling import run as restore
+    from i2sb.sampling.split import run as restore
 
     assert train(num_itr=2, eval_every=0)[0] == 0
     path = tmp_path / "results" / "run" / "checkpoint_00000002.pt"
@@ -160,7 +160,7 @@ def test_checkpoint_cut_off_in_the_middle(train, program, tmp_path):
         path.write_bytes(path.read_bytes()[:1000])
     assert_one_line(*train(num_itr=4, eval_every=0), "none of its 2 checkpoints is whole")
 
-    from i2sb.sampling import run as restore
+    from i2sb.sampling.split import run as restore
 
     flags = ["--ckpt", "run", "--results-dir", run.parent]
     assert_one_line(*program(SampleConfig, restore, flags), "none of its 2 checkpoints is whole")
@@ -195,7 +195,7 @@ def test_folder_that_is_no_run(train, tmp_path):
     ],
 )
 def test_wrong_sampling(program, trained_run, flags, words):
-    from i2sb.sampling import run
+    from i2sb.sampling.split import run
 
     before = sorted(trained_run.rglob("*"))
     common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
@@ -204,12 +204,12 @@ def test_wrong_sampling(program, trained_run, flags, words):
 
 
 def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
-    from i2sb.evaluation import run
+    from i2sb.evaluation.score import run
 
     common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
-    assert_one_line(*program(EvalConfig, run, common), "--sample-dir is missing: name a folder of restored images")
+    assert_one_line(*program(EvalConfig, run, common), "--sample-dir: is missing; name a folder of restored images")
     assert_one_line(
-        *program(EvalConfig, run, ["--sample-dir", "a"]), "--ckpt is missing: name the run that was trained"
+        *program(EvalConfig, run, ["--sample-dir", "a"]), "--ckpt: is missing; name the run that was trained"
     )
     for wrong in ("a/b", "../a"):
         said = program(EvalConfig, run, [*common, "--sample-dir", wrong])
@@ -228,7 +228,7 @@ def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
         (["--require", "best"], "--require best: unknown metric"),
         (["--metrics", "ssim", "--require", "fid"], "--require fid: is not among --metrics ssim"),
         (["--features", "own.py"], "--features own.py: name file and function, as path/to/file.py:function"),
-        (["--require", "features-frechet"], "features-frechet: give the function with --features"),
+        (["--require", "features-frechet"], "--features: is missing; features-frechet needs the function"),
         (["--reference", "nowhere.npz"], "--reference nowhere.npz: there is no such file"),
         (["--make-reference", "a.npz"], "--make-reference a.npz: give --dataset-dir"),
         (["--make-reference", "a.npz", "--dataset-dir", "d"], "--make-reference a.npz: scores nothing, so leave out"),
@@ -242,7 +242,7 @@ def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
 
 def restore_tiny(program, trained_run, tmp_path):
     """Restore the split once into a results folder of its own; returns the folder."""
-    from i2sb.sampling import run as restore
+    from i2sb.sampling.split import run as restore
 
     results = tmp_path / "tiny_results"
     (results / "tiny").mkdir(parents=True)
@@ -254,8 +254,8 @@ def restore_tiny(program, trained_run, tmp_path):
 
 
 def test_scoring_an_unfinished_folder_or_another_data_set(program, trained_run, tmp_path, dataset_dir):
-    from i2sb.evaluation import run
-    from i2sb.sampling import run as restore
+    from i2sb.evaluation.score import run
+    from i2sb.sampling.split import run as restore
 
     results = tmp_path / "results"
     (results / "tiny").mkdir(parents=True)
@@ -279,13 +279,13 @@ def test_scoring_an_unfinished_folder_or_another_data_set(program, trained_run, 
     [
         (None, "holds no settings.yaml"),
         (b"\xca\xfe", "settings.yaml: cannot be read"),
-        (b"seed: 0", "settings.yaml: cannot be read"),
-        (b"[]", "settings.yaml: cannot be read"),
+        (b"seed: 0", "settings.yaml: lacks nfe, clip_denoise, run, iteration"),
+        (b"[]", "settings.yaml: must hold lines of the form"),
     ],
 )
 def test_sample_folder_without_its_settings(program, trained_run, tmp_path, content, words):
-    from i2sb.evaluation import run
-    from i2sb.sampling import run as restore
+    from i2sb.evaluation.score import run
+    from i2sb.sampling.split import run as restore
 
     results = tmp_path / "results"
     (results / "tiny").mkdir(parents=True)
@@ -302,7 +302,10 @@ def test_sample_folder_without_its_settings(program, trained_run, tmp_path, cont
     again = program(SampleConfig, restore, [*common, "--nfe", 1])
     assert_one_line(*again, "samples_nfe1", "settings.yaml")
     settings.write_text(whole.replace("image_size: 16", "image_size: null"))
-    assert_one_line(*program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1"]), "image_size: None is no int")
+    assert_one_line(
+        *program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1"]),
+        "settings.yaml: --image-size null: must be a whole number",
+    )
 
 
 def test_a_fault_of_ours_keeps_its_traceback(program):
@@ -344,7 +347,7 @@ def make_lmdb(*arguments, check=True):
 
 
 def test_make_lmdb_lists_unreadable_images_and_resizes(tmp_path):
-    from i2sb.data import open_split
+    from i2sb.data.dataset import open_split
 
     write_images(tmp_path / "in", ["a/0.png", "a/1.png", "b/0.png"])
     (tmp_path / "in" / "a" / "1.png").write_bytes(b"\x89PNG broken")

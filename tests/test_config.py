@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import yaml
+from conftest import run_python
 
+from corruption import build_corruption
+from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, check_resumable
+from i2sb.errors import UserError
 from i2sb.parsing import make_parser, read_config, read_flags, to_yaml
 
 NEEDED = ["--name", "run", "--dataset-dir", "data", "--corrupt", "sr4x-pool"]
@@ -87,7 +92,7 @@ def test_configs_are_frozen():
         (["--batch-size", "5"], "--batch-size 5: must be a multiple of --microbatch 2"),
         (["--microbatch", "0"], "--microbatch 0: must be at least 1"),
         (["--beta-max", "-1"], "--beta-max -1.0: must be positive"),
-        (["--t0", "2"], "--t0 2.0 --T 1.0: 0 < t0 < T must hold"),
+        (["--t0", "2"], "--t0 2.0: must be above 0 and below --T 1.0"),
         (["--lr", "0"], "--lr 0.0: must be positive"),
         (["--lr", "nan"], "--lr nan: must be a number"),
         (["--lr-gamma", "1.5"], "--lr-gamma 1.5"),
@@ -108,15 +113,15 @@ def test_configs_are_frozen():
         (["--lr="], "--lr '': must be a number"),
         (["--interval", "1000000000"], "--interval 1000000000: must be at most"),
         (["--name", "/absolute"], "--name /absolute: begin with a letter"),
-        (["--name", ""], "--name is missing"),
-        (["--corrupt", ""], "--corrupt is missing"),
+        (["--name", ""], "--name: is missing"),
+        (["--corrupt", ""], "--corrupt: is missing"),
         (["stray"], "nrecognized arguments: stray"),
     ],
 )
 def test_wrong_flags_are_named(flags, words):
     with pytest.raises(ValueError) as error:
         read_flags(TrainConfig, [*NEEDED, *flags])
-    assert words in str(error.value)
+    assert words in describe(error.value)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_wrong_files_are_named(tmp_path, content, words):
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(ValueError) as error:
         read_flags(TrainConfig, NEEDED, tmp_path / "a.yaml")
-    assert words in str(error.value)
+    assert words in describe(error.value)
 
 
 def test_missing_file_is_named(tmp_path):
@@ -154,7 +159,7 @@ def test_partitions(text, part):
 
 @pytest.mark.parametrize("text", ["4_4", "1", "a_b", "1_0", "-1_4", "1/4"])
 def test_wrong_partitions_are_named(text):
-    with pytest.raises(ValueError, match=f"--partition {text}: write i_n"):
+    with pytest.raises(ValueError, match=f"partition {text}: write i_n"):
         SampleConfig(ckpt="a", partition=text)
 
 
@@ -163,21 +168,21 @@ def test_resuming_allows_what_does_not_change_the_result(tmp_path):
     check_resumable(saved, dataclasses.replace(saved, num_itr=5, workers=0, eval_every=7), tmp_path)
     with pytest.raises(ValueError) as error:
         check_resumable(saved, dataclasses.replace(saved, interval=100, network="tiny"), tmp_path)
-    assert "--interval 1000 there, 100 now; --network adm256 there, tiny now" in str(error.value)
-    assert str(tmp_path) in str(error.value)
+    assert "--interval 1000 there, 100 now; --network adm256 there, tiny now" in describe(error.value)
+    assert str(tmp_path) in describe(error.value)
 
 
 def test_a_run_that_goes_on_may_cool_down_but_keeps_its_crops_and_its_steps(tmp_path):
     saved = read_flags(TrainConfig, [*NEEDED, "--crop", "random", "--crops-per-image", "4"])
     check_resumable(saved, dataclasses.replace(saved, lr_cooldown=100), tmp_path)
     for change in ({"start_share": 0.3}, {"crops_per_image": 2}, {"crop": "center", "crops_per_image": 1}):
-        with pytest.raises(ValueError, match=f"--{next(iter(change)).replace('_', '-')} .* there, .* now"):
+        with pytest.raises(ValueError, match=f"`{next(iter(change))}` .* there, .* now"):
             check_resumable(saved, dataclasses.replace(saved, **change), tmp_path)
 
 
 def test_crops_of_a_reference_are_refused_in_scoring():
     assert EvalConfig(make_reference="a.npz", dataset_dir="data", crop="random").crop == "random"
-    with pytest.raises(ValueError, match="--crop random: is for --make-reference; scoring takes the run's own"):
+    with pytest.raises(ValueError, match="crop random: is for `make_reference`; scoring takes the run's own"):
         EvalConfig(ckpt="a", sample_dir="b", crop="random")
 
 
@@ -187,8 +192,9 @@ def test_yaml_is_plain(tmp_path):
 
 def test_help_names_the_networks_and_samplers_there_are():
     """config.py knows neither; what it says of them must still be so."""
-    from i2sb.formulation import ConditionalDiffusion, SchroedingerBridge, UnconditionalDiffusion
-    from i2sb.network import PRESETS
+    from i2sb.baselines.formulations import ConditionalDiffusion, UnconditionalDiffusion
+    from i2sb.formulation import SchroedingerBridge
+    from i2sb.network_sizes import PRESETS
 
     helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(SampleConfig))}
     assert all(re.search(rf"\b{name}\b", helps["network"]) for name in PRESETS)
@@ -204,3 +210,49 @@ def test_help_shows_every_flag_with_its_default_and_no_types(config_class):
         if type(field.default) in (int, float):
             assert f"(default: {field.default})" in text
     assert "type:" not in text and "(default: )" not in text and "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--formulation", "regression", "--ot-ode"], "--ot-ode True: --formulation regression does not use it"),
+        (["--formulation", "regression", "--start-share", "0.3"], "--start-share 0.3: --formulation regression does"),
+        (["--schedule", "cosine"], "--schedule cosine: --formulation bridge does not use it"),
+        (["--formulation", "diffusion", "--cond-x1"], "--cond-x1 True: --formulation diffusion does not use it"),
+        (["--regression-target", "image"], "--regression-target image: --formulation bridge does not use it"),
+        (["--network", "nope"], "--network nope: unknown; choose one of adm256"),
+        (["--network", "unet-48x1-blocks1-attention-heads16"], "48 channels are no multiple of 32"),
+        (["--network", "unet-32x1.3-blocks1-attention-heads64"], "96 channels cannot be split into heads of 64"),
+    ],
+)
+def test_what_nothing_would_use_is_refused_before_anything_is_done(flags, words):
+    refused = run_python("train.py", *NEEDED, *flags, "--dry-run", check=False)
+    assert refused.returncode == 2 and words in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_run_that_was_begun_goes_on_with_settings_that_nothing_uses(tmp_path):
+    """As older versions let it begin; and what it says nothing of was as it was then."""
+    flags = [*NEEDED, "--results-dir", tmp_path, "--formulation", "regression", "--ot-ode"]
+    saved = to_yaml(read_flags(TrainConfig, list(map(str, flags))))
+    run = tmp_path / NEEDED[NEEDED.index("--name") + 1]
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        "".join(line for line in saved.splitlines(True) if "regression_target" not in line)
+    )
+    assert run_python("train.py", *flags, "--dry-run").stdout == saved
+    assert read_config(TrainConfig, run / "config.yaml").regression_target == "image"
+
+
+def test_the_command_line_writes_settings_as_flags():
+    assert (
+        describe(UserError("eval_nfe", 5, "must be below `interval` 5")) == "--eval-nfe 5: must be below --interval 5"
+    )
+    inside = UserError("nfe", 0, "must be at least 1").inside(Path("a.yaml"))
+    assert (
+        describe(inside) == "a.yaml: --nfe 0: must be at least 1"
+        and str(inside) == "a.yaml: `nfe` 0: must be at least 1"
+    )
+    assert describe(UserError("", None, "stop")) == "stop"
+    with pytest.raises(ValueError) as error:
+        build_corruption("jpeg-0")
+    assert describe(error.value) == "--corrupt jpeg-0: the quality must be between 1 and 100"

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from corruption import CORRUPTIONS, build_corruption
 from i2sb.config import PAIRED, EvalConfig, SampleConfig, TrainConfig
-from i2sb.network import check_image_size
+from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_flags
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

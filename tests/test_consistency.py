@@ -94,10 +94,10 @@ def test_jpeg_keeps_the_quantised_coefficients(name):
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        ("gradient", "jpeg-5", "the rounding of --corrupt jpeg-5 has no gradient; use project"),
-        ("project", "mixture", "--corrupt mixture has no operator"),
-        ("gradient", "paired", "--corrupt paired has no operator"),
-        ("both", "sr4x-pool", "--consistency both: unknown; choose one of none, project, gradient"),
+        ("gradient", "jpeg-5", "the rounding of `corrupt` jpeg-5 has no gradient; use project"),
+        ("project", "mixture", "`corrupt` mixture has no operator"),
+        ("gradient", "paired", "`corrupt` paired has no operator"),
+        ("both", "sr4x-pool", "consistency both: unknown; choose one of none, project, gradient"),
     ],
 )
 def test_what_cannot_be_is_refused(kind, name, words):

@@ -33,8 +33,9 @@ def test_attention_takes_a_fused_kernel():
 
 
 def test_train_resume_restore(tmp_path, dataset_dir):
-    from i2sb import sampling, training
     from i2sb.config import SampleConfig, TrainConfig
+    from i2sb.sampling import split as sampling
+    from i2sb.training import loop as training
 
     places = {"results_dir": str(tmp_path), "device": "cuda"}
     for num_itr in (3, 6):
@@ -49,8 +50,8 @@ def test_train_resume_restore(tmp_path, dataset_dir):
 
 @pytest.mark.parametrize("name", FORMULATIONS)
 def test_formulations_agree_with_the_cpu(tmp_path, dataset_dir, name):
-    from i2sb import training
     from i2sb.config import TrainConfig
+    from i2sb.training import loop as training
 
     places = {"results_dir": str(tmp_path), "device": "cuda", "dataset_dir": str(dataset_dir)}
     training.train(TrainConfig(name="gpu", **{**TINY, **places, "formulation": name, "eval_every": 0}))
@@ -63,9 +64,9 @@ def test_formulations_agree_with_the_cpu(tmp_path, dataset_dir, name):
 
 @pytest.mark.parametrize(("precision", "limit"), [("tf32", 1e-2), ("bf16", 5e-2), ("fp16", 1e-2)])
 def test_precisions_are_close_to_float32(tmp_path, dataset_dir, precision, limit):
-    from i2sb import training
     from i2sb.config import TrainConfig
     from i2sb.precision import prepare
+    from i2sb.training import loop as training
 
     places = {"results_dir": str(tmp_path), "device": "cuda", "dataset_dir": str(dataset_dir)}
     savings = {"precision": precision, "grad_checkpoint": True, "channels_last": True}

@@ -105,7 +105,7 @@ def test_mistakes_are_named(own, source, class_name, words):
     name = own(source, class_name)
     with pytest.raises(ValueError) as error:
         build_corruption(name, 16)
-    assert f"--corrupt {name}: " in str(error.value) and words in str(error.value)
+    assert f"corrupt {name}: " in str(error.value) and words in str(error.value)
 
 
 def test_a_file_may_hold_dataclasses(own):
@@ -115,7 +115,7 @@ def test_a_file_may_hold_dataclasses(own):
 
 
 def test_missing_file_is_named():
-    with pytest.raises(ValueError, match=r"--corrupt nowhere.py:Own: there is no file nowhere.py"):
+    with pytest.raises(ValueError, match=r"corrupt nowhere.py:Own: there is no file nowhere.py"):
         build_corruption("nowhere.py:Own", 16)
 
 
@@ -136,6 +136,7 @@ def test_help_lists_every_degradation_with_a_line_each():
         assert all(len(line.split()) > 2 for line in lines)
 
 
+@pytest.mark.slow
 def test_contact_sheet_shows_every_degradation(tmp_path, dataset_dir):
     from PIL import Image
 

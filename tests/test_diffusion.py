@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from i2sb.diffusion import CLEAN, SCHEDULES, Diffusion, make_betas, step_grid
+from i2sb.baselines.diffusion import CLEAN, SCHEDULES, Diffusion, make_betas, step_grid
 
 FLOAT = torch.float64
 
@@ -40,10 +40,10 @@ def test_schedules_are_the_published_ones():
 
 
 def test_schedule_refusals():
-    with pytest.raises(ValueError, match="--interval 20: --schedule linear needs more than 20 steps"):
+    with pytest.raises(ValueError, match="interval 20: `schedule` linear needs more than 20 steps"):
         Diffusion(20, "linear")
     Diffusion(4, "cosine")
-    with pytest.raises(ValueError, match="--schedule quadratic: unknown; choose one of linear, cosine"):
+    with pytest.raises(ValueError, match="schedule quadratic: unknown; choose one of linear, cosine"):
         Diffusion(100, "quadratic")
 
 
@@ -102,7 +102,7 @@ def test_grid_ends_and_refusals():
     assert step_grid(1000, 1) == [-1, 999]
     assert step_grid(4, 4) == [-1, 0, 1, 2, 3]
     for nfe in (0, 1001):
-        with pytest.raises(ValueError, match=f"--nfe {nfe}: .* between 1 and 1000"):
+        with pytest.raises(ValueError, match=f"nfe {nfe}: .* between 1 and 1000"):
             step_grid(1000, nfe)
     d, x = diffusion(), torch.zeros(1, 1, 1, 1)
     for nprev, n in ((3, 3), (-2, 3), (0, 1000)):

@@ -12,7 +12,7 @@ import types
 import pytest
 from conftest import ROOT, run_python
 
-from i2sb.download import ITEMS, fetch
+from i2sb.storage.download import ITEMS, fetch
 
 CONTENT = bytes(range(256)) * 40
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -70,6 +70,10 @@ def stalled(request):
     request.server.released.wait(20)
 
 
+def nothing(request):
+    request.server.released.wait(20)
+
+
 def ignoring_ranges(request, send=None):
     request.head(200, len(CONTENT), ETag='"one"')
     request.wfile.write(CONTENT[:send])
@@ -97,7 +101,9 @@ def server():
 
 
 def get(server, target, **options):
-    fetch(server.url, target, **{"retry_delay": 0.0, "stall_seconds": 0.3, "tries": 3, **options})
+    # Where the server means to stall, it is not waited for long; elsewhere a busy machine must not look like a stall.
+    silent = any(response in (stalled, nothing) for response in server.plan)
+    fetch(server.url, target, **{"retry_delay": 0.0, "stall_seconds": 0.5 if silent else 30.0, "tries": 3, **options})
 
 
 def assert_fetched(target):
@@ -150,7 +156,7 @@ def test_a_later_call_goes_on_too(server, tmp_path):
 def test_stopped_before_the_last_step(server, tmp_path, monkeypatch):
     target = tmp_path / "file.pt"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("i2sb.download._check", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("i2sb.storage.download._check", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         get(server, target)
     get(server, target)
     assert len(server.requests) == 2, "a file that was complete is fetched again"
@@ -162,7 +168,7 @@ def test_a_full_disk_is_named_at_once(server, tmp_path, monkeypatch):
         def write(self, chunk):
             raise OSError(28, "No space left on device")
 
-    from i2sb import download
+    from i2sb.storage import download
 
     write = download._write
     monkeypatch.setattr(download, "_write", lambda file, chunk, partial: write(Full(), chunk, partial))
@@ -201,7 +207,7 @@ def test_a_part_of_another_address_is_not_gone_on_with(server, tmp_path):
         ([answer(403)], {}, "the server answers 403"),
         ([answer(500)], {}, "gave up after 3 tries that brought nothing new (the server answers 500"),
         ([lambda r: ignoring_ranges(r, 4000)], {}, "after 4000 of 10240 bytes"),
-        ([lambda r: r.server.released.wait(20)], {}, "timed out"),
+        ([nothing], {}, "timed out"),
         ([answer(200, Content_Type="text/html; charset=utf-8")], {}, "is a web page, not the file"),
         ([answer(200)], {}, "0 bytes came, more are right"),
         ([whole], {"size": 10241}, "10240 bytes came, 10241 are right"),
@@ -258,7 +264,7 @@ def test_proxies_are_honoured(server, tmp_path, monkeypatch):
 
 def test_waits_get_longer(server, tmp_path, monkeypatch):
     waits = []
-    monkeypatch.setattr("i2sb.download.time.sleep", waits.append)
+    monkeypatch.setattr("i2sb.storage.download.time.sleep", waits.append)
     server.plan = [answer(500)]
     with pytest.raises(ValueError):
         get(server, tmp_path / "file.pt", retry_delay=2.0, tries=4)
@@ -297,7 +303,7 @@ def test_google_drive_goes_through_gdown_and_the_same_checks(tmp_path, monkeypat
 
 
 def test_names_of_all_that_is_needed():
-    from i2sb.pretrained import ADM_FILE
+    from i2sb.training.initial_weights import ADM_FILE
 
     assert {"adm256", "freeform-masks", "eval-list", "statistics-train", "statistics-val", "inception"} <= set(ITEMS)
     assert sum(item.folder.startswith("results/") for item in ITEMS.values()) == 9

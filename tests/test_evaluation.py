@@ -15,13 +15,16 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from corruption import build_corruption
-from i2sb import evaluation, load_model, measures, sampling
+from i2sb import load_model
 from i2sb.config import EvalConfig, SampleConfig
-from i2sb.data import open_split
-from i2sb.features import FeatureNetwork, Seen
-from i2sb.frechet import Gaussian
-from i2sb.reference import MadeFrom, read_reference, write_reference
-from i2sb.validation import choose_metrics, summarise, validate
+from i2sb.data.dataset import open_split
+from i2sb.evaluation import measures
+from i2sb.evaluation import score as evaluation
+from i2sb.metrics.features import FeatureNetwork, Seen
+from i2sb.metrics.frechet import Gaussian
+from i2sb.metrics.reference import MadeFrom, read_reference, write_reference
+from i2sb.sampling import split as sampling
+from i2sb.training.validation import choose_metrics, summarise, validate
 
 CHEAP = "psnr,ssim,mae,features-frechet"
 
@@ -240,8 +243,10 @@ def test_reference_of_another_mode_or_network_is_refused(config, tmp_path, incep
 
 
 def test_statistics_as_adm_keeps_them(config, tmp_path, inception_dir, capsys, monkeypatch):
-    """mu and sigma alone: known by name, or taken as they are with a warning."""
-    monkeypatch.setattr("i2sb.scores.frechet_distance", lambda one, other: float(len(other.mean)))  # to save time
+    """mu and sigma alone: known by name, or taken as they are with a warning. A quick distance saves time."""
+    monkeypatch.setattr(
+        "i2sb.evaluation.scores.frechet_distance", lambda one, other: float(len(other.mean))
+    )  # to save time
     config = replace(config, metrics="fid", weights_dir=str(inception_dir))
     known, unknown = tmp_path / "VIRTUAL_imagenet256_labeled.npz", tmp_path / "statistics.npz"
     for path in (known, unknown):

@@ -14,7 +14,8 @@ from torch import nn
 from torchvision.models import alexnet, vgg16
 from torchvision.transforms.functional import pil_to_tensor
 
-from i2sb.features import (
+from i2sb.evaluation.scores import NetworkMeter, Scored
+from i2sb.metrics.features import (
     INCEPTION_FILES,
     LPIPS_FILES,
     RESNET50_FILES,
@@ -29,8 +30,7 @@ from i2sb.features import (
     prepare_for_resnet50,
     resize_for_inception,
 )
-from i2sb.kid import kernel_distance
-from i2sb.scores import NetworkMeter, Scored
+from i2sb.metrics.kid import kernel_distance
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ class KnowsColours(nn.Module):
     """A classifier of three classes, each of which is one colour channel."""
 
     def forward(self, images):
-        from i2sb.features import Seen
+        from i2sb.metrics.features import Seen
 
         return Seen(None, images.float().mean(dim=(2, 3)))
 
@@ -233,7 +233,7 @@ class Flat(nn.Module):
     """Pixels as features, and the brightest of them as class."""
 
     def forward(self, images):
-        from i2sb.features import Seen
+        from i2sb.metrics.features import Seen
 
         features = images.float().flatten(1) / 255
         return Seen(features, features)
@@ -296,13 +296,13 @@ def test_weights_cannot_run_code(tmp_path, monkeypatch):
         (lambda folder: build_lpips("alex", folder), LPIPS_FILES["alex"][0]),
     ):
         torch.save({"a": Hostile()}, tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as weights"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read"):
             build(tmp_path)
         (tmp_path / name).write_bytes(pickle.dumps(Hostile()))
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as weights"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read"):
             build(tmp_path)
         (tmp_path / name).write_bytes(b"")
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as weights"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read"):
             build(tmp_path)
         torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / name)
         with pytest.raises(ValueError, match=f"{name}: holds another architecture"):

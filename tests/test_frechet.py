@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import ortho_group
 
-from i2sb.frechet import Gaussian, Moments, frechet_distance
-from i2sb.kid import choose_pool, kernel_distance
+from i2sb.metrics.frechet import Gaussian, Moments, frechet_distance
+from i2sb.metrics.kid import choose_pool, kernel_distance
 
 
 def draw(count: int, dim: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from i2sb.bridge import Bridge
-from i2sb.network import PRESETS, build_network, check_image_size, find_preset
+from i2sb.network import build_network
+from i2sb.network_sizes import PRESETS, check_image_size, find_preset
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "adm256"])
@@ -48,9 +49,9 @@ def test_sizes_that_fit(name, size):
 
 
 def test_wrong_names_and_sizes_are_named():
-    with pytest.raises(ValueError, match="--image-size 100: --network adm256 takes multiples of 32, such as 96 or 128"):
+    with pytest.raises(ValueError, match="image_size 100: `network` adm256 takes multiples of 32, such as 96 or 128"):
         check_image_size("adm256", 100)
-    with pytest.raises(ValueError, match="--network adm512: unknown; choose one of adm256, "):
+    with pytest.raises(ValueError, match="network adm512: unknown; choose one of adm256, "):
         check_image_size("adm512", 100)
 
 
@@ -85,7 +86,7 @@ def test_patches_are_described_and_their_sides_refused():
     assert find_preset(PRESETS["compact"].describe()) == PRESETS["compact"]
     assert PRESETS["compact"].describe().endswith("-patch2")
     check_image_size("compact", 64)
-    with pytest.raises(ValueError, match="--network compact takes multiples of 8, such as 56 or 64"):
+    with pytest.raises(ValueError, match="`network` compact takes multiples of 8, such as 56 or 64"):
         check_image_size("compact", 60)
     net = build_network("compact", Bridge(10).noise_levels)
     with pytest.raises(ValueError, match="images of 12x16 pixels: this network takes multiples of 8"):

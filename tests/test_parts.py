@@ -10,13 +10,13 @@ from PIL import Image
 
 from corruption import Corrupted, build_corruption
 from i2sb.batch import begin_bridge, make_batch
-from i2sb.ema import ExponentialMovingAverage
 from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
-from i2sb.metrics import psnr, ssim
-from i2sb.optim import build_optimizer, build_scheduler, scaled_rate
+from i2sb.metrics.pixels import psnr, ssim
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
-from i2sb.run_log import RunLog, TensorBoardCurves
+from i2sb.training.ema import ExponentialMovingAverage
+from i2sb.training.optimizer import build_optimizer, build_scheduler, scaled_rate
+from i2sb.training.run_log import RunLog, TensorBoardCurves
 
 # --- randomness ------------------------------------------------------------------------------------------------------
 
@@ -142,14 +142,14 @@ def test_average_follows_its_definition_and_swaps_back():
 def test_learning_rate_falls_in_steps():
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = build_optimizer([parameter], lr=1.0, weight_decay=0.0)
-    scheduler = build_scheduler(optimizer, gamma=0.5, step_size=3)
+    scheduler = build_scheduler(optimizer, gamma=0.5, iterations=3)
     rates = []
     for _ in range(7):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
     assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
-    assert build_scheduler(optimizer, gamma=1.0, step_size=3) is None
+    assert build_scheduler(optimizer, gamma=1.0, iterations=3) is None
 
 
 # --- logs ------------------------------------------------------------------------------------------------------------
@@ -253,9 +253,9 @@ def test_ssim_needs_images_as_large_as_its_window():
 
 def test_validation_counts_what_a_classifier_recognises_where_there_is_one(trained_run, dataset_dir, tmp_path):
     from i2sb import load_model
-    from i2sb.data import open_split
-    from i2sb.features import FeatureNetwork, Seen
-    from i2sb.validation import choose_metrics, find_classifier, summarise, validate
+    from i2sb.data.dataset import open_split
+    from i2sb.metrics.features import FeatureNetwork, Seen
+    from i2sb.training.validation import ValidationSet, choose_metrics, find_classifier, summarise, validate
 
     class SaysDog(FeatureNetwork):
         def forward(self, images):
@@ -266,10 +266,8 @@ def test_validation_counts_what_a_classifier_recognises_where_there_is_one(train
     metrics = choose_metrics(SaysDog(), 16)
     found = validate(
         load_model(trained_run),
-        images,
+        ValidationSet(images, build_corruption("sr4x-pool", 16), metrics),
         range(5),
-        build_corruption("sr4x-pool", 16),
-        metrics,
         batch_size=2,
         nfe=2,
         clip_denoise=False,

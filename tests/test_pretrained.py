@@ -13,11 +13,11 @@ from test_released import write_released_run
 
 from i2sb import load_model
 from i2sb.bridge import Bridge
-from i2sb.checkpoint import find_checkpoint, read_checkpoint
 from i2sb.config import TrainConfig
-from i2sb.exported import Exported, read_export, write_export
 from i2sb.network import BridgeNetwork, build_network
-from i2sb.pretrained import InitialWeights, begin_with, read_weights
+from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
+from i2sb.storage.exported import Exported, read_export, write_export
+from i2sb.training.initial_weights import InitialWeights, begin_with, read_initial_weights
 
 FIRST, LAST = "diffusion_model.input_blocks.0.0.weight", "diffusion_model.out.2"
 
@@ -45,7 +45,7 @@ def test_adm_weights_lose_their_variances(tmp_path, legacy):
         weights = torch.load(tmp_path / "adm.pt", weights_only=True)
         torch.save(weights, tmp_path / "adm.pt", _use_new_zipfile_serialization=False)
     net = build()
-    lines = begin_with(net, read_weights(str(tmp_path / "adm.pt"), tmp_path))
+    lines = begin_with(net, read_initial_weights(str(tmp_path / "adm.pt"), tmp_path))
     for name, p in net.state_dict().items():
         assert torch.equal(p, given[name][:3] if name.startswith(LAST) else given[name]), name
     count = len(given)
@@ -117,7 +117,7 @@ def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
 def test_what_is_not_there_is_named(tmp_path, monkeypatch, init, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as error:
-        read_weights(init, tmp_path)
+        read_initial_weights(init, tmp_path)
     assert words in str(error.value)
 
 
@@ -125,7 +125,7 @@ def test_files_without_weights_are_named(tmp_path):
     for value in ([1], {"a": 1}, {"net": {"a": 1}, "ema": {}}):
         torch.save(value, tmp_path / "a.pt")
         with pytest.raises(ValueError, match="a.pt: holds no weights"):
-            read_weights(str(tmp_path / "a.pt"), tmp_path)
+            read_initial_weights(str(tmp_path / "a.pt"), tmp_path)
 
 
 # --- runs begun with them ---------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_files_without_weights_are_named(tmp_path):
 
 def train(tmp_path, dataset_dir, capsys, **changes):
     """Train in this process; returns the last state and what was said."""
-    from i2sb.training import train
+    from i2sb.training.loop import train
 
     settings = {**TINY, "num_itr": 1, "eval_every": 0, "results_dir": str(tmp_path), "dataset_dir": str(dataset_dir)}
     config = TrainConfig(**{"name": "run", **settings, **changes})
@@ -167,7 +167,7 @@ def test_init_acts_when_a_run_begins_and_not_when_it_goes_on(tmp_path, dataset_d
     second, said = train(tmp_path, dataset_dir, capsys, num_itr=2, **flags)
     assert "resumed from" in said
     assert (second["net"][FIRST] - first["net"][FIRST]).abs().max() < 0.01
-    with pytest.raises(ValueError, match="--init .*adm.pt there, none now"):
+    with pytest.raises(ValueError, match="`init` .*adm.pt there, none now"):
         train(tmp_path, dataset_dir, capsys, num_itr=3, cond_x1=True)
 
 
@@ -213,9 +213,12 @@ def test_exported_weights_load_alike(tmp_path, trained_run, monkeypatch):
         assert (model.config, model.iteration, read_export(out).averaged) == (want.config, 6, not raw)
         for name, p in want.network.state_dict().items():
             assert torch.equal(p, model.network.state_dict()[name])
+        # Where memory begins at odd places some processors add up in another order.
+        assert all(p.data_ptr() % 64 == 0 for net in (want.network, model.network) for p in net.parameters())
     x = torch.rand(1, 3, 16, 16)
-    assert torch.equal(model.restore(x), want.restore(x))
-    with pytest.raises(ValueError, match="True.safetensors: exists already; .* --overwrite"):
+    # Rounding, 6e-8 an operation, through twenty layers and ten evaluations; a step of 8 bits is 8e-3.
+    torch.testing.assert_close(model.restore(x), want.restore(x), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="True.safetensors: exists already; .* `overwrite`"):
         export(trained_run, out, raw=False, overwrite=False)
     export(trained_run, out, raw=False, overwrite=True)
     with pytest.raises(ValueError, match="holds averaged weights; the raw ones"):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from i2sb.report import Example, write_report
-from i2sb.scores import Result
+from i2sb.evaluation.report import Example, write_report
+from i2sb.evaluation.scores import Result
 
 NASTY = "<script>alert('a&b')</script>"
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import TINY
 
-from i2sb.checkpoint import read_checkpoint
 from i2sb.config import TrainConfig
 from i2sb.distributed import World
 from i2sb.formulation import SchroedingerBridge
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.training import Trainer, train
+from i2sb.storage.checkpoint import read_checkpoint
+from i2sb.training.loop import train
+from i2sb.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from benchmarks.timing import compare, print_table
+from benchmarks.timing import compare, out_of_time, print_table
 from corruption import CORRUPTIONS, build_corruption
 
 # The released program's, measured on two CPU cores for a batch of 16 x 3 x 256 x 256.
@@ -27,12 +27,15 @@ def benchmark_corruption(options: argparse.Namespace, device: torch.device) -> l
     square = torch.randn(2048, 2048, device=device)
     rows: list[dict[str, object]] = []
     for name in CORRUPTIONS:
+        if reason := out_of_time(options.deadline):
+            rows.append({"degradation": name, "skipped": reason})
+            continue
         corruption, generator = build_corruption(name, options.size).to(device), torch.Generator().manual_seed(0)
         works = {
             "degrade": lambda corruption=corruption, generator=generator: corruption(clean, generator),
             "unit": lambda: square @ square,
         }
-        spent = compare(works, options.repeats, device)
+        spent = compare(works, options.repeats, device, options.deadline)
         units, released = spent["degrade"] / spent["unit"], RELEASED.get(name)
         rows.append(
             {

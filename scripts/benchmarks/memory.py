@@ -17,7 +17,7 @@ import torch
 from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.network import build_network
-from i2sb.precision import prepare
+from i2sb.precision import advise_precision, prepare
 
 
 def write_released_run(run_dir: Path, network: str, image_size: int) -> None:
@@ -51,6 +51,8 @@ def measure_run(run_dir: Path, image_size: int, nfe: int, precision: str, device
 
 def benchmark_memory(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """Load a run and restore an image in a fresh process, which this one's memory does not count for."""
+    if advice := advise_precision(options.precision, device):
+        print(f"warning: {advice}", file=sys.stderr)
     fresh = multiprocessing.get_context("spawn")
     results = fresh.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:

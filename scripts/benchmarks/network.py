@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.released import MICROBATCH, use_released_settings
-from benchmarks.timing import compare, matrix_peak, print_table
+from benchmarks.timing import compare, matrix_peak, out_of_time, print_table
 from corruption import build_corruption
 from i2sb.bridge import Bridge
-from i2sb.ema import ExponentialMovingAverage
 from i2sb.loss import bridge_loss
 from i2sb.network import BridgeNetwork, build_network
-from i2sb.optim import build_optimizer, guard_step
-from i2sb.precision import prepare
+from i2sb.precision import advise_precision, prepare
 from i2sb.sampler import sample
+from i2sb.training.ema import ExponentialMovingAverage
+from i2sb.training.optimizer import build_optimizer, guard_update
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,13 @@ def choose_variants(options: argparse.Namespace, device: torch.device) -> list[V
         ]
     elif options.compile:
         variants.append(Variant(compile=True))
-    return variants
+    # Compiling a single network can take minutes.
+    return [variant for variant in variants if not (options.quick and variant.compile)]
+
+
+def find_reason_to_skip(variant: Variant, options: argparse.Namespace, device: torch.device) -> str:
+    """Return why a variant is not measured, or nothing: time is over, or this processor only emulates its numbers."""
+    return out_of_time(options.deadline) or advise_precision(variant.precision, device)
 
 
 def make_network(options: argparse.Namespace, device: torch.device) -> tuple[Bridge, BridgeNetwork]:
@@ -97,6 +103,9 @@ def benchmark_train(options: argparse.Namespace, device: torch.device) -> list[d
     images = _images(options, bridge, options.batch)
     rows = []
     for variant in choose_variants(options, device):
+        if reason := find_reason_to_skip(variant, options, device):
+            rows.append({"variant": variant.name, "skipped": reason})
+            continue
         sizes = [MICROBATCH] if variant.released else [MICROBATCH * 2**i for i in range(10)]
         for microbatch in [size for size in sizes if size <= options.batch and options.batch % size == 0]:
             try:
@@ -130,7 +139,7 @@ def _time_training(
                 step = torch.randint(bridge.interval, (size,), device=part.device)
                 loss = bridge_loss(bridge, varied, step, part, corruption(part).image)
                 (loss if how.released else loss * size / len(images)).backward()
-            guard_step(optimizer, 0.0)
+            guard_update(optimizer, 0.0)
             optimizer.step()
             average.update()
             if how.released:
@@ -140,7 +149,7 @@ def _time_training(
     _reset_memory(images.device)
     works["variant"]()
     memory = _peak_memory(images.device)
-    spent = compare(works, options.repeats, images.device)
+    spent = compare(works, options.repeats, images.device, options.deadline)
     errors = _numerics(options, bridge, network, variant)
     return _row(options, variant, microbatch, spent, len(images), memory) | errors
 
@@ -162,6 +171,9 @@ def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[
 
     rows = []
     for variant in choose_variants(options, device):
+        if reason := find_reason_to_skip(variant, options, device):
+            rows.append({"variant": variant.name, "skipped": reason})
+            continue
         varied = baseline if variant.released else vary(network, variant)
 
         def restore(varied=varied) -> None:
@@ -171,12 +183,11 @@ def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[
         works = {"variant": released} if variant.released else {"variant": restore, "released": released}
         works["variant"]()
         memory = _peak_memory(device)
-        spent = compare(works, options.repeats, device)
+        spent = compare(works, options.repeats, device, options.deadline)
         row = _row(options, variant, len(x1), spent, len(x1), memory)
         if not variant.released:
-            alone = compare(
-                {"network": lambda varied=varied: varied(x1, step), "all": restore}, options.repeats, device
-            )
+            parts = {"network": lambda varied=varied: varied(x1, step), "all": restore}
+            alone = compare(parts, options.repeats, device, options.deadline)
             row["overhead %"] = 100 * max(0.0, 1 - options.nfe * alone["network"] / alone["all"])
         rows.append(row)
     return _report("sample", rows, flops, options, device)
@@ -237,8 +248,9 @@ def _row(
 def _report(
     what: str, rows: list[dict[str, object]], flops: int, options: argparse.Namespace, device: torch.device
 ) -> list[dict[str, object]]:
-    peaks = {dtype: matrix_peak(device, dtype) for dtype in {row["matrix_type"] for row in rows}}
-    for row in rows:
+    measured = [row for row in rows if "skipped" not in row]
+    peaks = {dtype: matrix_peak(device, dtype) for dtype in {row["matrix_type"] for row in measured}}
+    for row in measured:
         row["% of peak"] = 100 * flops * row["images/s"] / peaks[row.pop("matrix_type")]
     columns = {"variant": "", "microbatch": "", "ms": ".1f", "images/s": ".2f", "times released": ".2f"}
     columns |= {"% of peak": ".0f", "memory GB": ".1f", "output error": ".1e", "gradient error": ".1e"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -25,14 +26,23 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def compare(works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Return the median time of each, in seconds.
+def out_of_time(deadline: float) -> str:
+    """Return a reason to skip a row if time.monotonic() has passed `deadline`, otherwise nothing."""
+    return "no time left" if time.monotonic() > deadline else ""
+
+
+def compare(
+    works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, deadline: float = math.inf
+) -> dict[str, float]:
+    """Return the median time of each, in seconds, of `repeats` calls or the fewer that end before the deadline.
 
     They are called in turn, so that all meet the same noise, each time after a call that is not timed, so that none
     finds the others' leavings in the cache.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
+    for number in range(repeats):
+        if number and out_of_time(deadline):
+            break
         for name, work in works.items():
             work()
             times[name].append(seconds(work, device))
@@ -48,14 +58,18 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> f
 
 
 def print_table(title: str, columns: Mapping[str, str], rows: list[dict[str, object]]) -> None:
-    """Print rows under a title. columns: name of a value to its format; a row that lacks a value shows a dash."""
+    """Print rows under a title. columns: name of a value to its format; a row that lacks a value shows a dash.
+
+    A row that was not measured says why, under "skipped".
+    """
     print(f"\n{title}")
     widths = {
         name: max(len(name), *(len(_show(row.get(name), form)) for row in rows)) for name, form in columns.items()
     }
     print("  ".join(f"{name:>{width}}" for name, width in widths.items()))
     for row in rows:
-        print("  ".join(f"{_show(row.get(name), form):>{widths[name]}}" for name, form in columns.items()), flush=True)
+        cells = [f"{_show(row.get(name), form):>{widths[name]}}" for name, form in columns.items()]
+        print("  ".join([*cells, *([row["skipped"]] if "skipped" in row else [])]), flush=True)
 
 
 def _show(value: object, form: str) -> str:

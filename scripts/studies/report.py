@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from i2sb.data import load_in_order
+from i2sb.data.loading import load_in_order
 from i2sb.files import write_atomically, write_text
 from i2sb.images import draw_grid, save_png, to_uint8
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.sample_folder import SampleFolder
+from i2sb.storage.sample_folder import SampleFolder
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 from studies.plan import Cell, Plan
 from studies.settings import Study
@@ -84,9 +84,7 @@ def make_table(study: Study, plan: Plan, scores: list[Score]) -> str:
     lines.append(f"{done} of {len(plan.cells)} done, {len(plan.cells) - done} to do")
     reasons: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for left in plan.left_out:
-        # A sentence that begins with the number of evaluations is the same sentence for all of them.
-        reason = left["reason"].split(": ", 1)[-1] if left["reason"].startswith("--nfe") else left["reason"]
-        reasons[left["task"], left["formulation"], reason].append(left["nfe"])
+        reasons[left["task"], left["formulation"], left["reason"]].append(left["nfe"])
     for (task, formulation, reason), nfes in reasons.items():
         shown = ", ".join(map(str, sorted(set(nfes))))
         lines.append(f"left out: {task}, {formulation}, NFE {shown}: {reason}")

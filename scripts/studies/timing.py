@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 
-from i2sb import evaluation, load_model, sampling, training
+from i2sb import load_model
 from i2sb.distributed import find_device
+from i2sb.evaluation import score as evaluation
+from i2sb.sampling import split as sampling
+from i2sb.training import loop as training
 from studies.cells import find_iteration, open_images, read_score
 from studies.plan import Cell, Plan
 from studies.settings import Study

@@ -1,0 +1,122 @@
+"""What the three command lines share: flags in, one line out when the user erred, a traceback when the code did."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import NoReturn
+
+from i2sb.cli.launch import hand_over
+from i2sb.config import TrainConfig, refuse_unused, write_flags
+from i2sb.errors import UserError
+from i2sb.parsing import C, make_parser, read_flags, to_yaml
+from i2sb.stopping import StoppedError
+
+I2SB = Path(__file__).resolve().parent.parent
+OWN_PACKAGES = (I2SB, I2SB.parent / "corruption", I2SB.parent / "scripts")
+
+
+def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
+    """Read the flags into a config and call main(config).
+
+    `--config FILE.yaml` gives settings below the flags, `--dry-run` prints the resolved ones and exits, `--pdb` stops
+    in the debugger where an error arose. Exits with 2 after a wrong setting or file, with 130 after Ctrl-C, with 75
+    when it was asked to stop and can go on later.
+    """
+    own = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    own.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
+    own.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
+    own.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
+    own.add_argument("-h", "--help", action="store_true", help="print this and exit")
+    try:
+        options, flags = own.parse_known_args(argv)
+    except UserError as error:
+        _fail(error)
+    if options.help:
+        print(make_parser(config_class).format_help() + "\n" + own.format_help())
+        return
+    if ("--corrupt", "help") in pairwise(flags) or "--corrupt=help" in flags:
+        from corruption import describe_corruptions
+
+        print(describe_corruptions())
+        return
+    with report_errors(debug=options.pdb):
+        config = read_flags(config_class, flags, options.config)
+        if isinstance(config, TrainConfig) and not (config.run_dir / "config.yaml").exists():
+            refuse_unused(config)  # a run that was begun goes on with what it has
+        if options.dry_run:
+            print(to_yaml(config), end="")
+            return
+        hand_over(config, sys.argv[0], sys.argv[1:] if argv is None else argv)
+        main(config)
+
+
+@contextmanager
+def report_errors(*, debug: bool = False) -> Iterator[None]:
+    """End the program as `run_program` says; with `debug` in the debugger where an error arose."""
+    try:
+        yield
+    except StoppedError as stop:
+        print(f"{Path(sys.argv[0]).name}: {stop}", file=sys.stderr)
+        sys.exit(stop.status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            import ipdb
+
+            traceback.print_exc()
+            ipdb.post_mortem(error.__traceback__)
+            sys.exit(1)
+        if not _is_message(error):
+            raise
+        _fail(error)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UserError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError("", None, message)
+
+
+def describe(error: Exception) -> str:
+    """Say in one line what was wrong, settings as the flags that they are on the command line."""
+    mistake = _find_mistake(error)
+    if mistake is not None:
+        message = write_flags(mistake.marked)
+    else:
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return " ".join(message.split())
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Say what was wrong, and exit."""
+    print(f"{Path(sys.argv[0]).name}: error: {describe(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _find_mistake(error: Exception) -> UserError | None:
+    """Return the user's mistake that an error is, if it is one: degradations, too, tell theirs in these terms."""
+    if isinstance(error, UserError):
+        return error
+    setting, value, must = (getattr(error, name, None) for name in ("setting", "value", "must"))
+    return UserError(str(setting), value, must) if isinstance(error, ValueError) and must else None
+
+
+def _is_message(error: Exception) -> bool:
+    """Whether an error speaks to the user: a wrong value that this project's own code reported, or a file's trouble.
+
+    A ValueError raised inside a library is a fault of ours, and keeps its traceback.
+    """
+    if _find_mistake(error) is not None:
+        return True
+    if isinstance(error, OSError):
+        return error.filename is not None
+    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return isinstance(error, ValueError) and any(innermost.is_relative_to(package) for package in OWN_PACKAGES)

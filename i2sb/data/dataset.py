@@ -1,0 +1,216 @@
+"""The images of one split: decoded, resized or cropped to squares, with their labels and degraded partners."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import functional as TF
+
+from i2sb.data.stores import Store, class_of, open_stores
+from i2sb.errors import UserError
+
+NO_CLASS = -1
+
+
+class UnreadableImageError(UserError):
+    """An image file that cannot be decoded, or a pair that does not match."""
+
+
+class View(NamedTuple):
+    """How an image is cut from its file.
+
+    flip: mirrored left to right. crop_at: where the crop begins, down and across, from [0, 1): 0 is the top or left
+    edge, 1 would be the last crop that fits; None: it is the middle.
+    """
+
+    flip: bool = False
+    crop_at: tuple[float, float] | None = None
+
+
+class Item(NamedTuple):
+    """One image on its way into a batch; the fields are those of `i2sb.data.loading.Images`."""
+
+    image: Tensor
+    degraded: Tensor | None
+    label: int
+    number: int
+    skipped: tuple[str, ...] = ()
+    enlarged: int = 0
+
+
+class Unreadable(NamedTuple):
+    """Stands for an image that cannot be decoded: a loader process hands it out, where an exception would lose its
+    one-line message. file: as its store describes it."""
+
+    file: str
+    reason: str
+
+    @property
+    def error(self) -> UnreadableImageError:
+        return UnreadableImageError(Path(self.file), None, self.reason)
+
+
+class ImageDataset(Dataset):
+    """Square images of one split: `read(index)` gives the 8-bit clean image, its partner if paired, and its label.
+
+    native: whether they are crops at the files' own scale; else files are shrunk until their shorter side fits.
+    """
+
+    def __init__(
+        self, clean: Store, degraded: Store | None, image_size: int, image_channels: int, *, native: bool = False
+    ) -> None:
+        self.clean, self.degraded = clean, degraded
+        self.keys = clean.keys
+        self.image_size, self.native = image_size, native
+        self.mode = {1: "L", 3: "RGB"}[image_channels]
+        classes = sorted({name for name in map(class_of, self.keys) if name is not None})
+        self.classes = {name: number for number, name in enumerate(classes)}
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the images' names in order, to tell one data set from another."""
+        return hashlib.sha256("\n".join(self.keys).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    @property
+    def paired(self) -> bool:
+        """Whether every image has a degraded partner in the data set."""
+        return self.degraded is not None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def subset(self, list_file: str | Path) -> ImageDataset:
+        """Return the images that a text file lists, a path a line, in its order; only their base names count.
+
+        So lists made elsewhere fit. Raises UserError counting what is missing, or naming base names that occur twice.
+        """
+        try:
+            lines = Path(list_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError("subset", list_file, f"cannot be read ({reason})") from None
+        wanted = [line.strip().replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
+        if not wanted:
+            raise UserError("subset", list_file, "lists no images; a path a line is wanted")
+        for name, count in Counter(wanted).items():
+            if count > 1:
+                raise UserError("subset", list_file, f"lists {name} {count} times")
+        listed, key_of = set(wanted), dict[str, str]()
+        for key in self.keys:
+            name = key.rpartition("/")[2]
+            if name in listed and key_of.setdefault(name, key) != key:
+                raise UserError(
+                    "subset", list_file, f"lists {name}, but {self.clean.path} has {key_of[name]} and {key}"
+                )
+        missing = [name for name in wanted if name not in key_of]
+        if missing:
+            raise UserError(
+                "subset",
+                list_file,
+                f"lists {len(wanted)} images, {len(wanted) - len(missing)} of them are in {self.clean.path}, "
+                f"{len(missing)} are missing, first {missing[0]}",
+            )
+        chosen = copy.copy(self)
+        chosen.keys = [key_of[name] for name in wanted]
+        return chosen
+
+    def label(self, index: int) -> int:
+        """Return the image's class as the store lists it, or the number of its class folder, or NO_CLASS."""
+        if self.clean.labels is not None:
+            return self.clean.labels[self.keys[index]]
+        return self.classes.get(class_of(self.keys[index]) or "", NO_CLASS)
+
+    def read(self, index: int, view: View = View()) -> tuple[Tensor, Tensor | None]:  # noqa: B008 - immutable
+        """Decode, resize (shorter side, PIL bilinear) unless `native`, crop, and perhaps mirror: uint8 [C, H, W] each.
+
+        Raises UnreadableImageError naming the file if it is damaged, of an unsuitable kind, or unlike its partner.
+        """
+        item = self.items(index, [(index, view)])[0]
+        if isinstance(item, Unreadable):
+            raise item.error
+        return item.image, item.degraded
+
+    def __getitem__(self, index: int) -> Item | Unreadable:
+        return self.items(index, [(index, View())])[0]
+
+    def items(self, index: int, wanted: Sequence[tuple[int, View]]) -> list[Item | Unreadable]:
+        """Decode a file once, and cut a view of it for each (number, view)."""
+        key = self.keys[index]
+        image = self._decode(self.clean, key)
+        if isinstance(image, Unreadable):
+            return [image] * len(wanted)
+        enlarged, scaled = int(min(image.size) < self.image_size), self._scale(image)
+        scaled_partner = None
+        if self.degraded is not None:
+            partner = self._decode(self.degraded, key)
+            if not isinstance(partner, Unreadable) and partner.size != image.size:
+                partner = Unreadable(
+                    self.degraded.describe(key),
+                    f"is {partner.width}x{partner.height} pixels, its clean partner {image.width}x{image.height}: "
+                    "pairs must have the same size",
+                )
+            if isinstance(partner, Unreadable):
+                return [partner] * len(wanted)
+            scaled_partner = self._scale(partner)
+        return [
+            Item(
+                self._cut(scaled, view),
+                None if scaled_partner is None else self._cut(scaled_partner, view),
+                self.label(index),
+                number,
+                enlarged=enlarged,
+            )
+            for number, view in wanted
+        ]
+
+    def _decode(self, store: Store, key: str) -> Image.Image | Unreadable:
+        try:
+            image = Image.open(io.BytesIO(store.read(key)))
+            if not image.mode.startswith(("I", "F")):
+                return image.convert(self.mode)
+            reason = f"pixels of kind {image.mode}, only 8-bit images are supported"
+        except UnidentifiedImageError:
+            reason = "not an image, or cut off"
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
+            reason = " ".join(str(error).split())
+        return Unreadable(store.describe(key), f"unreadable image ({reason}); remove or replace it")
+
+    def _scale(self, image: Image.Image) -> Image.Image:
+        """Bring the shorter side to the crop's, or leave an image at its own scale if it is large enough for that."""
+        if self.native and min(image.size) >= self.image_size:
+            return image
+        return TF.resize(image, self.image_size, TF.InterpolationMode.BILINEAR)
+
+    def _cut(self, image: Image.Image, view: View) -> Tensor:
+        side = self.image_size
+        if view.crop_at is None:
+            image = TF.center_crop(image, side)
+        else:
+            down, across = view.crop_at
+            top, left = int(down * (image.height - side + 1)), int(across * (image.width - side + 1))
+            image = TF.crop(image, top, left, side, side)
+        return TF.pil_to_tensor(TF.hflip(image) if view.flip else image)
+
+
+def open_split(
+    dataset_dir: str | Path, split: str, *, image_size: int, image_channels: int = 3, native: bool = False
+) -> ImageDataset:
+    """Open a split ("train", "val") of a data set folder, in whichever layout it has (i2sb.data.stores).
+
+    native: take images at their own scale. Raises UserError like `open_stores`.
+    """
+    return ImageDataset(*open_stores(dataset_dir, split), image_size, image_channels, native=native)

@@ -1,0 +1,207 @@
+"""Where encoded images lie: in an LMDB, or in folders; and how a data set folder is laid out.
+
+A data set folder holds, for each split (train, val), the first of these that is there:
+
+    {split}_faster_imagefolder.lmdb       key = path as in the folder it was made from, value = the encoded file;
+                                          with a .lmdb.pt beside it, order and classes are the ones listed there
+    {split}/clean/… with {split}/degraded/…   pairs of the same name; the degradation is the data set's own
+    {split}/CLASS/…                       classes are the folders' names in order
+    {split}/…                             images without classes (label -1)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from i2sb.errors import UserError
+from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
+
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+_MAX_INDEX_BYTES = 1 << 30  # ImageNet's training set takes 94 MB
+
+
+class FolderStore:
+    """Image files below a folder; keys are their paths relative to it, in order of class and name."""
+
+    labels: Mapping[str, int] | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.keys = sort_keys(list_images(path))
+
+    def read(self, key: str) -> bytes:
+        """Return the encoded file."""
+        return (self.path / key).read_bytes()
+
+    def describe(self, key: str = "") -> str:
+        """Name the store, or one of its files, in a message."""
+        return str(self.path / key)
+
+
+class LmdbStore:
+    """Image files in an LMDB, opened anew in every process that reads it.
+
+    labels: the class of each key if a .lmdb.pt beside it lists them (keys are in its order then), or None.
+    """
+
+    # A process may open an LMDB file only once: stores of the same file share it.
+    _open_files: ClassVar[dict[str, tuple[int, Any]]] = {}
+
+    def __init__(self, path: Path) -> None:
+        import lmdb
+
+        self.path = path
+        try:
+            with self._begin() as transaction:
+                keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+        except (lmdb.Error, UnicodeDecodeError) as error:
+            raise UserError(path, None, f"is damaged ({error}); copy or make it again") from None
+        index = path.with_name(f"{path.name}.pt")
+        self.labels = _read_index(index, keys) if index.exists() else None
+        self.keys = sort_keys(keys) if self.labels is None else list(self.labels)
+
+    def _begin(self) -> Any:
+        import lmdb
+
+        name = str(self.path.resolve())
+        pid, environment = self._open_files.get(name, (0, None))
+        if environment is None or pid != os.getpid():
+            if environment is not None:
+                environment.close()  # inherited from the process that forked this one, which keeps its own
+            try:
+                environment = lmdb.open(
+                    name, subdir=self.path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False
+                )
+            except lmdb.Error as error:
+                raise UserError(self.path, None, f"cannot be opened as LMDB ({error})") from None
+            file = self.path / "data.mdb" if self.path.is_dir() else self.path
+            size, needed = file.stat().st_size, (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if size < needed:  # reading beyond the end would kill the process
+                environment.close()
+                raise UserError(self.path, None, f"is cut off ({size} of {needed} bytes); copy it again")
+            self._open_files[name] = (os.getpid(), environment)
+        return environment.begin()
+
+    def read(self, key: str) -> bytes:
+        """Return the encoded file. Raises OSError if the LMDB is damaged there."""
+        import lmdb
+
+        try:
+            with self._begin() as transaction:
+                return transaction.get(key.encode())
+        except lmdb.Error as error:
+            raise OSError(f"the LMDB is damaged there: {error}") from None
+
+    def describe(self, key: str = "") -> str:
+        """Name the store, or one of its files, in a message."""
+        return f"{self.path}:{key}" if key else str(self.path)
+
+
+Store = FolderStore | LmdbStore
+
+
+def _read_index(path: Path, keys: Sequence[str]) -> dict[str, int]:
+    """Read the class of each image from a .lmdb.pt, a pickled torchvision ImageFolder, without running anything.
+
+    Raises UserError naming the file if it is none, or lists other images than the `keys` of the LMDB.
+    """
+    folder = read_pickle(path, IMAGE_FOLDER, max_bytes=_MAX_INDEX_BYTES)
+    images = folder.attributes.get("imgs") if isinstance(folder, Bare) else None
+    if not isinstance(images, list) or not all(
+        isinstance(image, tuple) and len(image) == 2 and type(image[0]) is str and type(image[1]) is int
+        for image in images
+    ):
+        raise UserError(path, None, "holds no ImageFolder whose imgs are (path, class) pairs; delete it to do without")
+    labels = dict(images)
+    stored = set(keys)
+    missing = [key for key in labels if key not in stored]
+    if missing or len(labels) != len(keys) or len(labels) != len(images):
+        first = f", first {missing[0]}" if missing else ""
+        raise UserError(
+            path,
+            None,
+            f"lists {len(images)} images, its LMDB holds {len(keys)}, and {len(missing)} of the listed are not among "
+            f"them{first}; both must come from the same place",
+        )
+    return labels
+
+
+def list_images(root: Path) -> list[str]:
+    """Return the paths of all image files below `root`, relative to it, with forward slashes."""
+    images = []
+    for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
+        images += [
+            Path(folder, name).relative_to(root).as_posix()
+            for name in names
+            if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")
+        ]
+    return images
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def sort_keys(keys: Sequence[str]) -> list[str]:
+    """Order keys by class, then by path, as torchvision's ImageFolder does."""
+    return sorted(keys, key=lambda key: (class_of(key) or "", key))
+
+
+def class_of(key: str) -> str | None:
+    """Return the name of the class folder: the first of a path, the last of an absolute one; None if there is none."""
+    folder, slash, _ = key.partition("/")
+    if slash and not folder:
+        return key.split("/")[-2] or None
+    return folder if slash else None
+
+
+def open_stores(dataset_dir: str | Path, split: str) -> tuple[Store, Store | None]:
+    """Return where the images of a split ("train", "val") lie, and where their degraded partners do, if it is paired.
+
+    Raises UserError if there are no images there, saying what there is instead, or if pairs do not match.
+    """
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        raise UserError("dataset_dir", root, "there is no such folder")
+    lmdb_path, folder = root / f"{split}_faster_imagefolder.lmdb", root / split
+    degraded: Store | None = None
+    if lmdb_path.exists():
+        clean: Store = LmdbStore(lmdb_path)
+    elif (folder / "clean").is_dir() and (folder / "degraded").is_dir():
+        clean, degraded = FolderStore(folder / "clean"), FolderStore(folder / "degraded")
+        _check_pairs(clean, degraded)
+    elif folder.is_dir():
+        clean = FolderStore(folder)
+        _check_flat_or_classes(clean)
+    else:
+        content = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
+        raise UserError("dataset_dir", root, f"needs {lmdb_path.name} or a folder {split}/; found {content}")
+    if not clean.keys:
+        raise UserError(clean.path, None, f"holds no images (looked for {', '.join(sorted(IMAGE_ENDINGS))})")
+    return clean, degraded
+
+
+def _check_pairs(clean: FolderStore, degraded: FolderStore) -> None:
+    for one, other in ((clean, degraded), (degraded, clean)):
+        missing = sorted(set(one.keys) - set(other.keys))
+        if missing:
+            raise UserError(
+                other.path,
+                None,
+                f"lacks {len(missing)} of the {len(one.keys)} images in {one.path}, first {missing[0]}; partners need "
+                "the same name",
+            )
+
+
+def _check_flat_or_classes(store: FolderStore) -> None:
+    loose = [key for key in store.keys if class_of(key) is None]
+    if loose and len(loose) != len(store.keys):
+        raise UserError(
+            store.path,
+            None,
+            f"holds images both beside and inside folders ({loose[0]}, {store.keys[-1]}); put them all in class "
+            "folders, or none",
+        )

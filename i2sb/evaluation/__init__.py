@@ -1,0 +1,1 @@
+"""A folder of restored images in, metrics.json and a report out."""

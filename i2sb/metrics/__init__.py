@@ -1,0 +1,1 @@
+"""What images are scored by: pixel metrics, feature networks, distances between distributions."""

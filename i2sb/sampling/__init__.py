@@ -1,0 +1,1 @@
+"""Restoring a split or pictures of one's own."""

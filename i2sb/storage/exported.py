@@ -1,0 +1,68 @@
+"""Exported weights: one .safetensors file with the network's tensors and, as text, the settings they were trained with.
+
+Such a file can hold nothing but tensors and text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from i2sb.config import TrainConfig
+from i2sb.errors import UserError
+from i2sb.files import write_atomically
+from i2sb.parsing import from_yaml, to_yaml
+
+ENDING = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Weights named as in a checkpoint's `net`, averaged or raw, as they stood after `iteration`."""
+
+    weights: dict[str, Tensor]
+    config: TrainConfig
+    iteration: int
+    averaged: bool
+
+
+def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> None:
+    """Write a .safetensors file. Raises UserError if it has another ending, or is there already."""
+    from safetensors.torch import save_file
+
+    if path.suffix != ENDING:
+        raise UserError(path, None, f"the name must end in {ENDING}")
+    if path.exists() and not overwrite:
+        raise UserError(path, None, "exists already; delete it first, or allow it with `overwrite`")
+    metadata = {
+        "format": "pt",
+        "config": to_yaml(exported.config),
+        "iteration": str(exported.iteration),
+        "weights": "averaged" if exported.averaged else "raw",
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in exported.weights.items()}
+    write_atomically(path, lambda file: save_file(tensors, file.name, metadata=metadata))
+
+
+def read_export(path: Path) -> Exported:
+    """Read what `write_export` wrote; its tensors come into memory as they are used.
+
+    Raises UserError naming the file if it is missing, broken, or without the settings.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except FileNotFoundError:
+        raise UserError(path, None, "there is no such file") from None
+    except SafetensorError as error:
+        raise UserError(path, None, f"broken file of weights ({' '.join(str(error).split())[:100]})") from None
+    iteration, kind = metadata.get("iteration", ""), metadata.get("weights")
+    if "config" not in metadata or not iteration.isdecimal() or kind not in ("averaged", "raw"):
+        raise UserError(path, None, "lacks the settings that scripts/export.py writes, so its network is unknown")
+    config = from_yaml(TrainConfig, metadata["config"], path)
+    return Exported(weights, config, int(iteration), averaged=kind == "averaged")

@@ -1,0 +1,180 @@
+"""A folder of restored images: numbered PNGs in folders of a thousand, the settings they were made with, a manifest.
+
+Several processes may fill one folder, each with images of its own. manifest.jsonl has a line for every image; lines are
+added as images are, and put in order at every start and end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+from i2sb.config import Precision, SampleConfig, SamplingOptions, option
+from i2sb.errors import UserError
+from i2sb.files import PARTIAL, write_atomically, write_text
+from i2sb.images import save_png, to_pil, to_uint8
+from i2sb.parsing import from_values, read_yaml, to_yaml
+from i2sb.storage.run_lock import LOCK, locked
+
+SETTINGS = "settings.yaml"
+MANIFEST = "manifest.jsonl"
+TRAJECTORIES = "trajectories"
+
+
+@dataclass(frozen=True)
+class SampleSettings(SamplingOptions):
+    """All that decides what image i of the folder looks like, and where its data was; the options are settled."""
+
+    run: str = option("", "name of the run")
+    iteration: int = option(0, "iteration that the network's weights are of")
+    ckpt_file: str = option("", "checkpoint, as the user named it; empty for the newest", later=True)
+    use_fp16: bool = option(False, "whether convolutions computed in half precision")
+    precision: Precision = option("fp32", "what the network computed in", later=True)
+    corrupt: str = option("", "degradation")
+    mask_file: str = option("", "npz of the published freeform masks, or empty")
+    dataset_dir: str = option("", "folder of the data set")
+    subset: str = option("", "file that listed the images; empty for the whole split", later=True)
+    image_size: int = option(256, "side of the images, in pixels")
+    num_images: int = option(0, "images of the split or subset, restored or not")
+    fingerprint: str = option("", "of the names in the data set, so that images of two are not mixed or compared")
+
+
+def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
+    """Return what settings and manifests tell of the network: whose weights, and what it computes in.
+
+    iteration: where the weights stood.
+    """
+    names = ("ckpt_file", "use_fp16", "precision")
+    return {"run": config.ckpt, "iteration": iteration} | {name: getattr(config, name) for name in names}
+
+
+def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what of the settings `now` is not as it was for images that exist already; empty if all is."""
+    before = {**_OLDER, **before}
+    return "; ".join(
+        f"{name} {before.get(name)} there, {value} now" for name, value in now.items() if before.get(name) != value
+    )
+
+
+# What settings that were written before an option came stand for.
+_OLDER = {f.name: f.metadata["older"] for f in fields(SamplingOptions) if f.metadata["older"] is not None}
+
+
+class SampleFolder:
+    """Restored images by their index in the split."""
+
+    def __init__(self, path: Path, settings: SampleSettings) -> None:
+        self.path, self.settings = path, settings
+
+    @classmethod
+    def begin(cls, path: Path, settings: SampleSettings) -> SampleFolder:
+        """Start a folder, or go on with one made with the same settings. Raises UserError if they differ."""
+        names = {entry.name for entry in path.iterdir() if entry.suffix != PARTIAL} if path.is_dir() else set()
+        if SETTINGS not in names and names - {LOCK}:
+            raise UserError(path, None, f"holds files but no {SETTINGS}: who knows how they were made; move it away")
+        with locked(path):  # so nobody else is writing these now
+            for name in (SETTINGS, MANIFEST):
+                for partial in path.glob(f".{name}.*{PARTIAL}"):
+                    partial.unlink()
+            return cls._begin(path, settings)
+
+    @classmethod
+    def _begin(cls, path: Path, settings: SampleSettings) -> SampleFolder:
+        if not (path / SETTINGS).exists():
+            write_text(path / SETTINGS, to_yaml(settings))
+            return cls(path, settings)
+        before = cls.open(path).settings
+        now = asdict(settings)
+        for name in ("dataset_dir", "subset"):  # may have moved: the fingerprint tells data sets apart
+            del now[name]
+        if settings.mask_file and before.mask_file:
+            del now["mask_file"]
+        differences = find_differences(asdict(before), now)
+        if differences:
+            raise UserError(
+                path,
+                None,
+                f"holds images made with other settings ({differences}): "
+                "ask for the same again, name another folder with `sample_dir`, or move it away",
+            )
+        return cls(path, before)
+
+    @classmethod
+    def open(cls, path: Path) -> SampleFolder:
+        """Open a folder that sample.py made. Raises UserError if it is none."""
+        if (path / SETTINGS).exists():
+            values = _OLDER | read_yaml(path / SETTINGS)
+            return cls(path, from_values(SampleSettings, values, path / SETTINGS))
+        if not path.parent.is_dir():
+            raise UserError(path.parent, None, "there is no such run")
+        names = ", ".join(sorted(settings.parent.name for settings in path.parent.glob(f"*/{SETTINGS}")))
+        raise UserError(
+            path,
+            None,
+            f"holds no {SETTINGS}, so no images that sample.py restored; "
+            f"folders in {path.parent} that do: {names or 'none'}",
+        )
+
+    def image_path(self, index: int) -> Path:
+        """Return where image number `index` lies: in folders of a thousand."""
+        return self.path / f"{index // 1000:03d}" / f"{index:06d}.png"
+
+    def trajectory_stem(self, index: int) -> Path:
+        """Return where the pictures of an image's way over the bridge lie, but for their endings."""
+        return self.path / TRAJECTORIES / f"{index // 1000:03d}" / f"{index:06d}"
+
+    def save(self, index: int, image: Tensor) -> None:
+        """Write image [C, H, W] in [-1, 1] as number `index`."""
+        save_png(to_pil(to_uint8(image)), self.image_path(index))
+
+    def load(self, index: int) -> Tensor:
+        """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""
+        path = self.image_path(index)
+        try:
+            with Image.open(path) as image:
+                return TF.pil_to_tensor(image)
+        except (OSError, SyntaxError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's trouble, not the file's
+                raise
+            reason = "not an image, or cut off" if isinstance(error, UnidentifiedImageError) else error
+            raise UserError(path, None, f"unreadable image ({reason}); delete it and run sample.py again") from None
+
+    def missing(self, indices: Sequence[int]) -> list[int]:
+        """Return those of `indices` whose images do not exist yet."""
+        return [index for index in indices if not self.image_path(index).exists()]
+
+    def remove_partials(self, indices: Collection[int]) -> None:
+        """Delete what a killed process left that was writing one of these images, or its trajectory."""
+        wanted = set(indices)
+        for thousand in sorted({index // 1000 for index in wanted}):
+            for folder in (self.path, self.path / TRAJECTORIES):
+                for partial in (folder / f"{thousand:03d}").glob(f".*{PARTIAL}"):
+                    number = partial.name[1:].partition(".")[0]
+                    if number.isdecimal() and int(number) in wanted:
+                        partial.unlink(missing_ok=True)
+
+    def rewrite_manifest(self, line: Callable[[int], dict[str, Any]]) -> None:
+        """Write a line for every image that exists, in order; line(index) says what it tells besides the settings."""
+        with locked(self.path):
+            indices = [index for index in range(self.settings.num_images) if self.image_path(index).exists()]
+            lines = (self._manifest_line(line(index)) for index in indices)
+            write_atomically(self.path / MANIFEST, lambda file: file.writelines(lines))
+
+    def add_to_manifest(self, line: dict[str, Any]) -> None:
+        """Add the line of an image that was saved."""
+        file = os.open(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(file, self._manifest_line(line))  # at once, so that processes' lines do not mingle
+        finally:
+            os.close(file)
+
+    def _manifest_line(self, line: dict[str, Any]) -> bytes:
+        return (json.dumps(line | {"settings": asdict(self.settings)}, ensure_ascii=False) + "\n").encode()

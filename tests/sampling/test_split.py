@@ -1,0 +1,225 @@
+"""Restoring a split: what is written besides the images, and that no kill, part or setting confuses it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, assert_equal_but_for_rounding, assert_equal_states, run_python
+from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torchvision.transforms.functional import pil_to_tensor
+
+from i2sb import load_model
+from i2sb.config import SampleConfig, SamplingOptions
+from i2sb.data.dataset import open_split
+from i2sb.images import from_uint8, to_uint8
+from i2sb.sampling import split as sampling
+from i2sb.storage.recon import write_recon
+from i2sb.storage.sample_folder import SampleFolder
+from i2sb.unet import UNet
+
+
+def link_run(trained_run: Path, results: Path) -> Path:
+    run = results / trained_run.name
+    run.mkdir(parents=True)
+    for path in trained_run.glob("*.*"):
+        if path.is_file():
+            (run / path.name).symlink_to(path)
+    return run
+
+
+@pytest.fixture
+def restore(trained_run, tmp_path):
+    """Restore the split in this process; returns the run's folder."""
+    folder = link_run(trained_run, tmp_path / "results")
+
+    def run(**changes) -> Path:
+        common = {"ckpt": "tiny", "results_dir": str(folder.parent), "device": "cpu", "workers": 0, "nfe": 2}
+        sampling.run(SampleConfig(**{**common, **changes}))
+        return folder
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def manifest(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_manifest_says_what_each_image_is(restore):
+    folder = restore(limit=2, seed=3) / "samples_nfe2"
+    assert [line["index"] for line in manifest(folder)] == [0, 1]
+    restore(seed=3)
+    lines = manifest(folder)
+    assert [line["source"] for line in lines] == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"]
+    assert [line["label"] for line in lines] == [0, 0, 1, 1, 1]
+    assert [line["file"] for line in lines] == [f"000/{i:06d}.png" for i in range(5)]
+    assert len({line["seed"] for line in lines}) == 5
+    settings = lines[0]["settings"]
+    assert (settings["nfe"], settings["seed"], settings["sampler"], settings["iteration"]) == (2, 3, "posterior", 6)
+
+
+def test_manifest_is_whole_after_parts_in_any_order_and_a_lost_line(restore):
+    folder = restore() / "samples_nfe2"
+    before = contents(folder)
+    for path in folder.glob("000/*.png"):
+        path.unlink()
+    restore(partition="1_2", batch_size=1)
+    assert [line["index"] for line in manifest(folder)] == [2, 3, 4]
+    (folder / "manifest.jsonl").write_text("what is this\n")
+    restore(partition="0_2")
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in before if not name.endswith(".png"))
+    for name in after:
+        if name.endswith(".png"):
+            assert_equal_but_for_rounding(after[name], before[name])
+
+
+def test_what_is_missing_is_restored_in_the_batches_of_an_uninterrupted_run(restore):
+    """So that the bytes are the same: kernels may add up in another order for a batch of another size."""
+    seen = []
+    record = lambda module, inputs: seen.append(inputs[0].clone()) if isinstance(module, UNet) else None
+    with register_module_forward_pre_hook(record):
+        folder = restore(batch_size=2) / "samples_nfe2"
+        whole, before = seen[:], contents(folder)
+        assert [len(x) for x in whole] == [2, 2, 2, 2, 1, 1]
+        for lost, calls in (([0], whole[:2]), ([3, 4], whole[2:])):
+            for index in lost:
+                (folder / f"000/{index:06d}.png").unlink()
+            kept = {path: path.stat().st_mtime_ns for path in folder.glob("000/*.png")}
+            seen.clear()
+            restore(batch_size=2)
+            assert_equal_states(seen, calls)
+            assert contents(folder) == before and kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_recon_pt_is_the_released_one(restore, dataset_dir):
+    folder = restore(save_pt=True) / "samples_nfe2"
+    recon = torch.load(folder / "recon.pt", weights_only=True)
+    assert recon["arr"].shape == (5, 3, 16, 16) and recon["arr"].dtype == torch.float32
+    assert recon["arr"].abs().max() <= 1
+    assert recon["label_arr"].tolist() == [0, 0, 1, 1, 1] and recon["label_arr"].dtype == torch.int64
+    images = torch.stack([SampleFolder.open(folder).load(i) for i in range(5)])
+    assert torch.equal(to_uint8(recon["arr"]), images)
+    restore(save_pt=True, partition="1_2")
+    part = torch.load(folder / "recon_1_2.pt", weights_only=True)
+    assert torch.equal(part["arr"], recon["arr"][2:]) and part["label_arr"].tolist() == [1, 1, 1]
+    assert not list(folder.glob(".*.partial"))
+
+
+def test_every_8_bit_value_survives_recon_pt(tmp_path, restore):
+    folder = SampleFolder.open(restore(limit=1) / "samples_nfe2")
+    values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
+    path = folder.image_path(0)
+    Image.fromarray(values.permute(1, 2, 0).numpy()).save(path)
+    write_recon(tmp_path / "recon.pt", folder, [0], torch.tensor([7]))
+    assert torch.equal(to_uint8(torch.load(tmp_path / "recon.pt")["arr"])[0], values)
+
+
+def test_folders_of_other_settings_are_told_apart(restore):
+    run = restore(limit=1)
+    names = {
+        "samples_nfe2_eta0": {"sampler": "eta"},
+        "samples_nfe2_eta0.5": {"sampler": "eta", "eta": 0.5},
+        "samples_nfe2_second_order": {"sampler": "second_order"},
+        "samples_nfe2_project": {"consistency": "project"},
+        "samples_nfe2_gradient8": {"consistency": "gradient", "consistency_weight": 8.0},
+        "samples_nfe2_clip_eta0_project": {"sampler": "eta", "consistency": "project", "clip_denoise": True},
+        "samples_nfe2_checkpoint_00000004": {"ckpt_file": "checkpoint_00000004.pt"},
+    }
+    images = {(run / "samples_nfe2/000/000000.png").read_bytes()}
+    for name, changes in names.items():
+        restore(limit=1, **changes)
+        images.add((run / name / "000/000000.png").read_bytes())
+    assert len(images) == len(names)  # of two steps, second order takes both at first order: that is eta 0
+    settings = SampleFolder.open(run / "samples_nfe2_eta0.5").settings
+    assert (settings.sampler, settings.eta) == ("eta", 0.5)
+    (run / "samples_nfe2_eta0.5").rename(run / "samples_nfe2_eta0.25")
+    with pytest.raises(ValueError, match=r"other settings \(eta 0.5 there, 0.25 now\)"):
+        restore(limit=1, sampler="eta", eta=0.25)
+
+
+def test_checkpoints_by_name_and_path(restore, trained_run):
+    run = restore(limit=1)
+    first = load_model(trained_run, checkpoint="checkpoint_00000004.pt")
+    assert first.iteration == 4 and load_model(trained_run).iteration == 6
+    assert load_model(trained_run, checkpoint=trained_run / "checkpoint_00000004.pt").iteration == 4
+    with pytest.raises(ValueError, match="ckpt_file best.pt: there is no such file; checkpoints in .*checkpoint_0"):
+        restore(limit=1, ckpt_file="best.pt")
+    assert not (run / "samples_nfe2_best").exists()
+
+
+def test_trajectories_are_drawn_and_made_up_for(restore):
+    folder = restore(limit=2) / "samples_nfe2"
+    restore(limit=1, save_trajectory=True, nfe=2)
+    drawn = sorted(path.name for path in (folder / "trajectories" / "000").iterdir())
+    assert drawn == ["000000.png", "000000.webp"]
+    before = contents(folder)
+    restore(limit=1, save_trajectory=True)
+    assert contents(folder) == before
+    with Image.open(folder / "trajectories/000/000000.webp") as animation:
+        assert animation.format == "WEBP" and animation.is_animated
+    with Image.open(folder / "trajectories/000/000000.png") as strip:
+        assert strip.width > 3 * 128 and strip.height > 2 * 128  # degraded and two states; predictions below
+
+
+def test_samplers_are_advised_on(restore, capsys):
+    restore(limit=1, sampler="ot_ode")
+    assert "warning: --sampler ot_ode: this run was trained with noise" in capsys.readouterr().err
+
+
+def test_python_restores_a_split_as_the_command_does(restore, dataset_dir, trained_run):
+    """Sampler, consistency and an image's number in the split are taken the same way; states on request."""
+    from corruption import build_corruption
+
+    folder = restore(sampler="eta", eta=0.25, consistency="project", seed=5) / "samples_nfe2_eta0.25_project"
+    model, images = load_model(trained_run), open_split(dataset_dir, "val", image_size=16)
+    degraded = build_corruption("sr4x-pool", 16)(from_uint8(torch.stack([images.read(i)[0] for i in (3, 1)]))).image
+    options = SamplingOptions(nfe=2, seed=5, sampler="eta", eta=0.25, consistency="project")
+    steps = []
+    restored = model.restore(degraded, **asdict(options), numbers=[3, 1], callback=steps.append)
+    for image, index in zip(to_uint8(restored), (3, 1), strict=True):
+        with Image.open(folder / f"000/{index:06d}.png") as there:
+            assert (pil_to_tensor(there).int() - image.int()).abs().max() <= 1
+    assert [step.number for step in steps] == [1, 2] and torch.equal(steps[-1].state, restored)
+    path = model.follow(degraded, options, numbers=[3, 1], states=2)
+    assert torch.equal(path.x0, restored) and path.states.shape == path.pred_x0s.shape == (2, 2, 3, 16, 16)
+    assert torch.equal(path.states[:, 0], restored)
+    with pytest.raises(ValueError, match="numbers: 1 for 2 images"):
+        model.restore(degraded, nfe=2, numbers=[0])
+    with pytest.raises(ValueError, match="cond: this run's network takes no condition"):
+        model.restore(degraded, nfe=2, cond=degraded)
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_is_writing(restore):
+    folder = restore(limit=1) / "samples_nfe2"
+    own = [".settings.yaml.9.partial", ".manifest.jsonl.9.partial", "000/.000003.png.9.partial"]
+    (folder / "trajectories" / "000").mkdir(parents=True)
+    for name in (*own, "trajectories/000/.000004.webp.9.partial", "000/.000001.png.9.partial"):
+        (folder / name).write_text("half of it")
+    restore(partition="1_2")
+    left = [path.relative_to(folder).as_posix() for path in folder.rglob("*.partial")]
+    assert left == ["000/.000001.png.9.partial"], "number 1 is another part's"
+
+
+def test_killed_at_five_random_moments_the_files_are_those_of_one_clean_run(tmp_path, trained_run):
+    """SIGKILL between any two function calls; the same command until it is done; every byte of every file."""
+    for name in ("never-killed", "killed"):
+        link_run(trained_run, tmp_path / name)
+    flags = ["--ckpt", "tiny", "--nfe", 2, "--device", "cpu", "--workers", 0, "--batch-size", 2]
+    extras = ["--save-pt", "--save-trajectory"]
+    said = run_python(ROOT / "tests" / "moments.py", "sample", 5, tmp_path, *flags, *extras).stdout
+    starts = [json.loads(line) for line in said.splitlines()]
+    assert [start["status"] for start in starts] == [0, *[-signal.SIGKILL] * 5, 0], starts
+    want, found = (contents(tmp_path / name / "tiny" / "samples_nfe2") for name in ("never-killed", "killed"))
+    assert want.keys() == found.keys() and len(want) == 3 * 5 + 4
+    assert want == found
