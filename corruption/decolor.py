@@ -15,6 +15,8 @@ class Decoloring(LinearCorruption):
 
     adds_colour = True
 
+    weights: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("weights", torch.tensor(LUMA)[:, None, None], persistent=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Mixture(Corruption):
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
         for part in self.parts:
-            part.check_shape(channels, height, width)
+            cast(Corruption, part).check_shape(channels, height, width)
 
     def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
         if draws.index is None:
@@ -40,7 +41,7 @@ class Mixture(Corruption):
         image, mask = torch.empty_like(clean), torch.zeros_like(clean[:, :1])
         for kind in set(kinds):  # the images of a kind go through it together
             rows = [row for row, other in enumerate(kinds) if other == kind]
-            done = self.parts[kind].degrade(clean[rows], draws.select(rows))
+            done = cast(Corruption, self.parts[kind]).degrade(clean[rows], draws.select(rows))
             image[rows] = done.image
             if done.mask is not None:
                 mask[rows] = done.mask

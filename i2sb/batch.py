@@ -35,6 +35,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x1)
 
+    @property
+    def clean(self) -> Tensor:
+        """x0, in training."""
+        assert self.x0 is not None, "only pairs of images can be trained on"
+        return self.x0
+
 
 def begin_bridge(
     corrupted: Corrupted, noise: ImageNoise, *, cond_x1: bool = False, add_x1_noise: bool = False
@@ -84,6 +90,7 @@ def make_batch(
     if corruption is not None:
         corrupted = corruption(x0, noise.degradation_generators(), index)
     else:
+        assert degraded is not None
         corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
     x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise)
     label = label.to(device, non_blocking=True)

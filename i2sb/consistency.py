@@ -91,6 +91,7 @@ def make_consistency(
         return None
     if isinstance(corruption, JPEG):
         return _keep_coefficients(corruption, degraded)
+    assert isinstance(corruption, LinearCorruption)  # or `check_consistency` has refused it
     measurement = measure(corruption, degraded, mask)
     if kind == "project":
         return lambda x0, share: measurement.project(x0)

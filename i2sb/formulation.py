@@ -1,35 +1,28 @@
-"""The ways a network is put to work between a clean image x0 and a degraded x1: the bridge, and what it is compared to.
+"""What is trained and how it is reversed: what every formulation says of itself, and the bridge.
 
 Each says what x_t and the network's target are in training, what the network is told besides, and how the way back goes
-in sampling. The loop, the data, the network and the scores are the same for all. Their names stand in i2sb.tasks.
+in sampling. The loop, the data, the network and the scores are the same for all. What the bridge is compared to stands
+in i2sb.baselines.formulations, the names of all in i2sb.tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from corruption import Corruption, LinearCorruption
-from i2sb.baselines.diffusion import CLEAN, Diffusion
-from i2sb.baselines.diffusion import sample as sample_diffusion
-from i2sb.baselines.diffusion import step_grid as diffusion_grid
-from i2sb.baselines.inverse import DDNM, DDRM
+from corruption import Corruption
 from i2sb.batch import Batch
 from i2sb.bridge import Bridge, Randn
 from i2sb.config import SamplingOptions
-from i2sb.consistency import measure
-from i2sb.errors import UserError, require
+from i2sb.errors import require
 from i2sb.loss import bridge_loss
-from i2sb.sampler import Refine, StepTaken, Trajectory, walk_back
+from i2sb.sampler import Refine, StepTaken, Trajectory
 from i2sb.sampler import sample as sample_bridge
 from i2sb.sampler import step_grid as bridge_grid
-from i2sb.steps import Step, advise
+from i2sb.steps import advise
 
 Net = Callable[..., Tensor]
 
@@ -176,7 +169,7 @@ class SchroedingerBridge(Formulation):
             self.bridge,
             net,
             step,
-            batch.x0,
+            batch.clean,
             batch.x1,
             mask=batch.mask,
             cond=batch.cond,
@@ -201,158 +194,3 @@ class SchroedingerBridge(Formulation):
             randn=randn,
             **hooks._asdict(),
         )
-
-
-class Regression(Formulation):
-    """The network maps x1 to x0 at once, by mean squared error: towards the mean of all answers."""
-
-    samplers = {"direct": None}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("time", torch.zeros(1))
-
-    @property
-    def noise_levels(self) -> Tensor:
-        return self.time
-
-    def describe(self) -> str:
-        return "regression from x1 to x0, in one evaluation"
-
-    def check_nfe(self, nfe: int) -> None:
-        require(nfe == 1, "nfe", nfe, "a regression restores in one evaluation, so give 1")
-
-    def loss(self, net: Net, step: Tensor, batch: Batch, randn: Randn) -> Tensor:
-        return _masked_mse(net(_seen(batch), step, cond=None), batch.x0, batch.mask)
-
-    def sample(
-        self, net: Net, batch: Batch, options: SamplingOptions, randn: Randn, hooks: Hooks = NO_HOOKS
-    ) -> Trajectory:
-        self.check_nfe(options.evaluations)
-        mask = batch.mask
-
-        def predict(n: int, seen: Tensor) -> Tensor:
-            pred_x0 = net(seen, torch.full((len(seen),), n, dtype=torch.long, device=seen.device), cond=None)
-            return pred_x0.clamp(-1.0, 1.0) if options.clip_denoise else pred_x0
-
-        return walk_back(
-            [CLEAN, 0],
-            _seen(batch),
-            predict,
-            lambda nprev, n, x_n, pred_x0: pred_x0,
-            keep_known=lambda nprev, x0: x0 if mask is None else (1.0 - mask) * batch.shown + mask * x0,
-            share=lambda nprev, n: 1.0,
-            **hooks._asdict(),
-        )
-
-
-class _DiffusionFormulation(Formulation):
-    """What the two diffusions have in common."""
-
-    def __init__(self, diffusion: Diffusion) -> None:
-        super().__init__()
-        self.diffusion = diffusion
-
-    @property
-    def noise_levels(self) -> Tensor:
-        return self.diffusion.noise_levels
-
-    def describe(self) -> str:
-        told = "told the degraded image" if self.cond_x1 else "of clean images alone"
-        return f"diffusion {self.interval} steps, {self.diffusion.schedule} schedule, {told}; predicts the noise"
-
-    def check_nfe(self, nfe: int) -> None:
-        diffusion_grid(self.interval, nfe)
-
-    def advise(self, options: SamplingOptions) -> str:
-        if options.clip_denoise:
-            return ""
-        times = 1 / self.diffusion.std_signal[-1].item()
-        return f"`clip_denoise` is wise here: in the first predicted image the network's error counts {times:.0f} times"
-
-    def _sample(
-        self,
-        net: Net,
-        start: Tensor,
-        step_back: Step,
-        options: SamplingOptions,
-        randn: Randn,
-        hooks: Hooks,
-        **known: Tensor | None,
-    ) -> Trajectory:
-        return sample_diffusion(
-            self.diffusion,
-            net,
-            start,
-            step_back,
-            nfe=options.evaluations,
-            clip_denoise=options.clip_denoise,
-            randn=randn,
-            **hooks._asdict(),
-            **known,
-        )
-
-
-class ConditionalDiffusion(_DiffusionFormulation):
-    """In the manner of Saharia et al., Palette (2022): a diffusion from noise whose network sees x1 at every step.
-
-    As on the bridge, the loss of an inpainting image counts its hole alone, and sampling puts the known region back.
-    """
-
-    samplers = {"ancestral": None, "ddim": 0.0}
-    cond_x1 = True
-
-    def loss(self, net: Net, step: Tensor, batch: Batch, randn: Randn) -> Tensor:
-        noise = randn(batch.x0)
-        pred = net(self.diffusion.q_sample(step, batch.x0, noise), step, cond=_seen(batch))
-        return _masked_mse(pred, noise, batch.mask)
-
-    def sample(
-        self, net: Net, batch: Batch, options: SamplingOptions, randn: Randn, hooks: Hooks = NO_HOOKS
-    ) -> Trajectory:
-        step_back = {
-            "ancestral": partial(self.diffusion.ancestral_step, randn=randn),
-            "ddim": partial(self.diffusion.ddim_step, eta=options.noise_share, randn=randn),
-        }[options.sampler]
-        known = {"cond": _seen(batch), "mask": batch.mask, "known": batch.shown}
-        return self._sample(net, randn(batch.x1), step_back, options, randn, hooks, **known)
-
-
-class UnconditionalDiffusion(_DiffusionFormulation):
-    """A diffusion of clean images alone; the degradation's operator comes in at sampling (i2sb.baselines.inverse)."""
-
-    samplers = {"ddnm": 0.85, "ddrm": 0.85}  # the published η of both
-    sees_degradation = False
-
-    def check_degradation(self, corruption: Corruption | None) -> None:
-        if not isinstance(corruption, LinearCorruption):
-            what = "pairs" if corruption is None else type(corruption).__name__
-            raise UserError(
-                "formulation",
-                "diffusion",
-                f"restores with the operator A of a linear degradation, and {what} has none; "
-                "give `corrupt` sr4x-pool, sr4x-bicubic, a blur, an inpainting or decolor",
-            )
-
-    def loss(self, net: Net, step: Tensor, batch: Batch, randn: Randn) -> Tensor:
-        noise = randn(batch.x0)
-        return F.mse_loss(net(self.diffusion.q_sample(step, batch.x0, noise), step, cond=None), noise)
-
-    @torch.no_grad()
-    def sample(
-        self, net: Net, batch: Batch, options: SamplingOptions, randn: Randn, hooks: Hooks = NO_HOOKS
-    ) -> Trajectory:
-        self.check_degradation(batch.corruption)
-        measurement = measure(batch.corruption, batch.shown, batch.mask)
-        method = {"ddnm": DDNM, "ddrm": DDRM}[options.sampler]
-        step_back = method(self.diffusion, measurement, options.noise_share, randn)
-        return self._sample(net, step_back.start(batch.x1), step_back, options, randn, hooks)
-
-
-def _seen(batch: Batch) -> Tensor:
-    """Return the degraded images as a network is shown them: free of `--add-x1-noise` where there is a condition."""
-    return batch.x1 if batch.cond is None else batch.cond
-
-
-def _masked_mse(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    return F.mse_loss(pred, target) if mask is None else F.mse_loss(mask * pred, mask * target)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +33,8 @@ class Trajectory:
     pred_x0s: Tensor | None = None
 
 
-class StepTaken(NamedTuple):
+@dataclass(frozen=True)
+class StepTaken:
     """One step back, as a callback sees it.
 
     number: from 1 to `count`, one an evaluation. n, nprev: the indices it went from and to. state: the state at nprev,

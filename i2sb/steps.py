@@ -76,7 +76,7 @@ def _eta_step(
 ) -> Tensor:
     t, s = _marginal(bridge, n), _marginal(bridge, nprev)
     if n == bridge.interval - 1:  # c_t = 0: all noise of x_s is new
-        omega, kept = s.c, 0.0
+        omega, kept = s.c, torch.zeros_like(s.c)
     else:
         omega = eta * bridge.std_fwd[nprev] * (1 - bridge.std_fwd[nprev] ** 2 / bridge.std_fwd[n] ** 2).sqrt()
         kept = (s.c**2 - omega**2).clamp(min=0).sqrt() / t.c
@@ -98,7 +98,7 @@ class _SecondOrder:
         t, s = _marginal(self.bridge, n), _marginal(self.bridge, nprev)
         lambda_t = (t.b / t.c).log()
         h = (s.b / s.c).log() - lambda_t
-        change = 0.0
+        change = torch.zeros_like(x0)
         if self.last is not None and nprev > 0:
             lambda_u, x0_u = self.last
             change = ((-h).exp() + h - 1) * (x0 - x0_u) / (lambda_t - lambda_u)
@@ -120,7 +120,7 @@ class _SecondOrderOde:
     def __call__(self, nprev: int, n: int, x_n: Tensor, x0: Tensor) -> Tensor:
         lambda_t = -2 * self.bridge.std_fwd[n].log()
         h = -2 * self.bridge.std_fwd[nprev].log() - lambda_t
-        change = 0.0
+        change = torch.zeros_like(x0)
         if self.last is not None and nprev > 0:
             lambda_u, x0_u = self.last
             change = ((-h).exp() + h - 1) * (x0 - x0_u) / (lambda_t - lambda_u)

@@ -14,15 +14,11 @@ from PIL import Image
 from corruption import build_corruption
 from i2sb import load_model
 from i2sb.baselines.diffusion import Diffusion
+from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.bridge import Bridge
 from i2sb.cli.program import describe
 from i2sb.config import SampleConfig, SamplingOptions, TrainConfig
-from i2sb.formulation import (
-    ConditionalDiffusion,
-    Regression,
-    SchroedingerBridge,
-    UnconditionalDiffusion,
-)
+from i2sb.formulation import SchroedingerBridge
 
 
 def test_samplers_that_differ_are_listed():

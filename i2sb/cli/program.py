@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from i2sb.cli.launch import hand_over
-from i2sb.config import write_flags
+from i2sb.config import TrainConfig, refuse_unused, write_flags
 from i2sb.errors import UserError
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
@@ -47,6 +47,8 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
         return
     with report_errors(debug=options.pdb):
         config = read_flags(config_class, flags, options.config)
+        if isinstance(config, TrainConfig) and not (config.run_dir / "config.yaml").exists():
+            refuse_unused(config)  # a run that was begun goes on with what it has
         if options.dry_run:
             print(to_yaml(config), end="")
             return
@@ -85,8 +87,9 @@ class _Parser(argparse.ArgumentParser):
 
 def describe(error: Exception) -> str:
     """Say in one line what was wrong, settings as the flags that they are on the command line."""
-    if _is_mistake(error):
-        message = write_flags(UserError(error.setting, error.value, error.must).marked)
+    mistake = _find_mistake(error)
+    if mistake is not None:
+        message = write_flags(mistake.marked)
     else:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     return " ".join(message.split())
@@ -98,9 +101,12 @@ def _fail(error: Exception) -> NoReturn:
     sys.exit(2)
 
 
-def _is_mistake(error: Exception) -> bool:
-    """Whether it is a UserError, or the same of the degradations, which do not know that class."""
-    return isinstance(error, UserError) or (isinstance(error, ValueError) and hasattr(error, "must"))
+def _find_mistake(error: Exception) -> UserError | None:
+    """Return the user's mistake that an error is, if it is one: degradations, too, tell theirs in these terms."""
+    if isinstance(error, UserError):
+        return error
+    setting, value, must = (getattr(error, name, None) for name in ("setting", "value", "must"))
+    return UserError(str(setting), value, must) if isinstance(error, ValueError) and must else None
 
 
 def _is_message(error: Exception) -> bool:
@@ -108,7 +114,7 @@ def _is_message(error: Exception) -> bool:
 
     A ValueError raised inside a library is a fault of ours, and keeps its traceback.
     """
-    if _is_mistake(error):
+    if _find_mistake(error) is not None:
         return True
     if isinstance(error, OSError):
         return error.filename is not None

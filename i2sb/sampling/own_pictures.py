@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from corruption import Corruption, ShapeError, is_custom
+from corruption import Corruption, is_custom
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.errors import UserError, require
@@ -81,7 +81,7 @@ class OwnPictures:
         trained, corrupt = self.training_corruption, self.model.config.corrupt
         may_fill_holes = is_custom(corrupt) if trained is None else trained.makes_holes
         if self.config.mask and not may_fill_holes and self.model.formulation.sees_degradation:
-            lines.append(f"--mask: this run was trained on {corrupt}, not to fill holes")
+            lines.append(f"`mask`: this run was trained on {corrupt}, not to fill holes")
         if self.options.consistency != "none" and not self.config.corrupt:
             lines.append(advise_consistency(self.options.consistency, self._build_corruption(self.jobs[0])))
         return [line for line in lines if line]
@@ -202,8 +202,8 @@ class OwnPictures:
         height, width = self.model.padded_sides(job.height, job.width, degradable=True)
         try:
             corruption = build_task_corruption(task, height, self.model.device)
-        except ShapeError as error:
-            raise UserError(job.source, None, str(error)) from None
+        except UserError as error:
+            raise error.inside(job.source) from None
         if corruption is not None:
             try:
                 corruption.check_shape(task.image_channels, height, width)

@@ -93,7 +93,7 @@ def make_plan(study: Study, source: Path) -> Plan:
                         else:
                             left_out.append(planned)
                 except UserError as error:
-                    raise UserError(source, None, f"tasks, {task}, with {name}: {error.inside(source).must}") from None
+                    raise UserError(source, None, f"tasks, {task}, with {name}: {error.marked}") from None
     require(bool(cells), source, None, f"nothing can be done: {left_out[0]['reason'] if left_out else ''}")
     return Plan(cells, left_out)
 
