@@ -1,4 +1,4 @@
-"""Runs of the released program, and the pickles they bring: read right, and nothing in them runs."""
+"""Pickles of other programs: read right, and nothing in them runs."""
 
 from __future__ import annotations
 
@@ -12,165 +12,15 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
-from conftest import TINY, golden, run_python, write_images
+from conftest import TINY, write_images
+from released_run import OPTIONS, write_released_run
 from small_data import pack_lmdb
-from test_unet import formula_network
 
 from i2sb import load_model
-from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig
 from i2sb.errors import UserError
-from i2sb.network import build_network
-from i2sb.network_sizes import PRESETS, find_preset
 from i2sb.parsing import to_yaml
-from i2sb.storage.released import recognise_network
 from i2sb.unpickle import IMAGE_FOLDER, NAMESPACE, read_pickle
-
-# The flags that the released program saved with a run, and what it added to them.
-OPTIONS = {
-    "name": "small",
-    "image_size": 16,
-    "corrupt": "sr4x-pool",
-    "interval": 100,
-    "beta_max": 0.3,
-    "t0": 1e-4,
-    "T": 1.0,
-    "ot_ode": False,
-    "cond_x1": False,
-    "add_x1_noise": False,
-    "lr": 5e-5,
-    "num_itr": 1000000,
-    "dataset_dir": Path("/dataset"),
-    "log_writer": None,
-    "device": "cuda",
-    "distributed": True,
-    "ckpt_path": Path("results/small"),
-    "global_size": 16,
-}
-
-
-def write_released_run(run_dir: Path, case: str = "tiny", **changes) -> Path:
-    """A run in the released format: raw weights of noise, the golden formula's averaged; ... removes a flag."""
-    run_dir.mkdir(parents=True)
-    net = formula_network(case)[0]
-    shadow = [p.detach() for p in net.parameters()]
-    noise = {f"diffusion_model.{name}": torch.randn_like(p) for name, p in net.state_dict().items()}
-    ema = {"decay": 0.99, "num_updates": 12, "shadow_params": shadow, "collected_params": None}
-    torch.save({"net": noise, "ema": ema, "optimizer": {}, "sched": None}, run_dir / "latest.pt")
-    options = {name: value for name, value in {**OPTIONS, **changes}.items() if value is not ...}
-    (run_dir / "options.pkl").write_bytes(pickle.dumps(argparse.Namespace(**options)))
-    return run_dir
-
-
-def test_released_run_gives_the_golden_outputs(tmp_path):
-    """The golden networks' weights, as averaged weights of a released run; the size is recognised from the shapes."""
-    for case, options, channels in (("tiny", {}, 3), ("mid_cond", {"cond_x1": True}, 6)):
-        run = write_released_run(tmp_path / case, case, **options)
-        want, x = golden("unet_formula"), formula_network(case)[1]
-        averaged, raw = load_model(run), load_model(run, ema=False)
-        assert averaged.network.diffusion_model.input_blocks[0][0].in_channels == channels
-        with torch.no_grad():
-            y = averaged.network.diffusion_model(x, want[f"{case}_t"])
-        assert (y - want[f"{case}_y"]).norm() / want[f"{case}_y"].norm() < 1e-4
-        saved = torch.load(run / "latest.pt", weights_only=True)["net"]
-        assert all(torch.equal(p, saved[name]) for name, p in raw.network.state_dict().items())
-
-
-def test_released_settings_are_taken_over(tmp_path):
-    run = write_released_run(tmp_path / "small", ot_ode=True, beta_max=1, num_itr=7)
-    model = load_model(run)
-    config = model.config
-    assert (config.ot_ode, config.beta_max, config.interval, config.image_size) == (True, 1.0, 100, 16)
-    assert (config.name, config.corrupt, config.num_itr, model.iteration) == ("small", "sr4x-pool", 7, 12)
-    assert config.dataset_dir == "/dataset" and config.run_dir == run
-    assert model.bridge.std_fwd.shape == (100,)
-    assert model.restore(torch.zeros(1, 3, 16, 16), nfe=2).shape == (1, 3, 16, 16)
-
-
-def test_programs_take_a_released_run(tmp_path):
-    write_released_run(tmp_path / "results" / "small")
-    write_images(tmp_path / "data" / "val", ["a/0.png", "b/1.png"])
-    common = ["--ckpt", "small", "--results-dir", tmp_path / "results", "--device", "cpu", "--workers", 0]
-    refused = run_python("sample.py", *common, "--nfe", 2, check=False)
-    assert refused.returncode == 2 and "--dataset-dir /dataset: there is no such folder" in refused.stderr
-    run_python("sample.py", *common, "--nfe", 2, "--dataset-dir", tmp_path / "data")
-    done = run_python("compute_metrices.py", *common, "--sample-dir", "samples_nfe2")
-    assert "PSNR" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"ot_ode": ...}, "options.pkl: lacks ot_ode"),
-        ({"dataset_dir": ..., "beta_max": ...}, "options.pkl: lacks beta_max, dataset_dir"),
-        ({"dataset_dir": 3}, "options.pkl: lacks dataset_dir"),
-        ({"interval": "1000"}, "options.pkl: interval is a str, int is wanted"),
-        ({"ot_ode": 1}, "options.pkl: ot_ode is a int, bool is wanted"),
-        ({"beta_max": None}, "options.pkl: beta_max is a NoneType, float is wanted"),
-        ({"interval": 11}, "options.pkl: `interval` 11: must be even"),
-        ({"name": "../up"}, "options.pkl: `name` ../up"),
-        ({"seed": [1]}, "options.pkl: seed is a list, int is wanted"),
-    ],
-)
-def test_wrong_options_are_named(tmp_path, changes, words):
-    with pytest.raises(ValueError, match="options.pkl") as error:
-        load_model(write_released_run(tmp_path / "small", **changes))
-    assert words in str(error.value) and "\n" not in str(error.value)
-
-
-def test_wrong_checkpoints_are_named(tmp_path):
-    run = write_released_run(tmp_path / "small")
-    state = torch.load(run / "latest.pt", weights_only=True)
-
-    def message(changes):
-        torch.save({**state, **changes}, run / "latest.pt")
-        with pytest.raises(ValueError) as error:
-            load_model(run)
-        return str(error.value)
-
-    shadow = state["ema"]["shadow_params"]
-    assert "averaged weights (ema) are not those" in message({"ema": {"shadow_params": shadow[:-1]}})
-    assert "averaged weights (ema) are not those" in message({"ema": {}})
-    assert "lack num_updates" in message({"ema": {"shadow_params": shadow}})
-    assert "its 1 tensors are no U-Net of ADM's kind" in message(
-        {"net": {"a": torch.zeros(1)}, "ema": {"num_updates": 1, "shadow_params": [torch.zeros(1)]}}
-    )
-    short = {name: tensor for name, tensor in state["net"].items() if not name.endswith("out.2.bias")}
-    ema = {"num_updates": 1, "shadow_params": shadow[:-1]}
-    said = message({"net": short, "ema": ema})
-    assert "out.2.bias missing in the file, 3 in the network" in said
-    (run / "latest.pt").unlink()
-    with pytest.raises(ValueError, match="holds no checkpoint yet"):
-        load_model(run)
-
-
-def preset_shapes(name: str, **options) -> dict[str, torch.Tensor]:
-    with torch.device("meta"):
-        return build_network(name, Bridge(10).noise_levels, **options).state_dict()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(n for n, size in PRESETS.items() if size.patch_size == 1),
-        "unet-64x2-blocks3-attention-heads32",
-        "unet-32x1.4.4-blocks1-attention1.4-heads8",
-    ],
-)
-@pytest.mark.parametrize("options", [{}, {"cond_x1": True}, {"image_channels": 1}])
-def test_every_size_is_recognised_from_its_shapes(tmp_path, name, options):
-    assert recognise_network(preset_shapes(name, **options), tmp_path) == name
-
-
-def test_described_networks_read_back():
-    for preset in PRESETS.values():
-        assert find_preset(preset.describe()) == preset
-    for wrong in ("unet-0x1-blocks1-attention-heads1", "unet-32x-blocks1-attention-heads1", "unet-32x1"):
-        with pytest.raises(ValueError, match=f"network {wrong}: unknown"):
-            find_preset(wrong)
-
-
-# --- nothing runs ----------------------------------------------------------------------------------------------------
 
 
 class Call:
@@ -276,7 +126,7 @@ def test_no_door_runs_code(tmp_path, name, wrap):
     }
     for path, enter in doors.items():
         path.write_bytes(content)
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(UserError) as error:
             enter(path)
         assert str(path if path.name != "latest.pt" else run) in str(error.value), (path, error.value)
         assert "\n" not in str(error.value)
@@ -289,14 +139,14 @@ def test_no_door_runs_code(tmp_path, name, wrap):
 def test_refused_classes_are_named(tmp_path):
     for name, words in (("os.system 4", "posix.system"), ("builtins.eval 4", "builtins.eval"), ("getattr", "getattr")):
         (tmp_path / "options.pkl").write_bytes(hostile(tmp_path / "trace")[name])
-        with pytest.raises(ValueError, match=f"options.pkl: refused .it asks for .*{words}"):
+        with pytest.raises(UserError, match=f"options.pkl: refused .it asks for .*{words}"):
             read_pickle(tmp_path / "options.pkl", NAMESPACE, max_bytes=1000)
 
 
 def test_large_files_are_refused_unread(tmp_path):
     for content in (pickle.dumps("x" * 5000), as_torch_file(pickle.dumps("x" * 5000))):
         (tmp_path / "options.pkl").write_bytes(content)
-        with pytest.raises(ValueError, match="at most 1000 are expected"):
+        with pytest.raises(UserError, match="at most 1000 are expected"):
             read_pickle(tmp_path / "options.pkl", NAMESPACE, max_bytes=1000)
 
 
@@ -335,6 +185,6 @@ def test_config_of_a_run_runs_nothing(tmp_path, trained_run):
     (tmp_path / "latest.pt").symlink_to(trained_run / "latest.pt")
     text = to_yaml(TrainConfig(name="a", dataset_dir="b", **TINY))
     (tmp_path / "config.yaml").write_text(text + f"evil: !!python/object/apply:os.mkdir [{tmp_path}/it_ran]\n")
-    with pytest.raises(ValueError, match="config.yaml: cannot be read as YAML"):
+    with pytest.raises(UserError, match="config.yaml: cannot be read as YAML"):
         load_model(tmp_path)
     assert not (tmp_path / "it_ran").exists()
