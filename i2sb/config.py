@@ -45,12 +45,31 @@ METRICS = (
 )
 
 
-def option(default: Any, help: str, *, later: bool = False) -> Any:
+# Which formulations use a setting; a setting that says nothing is used by all of them.
+BRIDGE = ("bridge",)
+REGRESSION = ("regression",)
+DIFFUSIONS = ("conditional_diffusion", "diffusion")
+STEPWISE = (*BRIDGE, *DIFFUSIONS)
+SHOWN_X1 = (*BRIDGE, "conditional_diffusion", *REGRESSION)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    later: bool = False,
+    older: Any = None,
+    may_change: bool = False,
+    used_by: tuple[str, ...] = (),
+) -> Any:
     """A field with its default and the line that `--help` prints for it.
 
-    later: older versions did not have it and saved no such line; their runs are as the default says.
+    later: older versions did not have it and saved no such line; their runs are as the default says, or as `older`.
+    may_change: it may differ when a run goes on: it changes neither what the weights mean nor the order of the data.
+    used_by: the formulations that use it, if not all.
     """
-    return field(default=default, metadata={"help": help, "later": later})
+    metadata = {"help": help, "later": later, "older": older, "may_change": may_change, "used_by": used_by}
+    return field(default=default, metadata=metadata)
 
 
 _NAME_A_RUN = "name the run that was trained; runs live in results/NAME"
@@ -90,19 +109,27 @@ def _require_place(config: Any) -> None:
 class TrainConfig:
     """Train a bridge, or a baseline; running the same command again resumes it."""
 
-    name: str = option("", "name of the run, which lives in results/NAME; required")
-    results_dir: str = option("results", "folder of all runs")
-    ckpt: str = option("", "go on from another run, by its name in --results-dir; what follows is saved under --name")
+    name: str = option("", "name of the run, which lives in results/NAME; required", may_change=True)
+    results_dir: str = option("results", "folder of all runs", may_change=True)
+    ckpt: str = option(
+        "", "go on from another run, by its name in --results-dir; what follows is saved under --name", may_change=True
+    )
     seed: int = option(0, "seed of data order, degradations, noise and initial weights")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
-    n_gpu_per_node: int = option(1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", later=True)
-    num_proc_node: int = option(1, "machines that take part; start the same command on each", later=True)
-    node_rank: int = option(0, "number of this machine among them", later=True)
-    master_address: str = option("localhost", "address of the machine with number 0", later=True)
-    master_port: int = option(29500, "a free port on it, if several machines take part", later=True)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one", may_change=True)
+    n_gpu_per_node: int = option(
+        1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", later=True, may_change=True
+    )
+    num_proc_node: int = option(
+        1, "machines that take part; start the same command on each", later=True, may_change=True
+    )
+    node_rank: int = option(0, "number of this machine among them", later=True, may_change=True)
+    master_address: str = option("localhost", "address of the machine with number 0", later=True, may_change=True)
+    master_port: int = option(29500, "a free port on it, if several machines take part", later=True, may_change=True)
 
     dataset_dir: str = option(
-        "", "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/); required"
+        "",
+        "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/); required",
+        may_change=True,
     )
     image_size: int = option(256, "side of the square training images, in pixels")
     image_channels: Literal[1, 3] = option(3, "3: colour, 1: grey")
@@ -119,11 +146,13 @@ class TrainConfig:
         later=True,
     )
     workers: int = option(
-        4, "processes that decode images, per GPU, at most one a core (0: decode in the program itself)"
+        4,
+        "processes that decode images, per GPU, at most one a core (0: decode in the program itself)",
+        may_change=True,
     )
-    prefetch: int = option(2, "microbatches that each of the --workers prepares ahead", later=True)
+    prefetch: int = option(2, "microbatches that each of the --workers prepares ahead", later=True, may_change=True)
     max_bad_images: int = option(
-        100, "unreadable training images to skip, each named, before the run stops", later=True
+        100, "unreadable training images to skip, each named, before the run stops", later=True, may_change=True
     )
 
     corrupt: str = option(
@@ -134,9 +163,9 @@ class TrainConfig:
     mask_file: str = option(
         "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
     )
-    cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step")
+    cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step", used_by=SHOWN_X1)
     add_x1_noise: bool = option(
-        False, "add unit noise to the degraded image that the way back starts from (for decolor)"
+        False, "add unit noise to the degraded image that the way back starts from (for decolor)", used_by=SHOWN_X1
     )
 
     formulation: Literal["bridge", "conditional_diffusion", "regression", "diffusion"] = option(
@@ -145,15 +174,24 @@ class TrainConfig:
         "x1 to x0, a diffusion of clean images alone (restores with --sampler ddnm or ddrm)",
         later=True,
     )
-    schedule: Literal["linear", "cosine"] = option(
-        "linear", "noise of the two diffusions, over --interval steps", later=True
+    regression_target: Literal["difference", "image"] = option(
+        "difference",
+        "what a regression's network predicts: how x1 differs from x0, as a bridge's does, or x0 itself",
+        later=True,
+        older="image",
+        used_by=REGRESSION,
     )
-    interval: int = option(1000, "number of steps of the bridge or diffusion, even")
-    beta_max: float = option(0.3, "diffusion strength: 0.3 for stochastic tasks, 1.0 with --ot-ode")
-    t0: float = option(1e-4, "time input of the network at the clean end")
-    T: float = option(1.0, "time input of the network at the degraded end")
-    ot_ode: bool = option(False, "bridge without noise (optimal-transport ODE)")
-    clip_denoise: bool = option(False, "clamp predicted clean images to [-1, 1] while sampling for validation")
+    schedule: Literal["linear", "cosine"] = option(
+        "linear", "noise of the two diffusions, over --interval steps", later=True, used_by=DIFFUSIONS
+    )
+    interval: int = option(1000, "number of steps of the bridge or diffusion, even", used_by=STEPWISE)
+    beta_max: float = option(0.3, "diffusion strength: 0.3 for stochastic tasks, 1.0 with --ot-ode", used_by=BRIDGE)
+    t0: float = option(1e-4, "time input of the network at the clean end", used_by=BRIDGE)
+    T: float = option(1.0, "time input of the network at the degraded end", used_by=BRIDGE)
+    ot_ode: bool = option(False, "bridge without noise (optimal-transport ODE)", used_by=BRIDGE)
+    clip_denoise: bool = option(
+        False, "clamp predicted clean images to [-1, 1] while sampling for validation", may_change=True
+    )
 
     network: str = option(
         "adm256",
@@ -164,13 +202,15 @@ class TrainConfig:
         "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
         later=True,
     )
-    precision: Precision = option("fp32", _PRECISION_HELP, later=True)
-    grad_checkpoint: bool = option(False, "compute blocks again in the backward pass, to need less memory", later=True)
-    channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True)
-    compile: bool = option(False, _COMPILE_HELP, later=True)
+    precision: Precision = option("fp32", _PRECISION_HELP, later=True, may_change=True)
+    grad_checkpoint: bool = option(
+        False, "compute blocks again in the backward pass, to need less memory", later=True, may_change=True
+    )
+    channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True, may_change=True)
+    compile: bool = option(False, _COMPILE_HELP, later=True, may_change=True)
     batch_size: int = option(256, "images an optimizer iteration, over all GPUs")
-    microbatch: int = option(2, "images a forward pass, per GPU")
-    num_itr: int = option(1_000_000, "optimizer iterations in all")
+    microbatch: int = option(2, "images a forward pass, per GPU", may_change=True)
+    num_itr: int = option(1_000_000, "optimizer iterations in all", may_change=True)
     lr: float = option(5e-5, "learning rate of AdamW")
     lr_gamma: float = option(0.99, "factor on the learning rate every --lr-step iterations")
     lr_step: int = option(1000, "iterations between two cuts of the learning rate")
@@ -179,35 +219,53 @@ class TrainConfig:
         "share of the training images put at the degraded end, where every restoration begins; the others are put "
         "anywhere, as published",
         later=True,
+        used_by=STEPWISE,
     )
     lr_cooldown: int = option(
         0,
         "iterations before --num-itr in which the learning rate falls to zero, in a line (0: it does not); may be "
         "decided when a run goes on",
         later=True,
+        may_change=True,
     )
     l2_norm: float = option(0.0, "weight decay of AdamW")
     ema: float = option(0.99, "decay of the averaged weights")
     grad_clip: float = option(
-        0.0, "largest norm of the gradient, beyond which it is scaled down (0: no limit)", later=True
+        0.0, "largest norm of the gradient, beyond which it is scaled down (0: no limit)", later=True, may_change=True
     )
     max_bad_steps: int = option(
-        20, "iterations in a row with an infinite or NaN loss or gradient, skipped, before the run stops", later=True
+        20,
+        "iterations in a row with an infinite or NaN loss or gradient, skipped, before the run stops",
+        later=True,
+        may_change=True,
     )
 
-    save_every: int = option(5000, "iterations between two checkpoints; the last iteration is always saved")
-    keep_last: int = option(2, "checkpoints kept")
-    log_every: int = option(10, "iterations between two lines of log.jsonl")
-    log_writer: Literal["tensorboard", "wandb", "none"] = option("tensorboard", "where curves go besides log.jsonl")
-    wandb_project: str = option("i2sb", "project of --log-writer wandb; its key is never a setting", later=True)
-    wandb_user: str = option("", "user or team of --log-writer wandb (default: whose key it is)", later=True)
-    log_dir: str = option("", "folder of the TensorBoard logs (default: results/NAME/tensorboard)")
-    eval_every: int = option(5000, "iterations between two validations (0: never)")
-    eval_nfe: int = option(10, "network evaluations per validation image (a regression: 1)")
-    eval_images: int = option(16, "validation images, spread evenly over the val split")
-    eval_image_size: int | None = option(None, "side of validation images, if another than --image-size")
+    save_every: int = option(
+        5000, "iterations between two checkpoints; the last iteration is always saved", may_change=True
+    )
+    keep_last: int = option(2, "checkpoints kept", may_change=True)
+    log_every: int = option(10, "iterations between two lines of log.jsonl", may_change=True)
+    log_writer: Literal["tensorboard", "wandb", "none"] = option(
+        "tensorboard", "where curves go besides log.jsonl", may_change=True
+    )
+    wandb_project: str = option(
+        "i2sb", "project of --log-writer wandb; its key is never a setting", later=True, may_change=True
+    )
+    wandb_user: str = option(
+        "", "user or team of --log-writer wandb (default: whose key it is)", later=True, may_change=True
+    )
+    log_dir: str = option("", "folder of the TensorBoard logs (default: results/NAME/tensorboard)", may_change=True)
+    eval_every: int = option(5000, "iterations between two validations (0: never)", may_change=True)
+    eval_nfe: int = option(10, "network evaluations per validation image (a regression: 1)", may_change=True)
+    eval_images: int = option(16, "validation images, spread evenly over the val split", may_change=True)
+    eval_image_size: int | None = option(
+        None, "side of validation images, if another than --image-size", may_change=True
+    )
     weights_dir: str = option(
-        "data/weights", "folder where ResNet-50's weights may lie, for the accuracy of validation images", later=True
+        "data/weights",
+        "folder where ResNet-50's weights may lie, for the accuracy of validation images",
+        later=True,
+        may_change=True,
     )
 
     def __post_init__(self) -> None:
@@ -616,21 +674,20 @@ def write_flags(message: str) -> str:
     return re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), message)
 
 
-# Settings that may differ when a run goes on: they change neither the weights' meaning nor the order of the data.
-_MAY_CHANGE = frozenset(
-    "results_dir name ckpt device dataset_dir workers microbatch num_itr lr_cooldown clip_denoise save_every keep_last "
-    "log_every log_writer log_dir eval_every eval_nfe eval_images eval_image_size precision grad_checkpoint "
-    "channels_last compile n_gpu_per_node num_proc_node node_rank master_address master_port prefetch max_bad_images "
-    "grad_clip max_bad_steps weights_dir wandb_project wandb_user".split()
-)
+def refuse_unused(config: TrainConfig) -> None:
+    """Raise UserError for a setting that the run's formulation would not use, if it is not as it is by default."""
+    for f in fields(TrainConfig):
+        used_by, value = f.metadata["used_by"], getattr(config, f.name)
+        if used_by and config.formulation not in used_by and value != f.default:
+            raise UserError(f.name, value, f"`formulation` {config.formulation} does not use it; leave it out")
 
 
 def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> None:
-    """Raise ValueError if the run in `run_dir`, saved with other settings, cannot go on with the `wanted` ones."""
+    """Raise UserError if the run in `run_dir`, saved with other settings, cannot go on with the `wanted` ones."""
     differences = [
         f"`{f.name}` {getattr(saved, f.name)} there, {getattr(wanted, f.name)} now"
         for f in fields(TrainConfig)
-        if f.name not in _MAY_CHANGE
+        if not f.metadata["may_change"]
         and not _moved(f.name, saved, wanted)
         and getattr(saved, f.name) != getattr(wanted, f.name)
     ]

@@ -22,7 +22,7 @@ from i2sb.loss import bridge_loss
 from i2sb.sampler import Refine, StepTaken, Trajectory
 from i2sb.sampler import sample as sample_bridge
 from i2sb.sampler import step_grid as bridge_grid
-from i2sb.steps import advise
+from i2sb.steps import SAMPLERS, advise
 
 Net = Callable[..., Tensor]
 
@@ -135,7 +135,7 @@ class Formulation(nn.Module):
 class SchroedingerBridge(Formulation):
     """Liu et al., I²SB (2023): from x1 to x0 over the bridge between them."""
 
-    samplers = {"posterior": None, "eta": 0.0, "second_order": None, "ot_ode": None}  # i2sb.steps
+    samplers = {name: sampler.usual_eta for name, sampler in SAMPLERS.items()}
 
     def __init__(self, bridge: Bridge, *, ot_ode: bool = False, cond_x1: bool = False) -> None:
         super().__init__()
@@ -161,8 +161,7 @@ class SchroedingerBridge(Formulation):
 
     def list_samplers(self) -> list[SamplingOptions]:
         samplers = super().list_samplers()
-        # Where there is no noise to leave out, these are the posterior.
-        return [s for s in samplers if s.sampler not in ("eta", "ot_ode")] if self.ot_ode else samplers
+        return [s for s in samplers if not (self.ot_ode and SAMPLERS[s.sampler].needs_noise)]
 
     def loss(self, net: Net, step: Tensor, batch: Batch, randn: Randn) -> Tensor:
         return bridge_loss(

@@ -102,7 +102,10 @@ def from_values(config_class: type[C], given: dict[str, Any], path: Path) -> C:
         missing = [f.name for f in fields(config_class) if f.name not in given and not f.metadata["later"]]
         if missing:  # a default in its place could be another bridge or network
             raise UserError(path, None, f"lacks {', '.join(missing)}; restore it as the run saved it")
-        return _build(config_class, [], given, path)
+        of_older_versions = {
+            f.name: f.metadata["older"] for f in fields(config_class) if f.metadata["older"] is not None
+        }
+        return _build(config_class, [], {**of_older_versions, **given}, path)
     except UserError as error:
         raise error if error.setting == path else error.inside(path) from None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i2sb.bridge import Bridge, Randn, space_indices
 from i2sb.errors import UserError
-from i2sb.steps import Step, make_step
+from i2sb.steps import SAMPLERS, Step, make_step
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def sample(
 ) -> Trajectory:
     """Restore x1 [B, C, H, W] with `nfe` evaluations of net(xt, step [B], cond=cond).
 
-    `sampler` ("posterior", "eta", "second_order", "ot_ode") and `eta` say how a step back is taken (i2sb.steps).
+    `sampler`, a name of i2sb.steps.SAMPLERS, and `eta` say how a step back is taken.
     Given a mask [B or 1, 1, H, W] (1 inside the hole), the known region is put back after every step.
     `log_count` asks for at most that many intermediate states, evenly spaced, index 0 always among them.
     `randn` is called once per draw, in the order the maths needs it: the step's noise, then the known region's.
@@ -99,7 +99,7 @@ def sample(
     Raises UserError if `nfe` does not fit the bridge, or for an unknown sampler.
     """
     step_back = make_step(sampler, bridge, x1, ot_ode=ot_ode, eta=eta, randn=randn)
-    ot_ode = ot_ode or sampler == "ot_ode"
+    ot_ode = ot_ode or SAMPLERS[sampler].noise_free
 
     def predict(n: int, xt: Tensor) -> Tensor:
         step = torch.full((len(x1),), n, dtype=torch.long, device=x1.device)

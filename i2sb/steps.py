@@ -1,13 +1,15 @@
 """Ways to take one step back over the bridge, from index n to nprev < n, given the clean image predicted at n.
 
-`posterior` is the published one. The others run from the same checkpoints in fewer evaluations: `eta` (Zheng et al.,
-"Diffusion Bridge Implicit Models", 2024) with less noise, `second_order` with the change of the prediction.
+SAMPLERS has a row for each; docs/extending.md shows how another is added. `posterior` is the published one. The others
+run from the same checkpoints in fewer evaluations: `eta` (Zheng et al., "Diffusion Bridge Implicit Models", 2024) with
+less noise, `second_order` with the change of the prediction.
 In S = σ²_{N−1}, stepping down from x1 gives x_n ~ N(a x1 + b x0, c²) with a = σ_n²/S, b = 1 − a, c² = σ_n²(S − σ_n²)/S.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,33 @@ from i2sb.errors import UserError
 # step(nprev, n, x_n, pred_x0) -> x_nprev; called from the degraded end to the clean one.
 Step = Callable[[int, int, Tensor, Tensor], Tensor]
 
-SAMPLERS = ("posterior", "eta", "second_order", "ot_ode")
+
+class ReversePass(NamedTuple):
+    """What steps are built for: one reverse pass over the bridge from x1 [B, C, H, W].
+
+    ot_ode: whether it is without noise, as bridges trained so are reversed. eta: share of the posterior's noise, from 0
+    to 1, for those who have a use for it. randn(x): standard normal noise of the shape of x, drawn once a call.
+    """
+
+    bridge: Bridge
+    x1: Tensor
+    ot_ode: bool
+    eta: float
+    randn: Randn
+
+
+class Sampler(NamedTuple):
+    """A row of SAMPLERS.
+
+    build: makes the step function of a reverse pass. usual_eta: the η it takes by default, None if it has no use for
+    one. noise_free: whether the pass has no noise, however the bridge was trained. needs_noise: whether it steps as the
+    posterior does on a bridge that was trained without noise.
+    """
+
+    build: Callable[[ReversePass], Step]
+    usual_eta: float | None = None
+    noise_free: bool = False
+    needs_noise: bool = False
 
 
 def advise(sampler: str, eta: float, nfe: int, *, ot_ode: bool) -> str:
@@ -43,21 +71,35 @@ def make_step(
 ) -> Step:
     """Return the step function of one reverse pass from x1.
 
-    "ot_ode" takes the posterior's mean alone, as bridges trained without noise do anyway.
     eta: for "eta", the share of the posterior's noise: from 0, none after the first step, to 1, the posterior itself.
-    With `ot_ode` there is no noise to leave out, and "eta" steps as "posterior" does.
     Raises UserError for an unknown sampler or an eta out of range.
     """
     if sampler not in SAMPLERS:
         raise UserError("sampler", sampler, f"unknown; choose one of {', '.join(SAMPLERS)}")
     if not 0 <= eta <= 1:
         raise UserError("eta", eta, "must be between 0 and 1")
-    ot_ode = ot_ode or sampler == "ot_ode"
-    if sampler == "second_order":
-        return _SecondOrderOde(bridge) if ot_ode else _SecondOrder(bridge, x1, randn)
-    if sampler == "eta" and not ot_ode:
-        return lambda nprev, n, x_n, x0: _eta_step(bridge, x1, nprev, n, x_n, x0, eta, randn)
-    return lambda nprev, n, x_n, x0: bridge.p_posterior(nprev, n, x_n, x0, ot_ode=ot_ode, randn=randn)
+    row = SAMPLERS[sampler]
+    return row.build(ReversePass(bridge, x1, ot_ode or row.noise_free, eta, randn))
+
+
+def build_posterior(reverse: ReversePass) -> Step:
+    """The posterior, eq. 4; without noise its mean alone."""
+    return partial(reverse.bridge.p_posterior, ot_ode=reverse.ot_ode, randn=reverse.randn)
+
+
+def build_eta(reverse: ReversePass) -> Step:
+    """The posterior with a share η of its noise; where there is no noise to leave out, the posterior itself."""
+    if reverse.ot_ode:
+        return build_posterior(reverse)
+    bridge, x1, _, eta, randn = reverse
+    return lambda nprev, n, x_n, x0: _eta_step(bridge, x1, nprev, n, x_n, x0, eta, randn)
+
+
+def build_second_order(reverse: ReversePass) -> Step:
+    """Steps that use the change of the prediction too."""
+    if reverse.ot_ode:
+        return _SecondOrderOde(reverse.bridge)
+    return _SecondOrder(reverse.bridge, reverse.x1, reverse.randn)
 
 
 class _Marginal(NamedTuple):
@@ -126,3 +168,12 @@ class _SecondOrderOde:
             change = ((-h).exp() + h - 1) * (x0 - x0_u) / (lambda_t - lambda_u)
         self.last = (lambda_t, x0)
         return (-h).exp() * x_n + (1 - (-h).exp()) * x0 + change
+
+
+# The first is the default.
+SAMPLERS: dict[str, Sampler] = {
+    "posterior": Sampler(build_posterior),
+    "eta": Sampler(build_eta, usual_eta=0.0, needs_noise=True),
+    "second_order": Sampler(build_second_order),
+    "ot_ode": Sampler(build_posterior, noise_free=True, needs_noise=True),
+}

@@ -26,7 +26,7 @@ FORMULATIONS: dict[str, Callable[[TrainConfig], Formulation]] = {
         Bridge(config.interval, config.beta_max, t0=config.t0, T=config.T), ot_ode=config.ot_ode, cond_x1=config.cond_x1
     ),
     "conditional_diffusion": lambda config: ConditionalDiffusion(Diffusion(config.interval, config.schedule)),
-    "regression": lambda config: Regression(),
+    "regression": lambda config: Regression(whole=config.regression_target == "image"),
     "diffusion": lambda config: UnconditionalDiffusion(Diffusion(config.interval, config.schedule)),
 }
 

@@ -32,7 +32,7 @@ OLD_PROCESSOR = {
 }
 needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others lack such switches")
 
-# After so many seconds a process is taken to hang. No test takes a tenth of it, on the slowest machine known.
+# After so many seconds a process is taken to hang. A minute is much for one, on a slow and busy machine too.
 HANGS = 1200
 
 

@@ -400,3 +400,25 @@ def test_demo_never_trains_on_a_validation_photograph(monkeypatch):
     # A stereo pair is one scene: both sides of it stay on one side of the split.
     scenes = [{name.split("_")[0] for name in photos} for photos in (train, val)]
     assert not scenes[0] & scenes[1]
+
+
+@pytest.mark.parametrize(
+    "raised",
+    ["ValueError('ours')", "KeyError('ours')", "int('banana')", "list(zip([1], [], strict=True))", "(lambda: 1 / 0)()"],
+)
+def test_a_fault_of_our_own_keeps_its_traceback(raised):
+    """Whatever is raised inside our files by mistake, from Python or C: status 1, no line about the user's settings."""
+    script = f"""
+import sys, i2sb.network_sizes
+def spoiled(name):
+    error = {raised}
+    raise error
+spoiled.__code__ = spoiled.__code__.replace(co_filename=i2sb.network_sizes.__file__)
+import i2sb.config
+i2sb.config.find_preset = spoiled
+sys.argv = ["train.py", "--name", "a", "--dataset-dir", "b", "--corrupt", "sr4x-pool", "--dry-run"]
+import runpy
+runpy.run_path("train.py", run_name="__main__")
+"""
+    done = run_python("-c", script, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "train.py: error" not in done.stderr

@@ -15,6 +15,7 @@ from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_flags
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {"train.py": TrainConfig, "sample.py": SampleConfig, "compute_metrices.py": EvalConfig}
 
 
@@ -39,7 +40,7 @@ def test_shipped_configs_load_and_fit_together(path):
 def commands() -> list[tuple[str, list[str]]]:
     """All calls of the three programs in the documents' code blocks: (program, its flags)."""
     found = []
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for document in DOCUMENTS:
         for block in re.findall(r"```(?:bash|sh)\n(.*?)```", document.read_text(), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
@@ -64,16 +65,17 @@ def test_documented_commands_parse(program, flags):
 
 
 def test_documents_name_files_that_exist():
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_names_in_the_method_table_exist():
-    """docs/method.md maps symbols to functions as `module.name`; each must be there."""
+@pytest.mark.parametrize("document", ["method", "architecture"])
+def test_modules_and_functions_that_are_named_exist(document):
+    """Written as `module.name`, each must be there."""
     import importlib
 
-    names = re.findall(r"`((?:i2sb|corruption)(?:\.\w+)+)`", (ROOT / "docs" / "method.md").read_text())
+    names = re.findall(r"`((?:i2sb|corruption)(?:\.\w+)+)`", (ROOT / "docs" / f"{document}.md").read_text())
     assert len(names) > 15
     for name in names:
         if (ROOT / Path(*name.split(".")).with_suffix(".py")).exists():
@@ -89,6 +91,14 @@ def test_names_in_the_method_table_exist():
             break
         else:
             raise AssertionError(f"{name}: no such module")
+
+
+def test_the_picture_of_the_layers_is_what_is_checked():
+    contract = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), flags=re.DOTALL | re.MULTILINE)
+    layers = re.findall(r"\w+", contract[1])
+    picture = re.search(r"```text\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), flags=re.DOTALL)
+    left = " ".join(line[:60] for line in picture[1].splitlines()[1:])
+    assert [word for word in re.findall(r"\w+", left) if word != "corruption"] == layers
 
 
 def test_every_published_task_has_a_config():

@@ -23,6 +23,7 @@ LAZY = {
 }
 TOUCH_DISTRIBUTED = {
     "i2sb.training.loop",
+    "i2sb.training.trainer",
     "i2sb.sampling.split",
     "i2sb.evaluation.score",
     "i2sb.storage.checkpoint",

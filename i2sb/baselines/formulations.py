@@ -22,14 +22,18 @@ from i2sb.steps import Step
 
 
 class Regression(Formulation):
-    """The network maps x1 to x0 at once, by mean squared error: towards the mean of all answers."""
+    """The network answers at once, by mean squared error: towards the mean of all x0 that x1 may come from.
+
+    It predicts the difference, x̂0 = x1 − net(x1), as the bridge's network does; with `whole` it predicts x0 itself.
+    """
 
     samplers = {"direct": None}
 
     time: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
         super().__init__()
+        self.whole = whole
         self.register_buffer("time", torch.zeros(1))
 
     @property
@@ -37,13 +41,14 @@ class Regression(Formulation):
         return self.time
 
     def describe(self) -> str:
-        return "regression from x1 to x0, in one evaluation"
+        return f"regression from x1 to {'x0' if self.whole else 'its difference from x0'}, in one evaluation"
 
     def check_nfe(self, nfe: int) -> None:
         require(nfe == 1, "nfe", nfe, "a regression restores in one evaluation, so give 1")
 
     def loss(self, net: Net, step: Tensor, batch: Batch, randn: Randn) -> Tensor:
-        return _masked_mse(net(_seen(batch), step, cond=None), batch.clean, batch.mask)
+        target = batch.clean if self.whole else _seen(batch) - batch.clean
+        return _masked_mse(net(_seen(batch), step, cond=None), target, batch.mask)
 
     def sample(
         self, net: Net, batch: Batch, options: SamplingOptions, randn: Randn, hooks: Hooks = NO_HOOKS
@@ -52,7 +57,8 @@ class Regression(Formulation):
         mask = batch.mask
 
         def predict(n: int, seen: Tensor) -> Tensor:
-            pred_x0 = net(seen, torch.full((len(seen),), n, dtype=torch.long, device=seen.device), cond=None)
+            out = net(seen, torch.full((len(seen),), n, dtype=torch.long, device=seen.device), cond=None)
+            pred_x0 = out if self.whole else seen - out
             return pred_x0.clamp(-1.0, 1.0) if options.clip_denoise else pred_x0
 
         return walk_back(

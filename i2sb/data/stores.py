@@ -67,10 +67,10 @@ class LmdbStore:
         import lmdb
 
         name = str(self.path.resolve())
-        pid, environment = self._open_files.get(name, (None, None))
-        if pid != os.getpid():
+        pid, environment = self._open_files.get(name, (0, None))
+        if environment is None or pid != os.getpid():
             if environment is not None:
-                environment.close()  # inherited by fork; its owner keeps its own
+                environment.close()  # inherited from the process that forked this one, which keeps its own
             try:
                 environment = lmdb.open(
                     name, subdir=self.path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False

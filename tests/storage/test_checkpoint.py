@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 
+from i2sb.errors import UserError
 from i2sb.storage.checkpoint import (
     BrokenCheckpointError,
     find_checkpoint,
@@ -135,5 +136,5 @@ def test_a_manifest_tells_a_cut_off_file_before_it_is_read(tmp_path, capsys):
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
     save_checkpoint(tmp_path, {**state(1), "format": 2}, 1, keep_last=2)
-    with pytest.raises(ValueError, match="is of format 2, this version of the program reads 1"):
+    with pytest.raises(UserError, match="is of format 2, this version of the program reads 1"):
         find_checkpoint(tmp_path)

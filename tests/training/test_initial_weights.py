@@ -7,17 +7,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run_python
-from safetensors.torch import load_file, save_file
-from test_released import write_released_run
+from conftest import TINY
+from released_run import write_released_run
 
 from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig
+from i2sb.errors import UserError
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
-from i2sb.storage.exported import Exported, read_export, write_export
-from i2sb.training.initial_weights import InitialWeights, begin_with, read_weights
+from i2sb.storage.exported import Exported, write_export
+from i2sb.training.initial_weights import InitialWeights, begin_with, read_initial_weights
 
 FIRST, LAST = "diffusion_model.input_blocks.0.0.weight", "diffusion_model.out.2"
 
@@ -45,7 +45,7 @@ def test_adm_weights_lose_their_variances(tmp_path, legacy):
         weights = torch.load(tmp_path / "adm.pt", weights_only=True)
         torch.save(weights, tmp_path / "adm.pt", _use_new_zipfile_serialization=False)
     net = build()
-    lines = begin_with(net, read_weights(str(tmp_path / "adm.pt"), tmp_path))
+    lines = begin_with(net, read_initial_weights(str(tmp_path / "adm.pt"), tmp_path))
     for name, p in net.state_dict().items():
         assert torch.equal(p, given[name][:3] if name.startswith(LAST) else given[name]), name
     count = len(given)
@@ -63,9 +63,9 @@ def test_weights_behind_other_patches_are_refused(tmp_path):
     lines = begin_with(build(preset="compact", cond_x1=True), initial)
     assert "input_blocks.0.0.weight: 12 of its 12 input channels kept, 12 fresh" in lines
     pixelwise = "unet-32x1.2.4-blocks1-attention-heads32"
-    with pytest.raises(ValueError, match="--network compact sees other patches of pixels"):
+    with pytest.raises(UserError, match="`network` compact sees other patches of pixels"):
         begin_with(build(preset=pixelwise), initial)
-    with pytest.raises(ValueError, match="input_blocks.0.0.weight"):  # a file that does not name its network
+    with pytest.raises(UserError, match="input_blocks.0.0.weight"):  # a file that does not name its network
         begin_with(there, InitialWeights(build(preset=pixelwise).state_dict(), tmp_path / "a.pt"))
 
 
@@ -97,7 +97,7 @@ def test_other_channels_keep_the_first_and_say_so(tmp_path, options, words):
 def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
     net = build_network("mini", Bridge(10).noise_levels)
     before = {name: p.clone() for name, p in net.state_dict().items()}
-    with pytest.raises(ValueError, match="adm.pt: holds another architecture, .* parameters differ") as error:
+    with pytest.raises(UserError, match="adm.pt: holds another architecture, .* parameters differ") as error:
         begin_with(net, InitialWeights(adm_weights(tmp_path / "adm.pt"), tmp_path / "adm.pt"))
     listed = str(error.value).split("differ: ")[1].split("; ")
     assert len(listed) == 11 and listed[-1] == "…" and listed[:10] == sorted(listed[:10], key=len)
@@ -108,27 +108,24 @@ def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
 @pytest.mark.parametrize(
     ("init", "words"),
     [
-        ("adm", "--init adm: data/weights/256x256_diffusion_uncond.pt is not there; fetch it with"),
-        ("nobody", "--init nobody: give none, adm, a .pt or .safetensors file, or a run (there is no"),
-        ("none.pt", "--init none.pt: there is no such file"),
+        ("adm", "init adm: data/weights/256x256_diffusion_uncond.pt is not there; fetch it with"),
+        ("nobody", "init nobody: give none, adm, a .pt or .safetensors file, or a run (there is no"),
+        ("none.pt", "init none.pt: there is no such file"),
         ("none.safetensors", "none.safetensors: there is no such file"),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path, monkeypatch, init, words):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError) as error:
-        read_weights(init, tmp_path)
+    with pytest.raises(UserError) as error:
+        read_initial_weights(init, tmp_path)
     assert words in str(error.value)
 
 
 def test_files_without_weights_are_named(tmp_path):
     for value in ([1], {"a": 1}, {"net": {"a": 1}, "ema": {}}):
         torch.save(value, tmp_path / "a.pt")
-        with pytest.raises(ValueError, match="a.pt: holds no weights"):
-            read_weights(str(tmp_path / "a.pt"), tmp_path)
-
-
-# --- runs begun with them ---------------------------------------------------------------------------------------------
+        with pytest.raises(UserError, match="a.pt: holds no weights"):
+            read_initial_weights(str(tmp_path / "a.pt"), tmp_path)
 
 
 def train(tmp_path, dataset_dir, capsys, **changes):
@@ -167,13 +164,13 @@ def test_init_acts_when_a_run_begins_and_not_when_it_goes_on(tmp_path, dataset_d
     second, said = train(tmp_path, dataset_dir, capsys, num_itr=2, **flags)
     assert "resumed from" in said
     assert (second["net"][FIRST] - first["net"][FIRST]).abs().max() < 0.01
-    with pytest.raises(ValueError, match="`init` .*adm.pt there, none now"):
+    with pytest.raises(UserError, match="`init` .*adm.pt there, none now"):
         train(tmp_path, dataset_dir, capsys, num_itr=3, cond_x1=True)
 
 
 def test_weights_that_do_not_fit_leave_nothing_behind(tmp_path, dataset_dir, capsys):
     adm_weights(tmp_path / "adm.pt")
-    with pytest.raises(ValueError, match="adm.pt: holds another architecture"):
+    with pytest.raises(UserError, match="adm.pt: holds another architecture"):
         train(tmp_path, dataset_dir, capsys, init=str(tmp_path / "adm.pt"), network="mini")
     assert not (tmp_path / "run").exists()
 
@@ -186,7 +183,7 @@ def test_a_released_run_gives_weights_but_is_not_gone_on_with(tmp_path, dataset_
     state, _ = train(tmp_path, dataset_dir, capsys, init="released", **flags)
     assert all((p - mine).abs().max() < 1e-20 for p, mine in zip(shadow, state["net"].values(), strict=True))
     for changes in ({"name": "released"}, {"name": "other", "ckpt": "released"}):
-        with pytest.raises(ValueError, match="a run of the released program, .* with --init"):
+        with pytest.raises(UserError, match="a run of the released program, .* with `init`"):
             train(tmp_path, dataset_dir, capsys, **changes)
 
 
@@ -197,85 +194,3 @@ def test_runs_of_older_versions_lack_the_newer_settings(tmp_path, trained_run):
     file = tmp_path / "old" / "config.yaml"
     file.write_text("\n".join(line for line in file.read_text().splitlines() if line.split(":")[0] not in later))
     assert load_model(tmp_path / "old").config.init == "none"
-
-
-# --- exported weights -------------------------------------------------------------------------------------------------
-
-
-def test_exported_weights_load_alike(tmp_path, trained_run, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from export import export
-
-    for raw in (False, True):
-        out = tmp_path / f"{raw}.safetensors"
-        export(trained_run, out, raw=raw, overwrite=False)
-        want, model = load_model(trained_run, ema=not raw), load_model(out)
-        assert (model.config, model.iteration, read_export(out).averaged) == (want.config, 6, not raw)
-        for name, p in want.network.state_dict().items():
-            assert torch.equal(p, model.network.state_dict()[name])
-        # Where memory begins at odd places some processors add up in another order.
-        assert all(p.data_ptr() % 64 == 0 for net in (want.network, model.network) for p in net.parameters())
-    x = torch.rand(1, 3, 16, 16)
-    # Rounding, 6e-8 an operation, through twenty layers and ten evaluations; a step of 8 bits is 8e-3.
-    torch.testing.assert_close(model.restore(x), want.restore(x), rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="True.safetensors: exists already; .* `overwrite`"):
-        export(trained_run, out, raw=False, overwrite=False)
-    export(trained_run, out, raw=False, overwrite=True)
-    with pytest.raises(ValueError, match="holds averaged weights; the raw ones"):
-        load_model(out, ema=False)
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_export_as_a_process(tmp_path, trained_run):
-    command = [ROOT / "scripts/export.py", trained_run.name, tmp_path / "a.safetensors", "--results-dir"]
-    done = run_python(*command, trained_run.parent)
-    assert f"averaged weights of {trained_run} after 6 iterations" in done.stdout
-    done = run_python(*command, tmp_path / "none", check=False)
-    assert done.returncode == 2 and "there is no such run" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, trained_run, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from export import export
-
-    for half in (False, True):
-        export(trained_run, tmp_path / f"{half}.safetensors", raw=False, overwrite=False, half=half)
-    sizes = [(tmp_path / f"{half}.safetensors").stat().st_size for half in (True, False)]
-    assert 0.45 < sizes[0] / sizes[1] < 0.6
-    whole, halved = (load_model(tmp_path / f"{half}.safetensors").network.state_dict() for half in (False, True))
-    for name, p in whole.items():
-        assert halved[name].dtype == torch.float32
-        torch.testing.assert_close(halved[name], p, rtol=2**-11, atol=2**-25)  # float16's roundings
-    state = read_checkpoint(find_checkpoint(trained_run)[0])
-    state["ema"]["shadow_params"][0].fill_(1e6)
-    shutil.copytree(trained_run, tmp_path / "run")
-    for path in (*(tmp_path / "run").glob("*.pt"), tmp_path / "run" / "checkpoints.json"):
-        path.unlink()
-    torch.save(state, tmp_path / "run" / "checkpoint_00000006.pt")
-    with pytest.raises(ValueError, match="--half: diffusion_model.* is beyond what float16 can hold"):
-        export(tmp_path / "run", tmp_path / "b.safetensors", raw=False, overwrite=False, half=True)
-
-
-def test_broken_exports_are_named(tmp_path, trained_run):
-    model = load_model(trained_run)
-    out = tmp_path / "a.safetensors"
-    write_export(out, Exported(model.network.state_dict(), model.config, 6, averaged=True))
-    whole = out.read_bytes()
-    for length in (0, 4, 100, len(whole) - 1):
-        out.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="a.safetensors: broken file of weights"):
-            load_model(out)
-    tensors = load_file_of(whole, out)
-    save_file(tensors, out)
-    with pytest.raises(ValueError, match="a.safetensors: lacks the settings"):
-        load_model(out)
-    save_file(tensors, out, metadata={"config": "[]", "iteration": "1", "weights": "raw"})
-    with pytest.raises(ValueError, match="a.safetensors: must hold lines of the form"):
-        load_model(out)
-    with pytest.raises(ValueError, match="a.pt: the name must end in .safetensors"):
-        write_export(tmp_path / "a.pt", Exported(tensors, model.config, 6, averaged=True))
-
-
-def load_file_of(content: bytes, path) -> dict[str, torch.Tensor]:
-    path.write_bytes(content)
-    return load_file(path)

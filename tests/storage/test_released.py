@@ -1,0 +1,124 @@
+"""Runs of the released program."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import golden, run_python, write_images
+from released_run import write_released_run
+from test_unet import formula_network
+
+from i2sb import load_model
+from i2sb.bridge import Bridge
+from i2sb.errors import UserError
+from i2sb.network import build_network
+from i2sb.network_sizes import PRESETS, find_preset
+from i2sb.storage.released import recognise_network
+
+
+def test_released_run_gives_the_golden_outputs(tmp_path):
+    """The golden networks' weights, as averaged weights of a released run; the size is recognised from the shapes."""
+    for case, options, channels in (("tiny", {}, 3), ("mid_cond", {"cond_x1": True}, 6)):
+        run = write_released_run(tmp_path / case, case, **options)
+        want, x = golden("unet_formula"), formula_network(case)[1]
+        averaged, raw = load_model(run), load_model(run, ema=False)
+        assert averaged.network.diffusion_model.input_blocks[0][0].in_channels == channels
+        with torch.no_grad():
+            y = averaged.network.diffusion_model(x, want[f"{case}_t"])
+        assert (y - want[f"{case}_y"]).norm() / want[f"{case}_y"].norm() < 1e-4
+        saved = torch.load(run / "latest.pt", weights_only=True)["net"]
+        assert all(torch.equal(p, saved[name]) for name, p in raw.network.state_dict().items())
+
+
+def test_released_settings_are_taken_over(tmp_path):
+    run = write_released_run(tmp_path / "small", ot_ode=True, beta_max=1, num_itr=7)
+    model = load_model(run)
+    config = model.config
+    assert (config.ot_ode, config.beta_max, config.interval, config.image_size) == (True, 1.0, 100, 16)
+    assert (config.name, config.corrupt, config.num_itr, model.iteration) == ("small", "sr4x-pool", 7, 12)
+    assert config.dataset_dir == "/dataset" and config.run_dir == run
+    assert model.bridge.std_fwd.shape == (100,)
+    assert model.restore(torch.zeros(1, 3, 16, 16), nfe=2).shape == (1, 3, 16, 16)
+
+
+def test_programs_take_a_released_run(tmp_path):
+    write_released_run(tmp_path / "results" / "small")
+    write_images(tmp_path / "data" / "val", ["a/0.png", "b/1.png"])
+    common = ["--ckpt", "small", "--results-dir", tmp_path / "results", "--device", "cpu", "--workers", 0]
+    refused = run_python("sample.py", *common, "--nfe", 2, check=False)
+    assert refused.returncode == 2 and "--dataset-dir /dataset: there is no such folder" in refused.stderr
+    run_python("sample.py", *common, "--nfe", 2, "--dataset-dir", tmp_path / "data")
+    done = run_python("compute_metrices.py", *common, "--sample-dir", "samples_nfe2")
+    assert "PSNR" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ot_ode": ...}, "options.pkl: lacks ot_ode"),
+        ({"dataset_dir": ..., "beta_max": ...}, "options.pkl: lacks beta_max, dataset_dir"),
+        ({"dataset_dir": 3}, "options.pkl: lacks dataset_dir"),
+        ({"interval": "1000"}, "options.pkl: interval is a str, int is wanted"),
+        ({"ot_ode": 1}, "options.pkl: ot_ode is a int, bool is wanted"),
+        ({"beta_max": None}, "options.pkl: beta_max is a NoneType, float is wanted"),
+        ({"interval": 11}, "options.pkl: `interval` 11: must be even"),
+        ({"name": "../up"}, "options.pkl: `name` ../up"),
+        ({"seed": [1]}, "options.pkl: seed is a list, int is wanted"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, changes, words):
+    with pytest.raises(UserError, match="options.pkl") as error:
+        load_model(write_released_run(tmp_path / "small", **changes))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_wrong_checkpoints_are_named(tmp_path):
+    run = write_released_run(tmp_path / "small")
+    state = torch.load(run / "latest.pt", weights_only=True)
+
+    def message(changes):
+        torch.save({**state, **changes}, run / "latest.pt")
+        with pytest.raises(UserError) as error:
+            load_model(run)
+        return str(error.value)
+
+    shadow = state["ema"]["shadow_params"]
+    assert "averaged weights (ema) are not those" in message({"ema": {"shadow_params": shadow[:-1]}})
+    assert "averaged weights (ema) are not those" in message({"ema": {}})
+    assert "lack num_updates" in message({"ema": {"shadow_params": shadow}})
+    assert "its 1 tensors are no U-Net of ADM's kind" in message(
+        {"net": {"a": torch.zeros(1)}, "ema": {"num_updates": 1, "shadow_params": [torch.zeros(1)]}}
+    )
+    short = {name: tensor for name, tensor in state["net"].items() if not name.endswith("out.2.bias")}
+    ema = {"num_updates": 1, "shadow_params": shadow[:-1]}
+    said = message({"net": short, "ema": ema})
+    assert "out.2.bias missing in the file, 3 in the network" in said
+    (run / "latest.pt").unlink()
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        load_model(run)
+
+
+def preset_shapes(name: str, **options) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return build_network(name, Bridge(10).noise_levels, **options).state_dict()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(n for n, size in PRESETS.items() if size.patch_size == 1),
+        "unet-64x2-blocks3-attention-heads32",
+        "unet-32x1.4.4-blocks1-attention1.4-heads8",
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"cond_x1": True}, {"image_channels": 1}])
+def test_every_size_is_recognised_from_its_shapes(tmp_path, name, options):
+    assert recognise_network(preset_shapes(name, **options), tmp_path) == name
+
+
+def test_described_networks_read_back():
+    for preset in PRESETS.values():
+        assert find_preset(preset.describe()) == preset
+    for wrong in ("unet-0x1-blocks1-attention-heads1", "unet-32x-blocks1-attention-heads1", "unet-32x1"):
+        with pytest.raises(UserError, match=f"network {wrong}: unknown"):
+            find_preset(wrong)

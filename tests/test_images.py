@@ -1,0 +1,29 @@
+"""8-bit images, and pictures drawn of them."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
+
+
+def test_8_bit_conversions_follow_the_protocol():
+    x = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.999, 1.0, 3.0])
+    assert to_uint8(x).tolist() == [0, 0, 63, 127, 254, 255, 255]
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert from_uint8(levels).aminmax() == (torch.tensor(-1.0), torch.tensor(1.0))
+    # Truncation may lose one level on the way there and back, never more.
+    assert ((levels.int() - to_uint8(from_uint8(levels)).int()) <= 1).all()
+    assert (to_uint8(from_uint8(levels)) <= levels).all()
+
+
+def test_grid_shows_every_image_under_its_title(tmp_path):
+    columns = [("a", torch.full((3, 3, 16, 16), 10, dtype=torch.uint8)), ("b", torch.full((3, 3, 16, 16), 200).byte())]
+    grid = draw_grid(columns, per_row=2)
+    colours = {colour: count for count, colour in grid.getcolors(10**6)}
+    assert colours[(10, 10, 10)] == colours[(200, 200, 200)] == 3 * 128 * 128
+    save_png(grid, tmp_path / "new" / "grid.png")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["grid.png"]
+    with Image.open(tmp_path / "new" / "grid.png") as image:
+        assert image.size == grid.size
