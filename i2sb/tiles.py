@@ -17,8 +17,8 @@ from torch import Tensor
 def pad_reflect(x: Tensor, multiple: int) -> Tensor:
     """Extend x [..., H, W] at its bottom and right to multiples, mirrored at the last row and column.
 
-    Where less is there than is wanted it is mirrored again and again. Blocks of pixels counted from the top left, such
-    as JPEG's, stay where they are.
+    Images smaller than what is added are mirrored again and again. Blocks of pixels counted from the top left, such as
+    JPEG's, stay where they are.
     """
     rows, columns = (_mirror(side, -(-side // multiple) * multiple, x.device) for side in x.shape[-2:])
     return x if (len(rows), len(columns)) == tuple(x.shape[-2:]) else x[..., rows[:, None], columns]
@@ -28,8 +28,8 @@ def _mirror(side: int, wanted: int, device: torch.device) -> Tensor:
     """Return the source of each of `wanted` rows: 0, 1, …, side - 1, side - 2, …, 0, 1, …"""
     if side == 1:
         return torch.zeros(wanted, dtype=torch.long, device=device)
-    place = torch.arange(wanted, device=device) % (2 * side - 2)
-    return torch.minimum(place, 2 * side - 2 - place)
+    row = torch.arange(wanted, device=device) % (2 * side - 2)
+    return torch.minimum(row, 2 * side - 2 - row)
 
 
 class _Axis(NamedTuple):
@@ -65,13 +65,13 @@ def tiled(net: Callable[..., Tensor], tile: int, overlap: int, batch_size: int =
     def evaluate(xt: Tensor, step: Tensor, cond: Tensor | None = None) -> Tensor:
         rows, columns = (lay_tiles(side, tile, overlap) for side in xt.shape[-2:])
         height, width = (min(tile, side) for side in xt.shape[-2:])
-        places = [(i, j) for i in range(len(rows.starts)) for j in range(len(columns.starts))]
+        corners = [(i, j) for i in range(len(rows.starts)) for j in range(len(columns.starts))]
         blended = torch.zeros_like(xt)
         at_once = max(1, batch_size // len(xt))
-        for first in range(0, len(places), at_once):
+        for first in range(0, len(corners), at_once):
             windows = [
                 (i, j, (..., slice(top, top + height), slice(left, left + width)))
-                for i, j in places[first : first + at_once]
+                for i, j in corners[first : first + at_once]
                 for top, left in [(rows.starts[i], columns.starts[j])]
             ]
             out = net(_cut(xt, windows), step.repeat(len(windows)), cond=None if cond is None else _cut(cond, windows))

@@ -85,24 +85,24 @@ def _find_mistakes(values: Settings) -> Iterator[str]:
         if values.get(name, 1) < 1:
             yield f"{name} {values[name]}: must be at least 1"
     for part in ("tasks", "formulations"):
-        for name, own in values[part].items():
+        for name, lines in values[part].items():
             if not isinstance(name, str) or re.fullmatch(r"\w[\w.+-]*", name) is None:
                 yield f"{part}, {name}: begin with a letter or digit, go on with those or . _ - + (it becomes a folder)"
-            if not isinstance(own, dict | None):
+            if not isinstance(lines, dict | None):
                 yield f"{part}, {name}: must hold lines of the form 'name: value', or nothing"
-    for name, own in values["tasks"].items():
-        if not isinstance((own or {}).get("corrupt", ""), str):
+    for name, lines in values["tasks"].items():
+        if not isinstance((lines or {}).get("corrupt", ""), str):
             yield f"tasks, {name}, corrupt: must be text"
-    for name, own in values["formulations"].items():
+    for name, lines in values["formulations"].items():
         if name not in FORMULATIONS:
             yield f"formulations, {name}: unknown; there are {', '.join(FORMULATIONS)}"
-        wrong = [key for key in own or {} if key not in ("train", "sample", "samplers")]
+        wrong = [key for key in lines or {} if key not in ("train", "sample", "samplers")]
         if wrong:
             yield f"formulations, {name}: unknown {', '.join(wrong)}: train, sample, samplers"
         for section in ("train", "sample"):
-            if not isinstance((own or {}).get(section), dict | None):
+            if not isinstance((lines or {}).get(section), dict | None):
                 yield f"formulations, {name}, {section}: must hold lines of the form 'name: value', or nothing"
-        samplers = (own or {}).get("samplers", [])
+        samplers = (lines or {}).get("samplers", [])
         if (
             not isinstance(samplers, list)
             or not all(isinstance(sampler, str) for sampler in samplers)
@@ -114,22 +114,22 @@ def _find_mistakes(values: Settings) -> Iterator[str]:
 
 def _find_misplaced(values: Settings) -> Iterator[str]:
     """Yield settings that stand where they would make the comparison unfair, or that are the study's own."""
-    formulations = {name: own or {} for name, own in values["formulations"].items()}
-    own_training = {f"tasks, {name}": own for name, own in values["tasks"].items()}
-    own_training |= {f"formulations, {name}, train": own.get("train") for name, own in formulations.items()}
+    formulations = {name: lines or {} for name, lines in values["formulations"].items()}
+    tasks = {f"tasks, {name}": lines for name, lines in values["tasks"].items()}
+    training = tasks | {f"formulations, {name}, train": lines.get("train") for name, lines in formulations.items()}
     sections = {name: values.get(name) for name in ("train", "sample", "score")}
-    sections |= {f"formulations, {name}, sample": own.get("sample") for name, own in formulations.items()}
-    for where, section in (sections | own_training).items():
+    sections |= {f"formulations, {name}, sample": lines.get("sample") for name, lines in formulations.items()}
+    for where, section in (sections | training).items():
         unnamed = [name for name in section or {} if not isinstance(name, str)]
         if unnamed:
             yield f"{where}: {unnamed[0]}: is no setting"
-        of_task = [name for name in section or {} if name in OF_TASK and not where.startswith("tasks")]
+        of_task = [name for name in section or {} if name in OF_TASK and where not in tasks]
         if of_task:
             yield f"{where}: {', '.join(of_task)} is a task's own: put it under tasks"
         decided = [name for name in section or {} if name in DECIDED]
         if decided:
             yield f"{where}: {', '.join(decided)} is what the study decides: leave it out"
-    for where, section in own_training.items():
+    for where, section in training.items():
         shared = [name for name in section or {} if name in SHARED]
         if shared:
             yield f"{where}: {', '.join(shared)} is the same for all: put it under train"
