@@ -22,6 +22,7 @@ class Mixture(Corruption):
     def __init__(self, parts: Sequence[Corruption], *, blind: bool = False) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.kinds = len(parts)
         self.makes_holes = not blind and any(part.makes_holes for part in parts)
         self.mixes_holes = self.makes_holes and not all(part.makes_holes for part in parts)
         self.adds_colour = any(part.adds_colour for part in parts)

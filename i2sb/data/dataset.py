@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as TF
@@ -175,6 +175,8 @@ class ImageDataset(Dataset):
     def _decode(self, store: Store, key: str) -> Image.Image | Unreadable:
         try:
             image = Image.open(io.BytesIO(store.read(key)))
+            if self.native:  # photographs lie as the camera was held; the published preprocessing takes no heed of it
+                image = ImageOps.exif_transpose(image)
             if not image.mode.startswith(("I", "F")):
                 return image.convert(self.mode)
             reason = f"pixels of kind {image.mode}, only 8-bit images are supported"

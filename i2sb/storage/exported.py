@@ -30,7 +30,7 @@ class Exported:
 
 def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> None:
     """Write a .safetensors file. Raises UserError if it has another ending, or is there already."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if path.suffix != ENDING:
         raise UserError(path, None, f"the name must end in {ENDING}")
@@ -43,7 +43,7 @@ def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> 
         "weights": "averaged" if exported.averaged else "raw",
     }
     tensors = {name: tensor.contiguous() for name, tensor in exported.weights.items()}
-    write_atomically(path, lambda file: save_file(tensors, file.name, metadata=metadata))
+    write_atomically(path, lambda file: file.write(save(tensors, metadata=metadata)))
 
 
 def read_export(path: Path) -> Exported:

@@ -310,7 +310,8 @@ class Trainer:
         """Restore some validation images with the averaged weights; record how well, and draw them."""
         assert self.validation is not None, "a run without validation"
         config, world, iteration = self.config, self.world, self.progress.iteration
-        numbers = choose_images(len(self.validation.images), config.eval_images)
+        kinds = self.validation.corruption.kinds if self.validation.corruption is not None else 1
+        numbers = choose_images(len(self.validation.images), config.eval_images, kinds)
         model = RestorationModel(self.network, self.formulation, config, iteration)
         self.network.eval()
         with self.ema.applied():

@@ -69,10 +69,16 @@ def find_classifier(images: ImageDataset, weights_dir: Path, device: torch.devic
         return None
 
 
-def choose_images(available: int, wanted: int) -> list[int]:
-    """Return the numbers of `wanted` images at most, spread evenly over those available."""
+def choose_images(available: int, wanted: int, kinds: int = 1) -> list[int]:
+    """Return the numbers of `wanted` images at most, spread evenly over those available.
+
+    kinds: how many degradations take turns, as image i has number i mod `kinds`; then the chosen take turns, too.
+    """
     count = min(wanted, available)
-    return [i * available // count for i in range(count)]
+    spread = [i * available // count for i in range(count)]
+    in_turn = [number + (i - number) % kinds for i, number in enumerate(spread)]
+    fits = in_turn[-1] < available and len(set(in_turn)) == count if count else True
+    return in_turn if fits else spread
 
 
 class ValidationSet(NamedTuple):

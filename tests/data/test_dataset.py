@@ -9,7 +9,7 @@ from conftest import find_crop, make_image, write_images
 from PIL import Image
 from small_data import open_native, open_tiny
 
-from i2sb.data.dataset import UnreadableImageError, View
+from i2sb.data.dataset import UnreadableImageError, View, open_split
 from i2sb.data.loading import load_in_order, load_training
 from i2sb.data.order import TrainingPositions
 from i2sb.errors import UserError
@@ -95,3 +95,16 @@ def test_lists_that_do_not_fit_say_how(tmp_path, content, words):
     with pytest.raises(UserError, match="^subset .*list.txt: ") as error:
         open_tiny(tmp_path, "val").subset(tmp_path / "list.txt")
     assert words in str(error.value)
+
+
+def test_photographs_are_turned_as_their_exif_says_and_published_ones_are_not(tmp_path):
+    (tmp_path / "train").mkdir()
+    lying = make_image(3, width=40, height=24)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: the camera was held upright
+    lying.save(tmp_path / "train" / "a.png", exif=exif)
+    upright = np.asarray(lying.rotate(-90, expand=True)).transpose(2, 0, 1)
+    native = open_split(tmp_path, "train", image_size=16, native=True)
+    assert np.array_equal(native.read(0, View(place=(0.0, 0.0)))[0].numpy(), upright[:, :16, :16])
+    published = open_split(tmp_path, "train", image_size=24)
+    assert np.array_equal(published.read(0)[0].numpy(), np.asarray(lying)[:, 8:32].transpose(2, 0, 1))

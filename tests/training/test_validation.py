@@ -9,7 +9,7 @@ from corruption import build_corruption
 from i2sb import load_model
 from i2sb.data.dataset import open_split
 from i2sb.metrics.features import FeatureNetwork, Seen
-from i2sb.training.validation import ValidationSet, choose_metrics, find_classifier, summarise, validate
+from i2sb.training.validation import ValidationSet, choose_images, choose_metrics, find_classifier, summarise, validate
 
 
 def test_validation_counts_what_a_classifier_recognises_where_there_is_one(trained_run, dataset_dir, tmp_path):
@@ -33,3 +33,13 @@ def test_validation_counts_what_a_classifier_recognises_where_there_is_one(train
     assert count == 5 and values["accuracy_restored"] == pytest.approx(60) and values["psnr_degraded"] > 5
     assert list(choose_metrics(None, 11)) == ["psnr", "ssim"]
     assert list(choose_metrics(None, 10)) == ["psnr"]
+
+
+@pytest.mark.parametrize(
+    ("available", "wanted", "kinds"), [(16, 8, 2), (100, 9, 9), (13, 8, 2), (1000, 16, 3), (5, 8, 2)]
+)
+def test_images_of_a_mixture_take_turns(available, wanted, kinds):
+    chosen = choose_images(available, wanted, kinds)
+    assert chosen == sorted(set(chosen)) and len(chosen) == min(wanted, available) and chosen[-1] < available
+    assert {number % kinds for number in chosen} == set(range(min(kinds, len(chosen))))
+    assert choose_images(100, 4) == [0, 25, 50, 75]
