@@ -105,6 +105,6 @@ def test_photographs_are_turned_as_their_exif_says_and_published_ones_are_not(tm
     lying.save(tmp_path / "train" / "a.png", exif=exif)
     upright = np.asarray(lying.rotate(-90, expand=True)).transpose(2, 0, 1)
     native = open_split(tmp_path, "train", image_size=16, native=True)
-    assert np.array_equal(native.read(0, View(place=(0.0, 0.0)))[0].numpy(), upright[:, :16, :16])
+    assert np.array_equal(native.read(0, View(crop_at=(0.0, 0.0)))[0].numpy(), upright[:, :16, :16])
     published = open_split(tmp_path, "train", image_size=24)
     assert np.array_equal(published.read(0)[0].numpy(), np.asarray(lying)[:, 8:32].transpose(2, 0, 1))
