@@ -84,12 +84,14 @@ class Corruption(nn.Module):
     note: what a run should say about it besides its name, such as where masks come from.
     makes_holes: whether its images come with a mask. mixes_holes: whether an empty mask then stands for an image that
     is degraded all over, as in a mixture.
+    draws_masks: whether it draws masks of its own where the published evaluation has a file of them.
     reference_split: the split whose images the published evaluation of it takes FID from, train or val.
     """
 
     note: str = ""
     makes_holes: bool = False
     mixes_holes: bool = False
+    draws_masks: bool = False
     reference_split: str = "val"
 
     def forward(self, clean: Tensor, generator: Generators = None, index: Sequence[int] | None = None) -> Corrupted:

@@ -20,7 +20,7 @@ from i2sb.config import EvalConfig, SampleConfig
 from i2sb.data.dataset import open_split
 from i2sb.evaluation import measures
 from i2sb.evaluation import score as evaluation
-from i2sb.metrics.features import FeatureNetwork, Seen
+from i2sb.metrics.feature_networks import FeatureNetwork, Seen
 from i2sb.metrics.frechet import Gaussian
 from i2sb.metrics.reference import MadeFrom, read_reference, write_reference
 from i2sb.sampling import split as sampling

@@ -254,7 +254,7 @@ def test_ssim_needs_images_as_large_as_its_window():
 def test_validation_counts_what_a_classifier_recognises_where_there_is_one(trained_run, dataset_dir, tmp_path):
     from i2sb import load_model
     from i2sb.data.dataset import open_split
-    from i2sb.metrics.features import FeatureNetwork, Seen
+    from i2sb.metrics.feature_networks import FeatureNetwork, Seen
     from i2sb.training.validation import choose_metrics, find_classifier, summarise, validate
 
     class SaysDog(FeatureNetwork):

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from i2sb.evaluation.scores import Result
 from PIL import Image
 
 from i2sb.evaluation.report import Example, write_report
-from i2sb.evaluation.scores import Result
 
 NASTY = "<script>alert('a&b')</script>"
 

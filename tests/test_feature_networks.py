@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_image, write_seeded
+from i2sb.evaluation.scores import NetworkMeter, Scored
 from torch import nn
 from torchvision.models import alexnet, vgg16
 from torchvision.transforms.functional import pil_to_tensor
 
-from i2sb.evaluation.scores import NetworkMeter, Scored
-from i2sb.metrics.features import (
+from i2sb.metrics.feature_networks import (
     INCEPTION_FILES,
     LPIPS_FILES,
     RESNET50_FILES,
@@ -210,7 +210,7 @@ class KnowsColours(nn.Module):
     """A classifier of three classes, each of which is one colour channel."""
 
     def forward(self, images):
-        from i2sb.metrics.features import Seen
+        from i2sb.metrics.feature_networks import Seen
 
         return Seen(None, images.float().mean(dim=(2, 3)))
 
@@ -233,7 +233,7 @@ class Flat(nn.Module):
     """Pixels as features, and the brightest of them as class."""
 
     def forward(self, images):
-        from i2sb.metrics.features import Seen
+        from i2sb.metrics.feature_networks import Seen
 
         features = images.float().flatten(1) / 255
         return Seen(features, features)
