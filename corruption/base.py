@@ -86,6 +86,7 @@ class Corruption(nn.Module):
     is degraded all over, as in a mixture.
     adds_colour: whether a network that undoes it gives colour to grey images.
     kinds: how many degradations take turns in an evaluation.
+    draws_masks: whether it draws masks of its own where the published evaluation has a file of them.
     reference_split: the split whose images the published evaluation of it takes FID from, train or val.
     """
 
@@ -94,6 +95,7 @@ class Corruption(nn.Module):
     mixes_holes: bool = False
     adds_colour: bool = False
     kinds: int = 1
+    draws_masks: bool = False
     reference_split: str = "val"
 
     def forward(self, clean: Tensor, generator: Generators = None, index: Sequence[int] | None = None) -> Corrupted:

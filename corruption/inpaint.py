@@ -73,6 +73,7 @@ class FreeformInpainting(Inpainting):
         super().__init__()
         self.percents = percents
         self.masks = MaskFile(mask_file, percents) if mask_file else None
+        self.draws_masks = self.masks is None
         self.note = f"masks {self.masks.describe() if self.masks else 'drawn by this program'}"
 
     def check_shape(self, channels: int, height: int, width: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from i2sb.errors import UserError, require
+from i2sb.metrics.table import METRICS
 from i2sb.network_sizes import find_preset
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -27,22 +28,6 @@ _COMPILE_HELP = "compile the network with torch.compile: minutes at the start, f
 
 # `--corrupt paired`: the data set holds degraded images itself.
 PAIRED = "paired"
-
-# What compute_metrices.py can compute.
-METRICS = (
-    "psnr",
-    "ssim",
-    "mae",
-    "lpips-alex",
-    "lpips-vgg",
-    "fid",
-    "kid",
-    "ca",
-    "efficientnet-lite0-frechet",
-    "efficientnet-lite0-agreement",
-    "efficientnet-lite0-accuracy",
-    "features-frechet",
-)
 
 
 # Which formulations use a setting; a setting that says nothing is used by all of them.
@@ -635,12 +620,13 @@ class EvalConfig(RunOptions):
             self.features,
             "name file and function, as path/to/file.py:function",
         )
-        require(
-            bool(self.features) or "features-frechet" not in _split(f"{self.metrics},{self.require}"),
-            "features",
-            None,
-            "is missing; features-frechet needs the function, as path/to/file.py:function",
-        )
+        for name in _split(f"{self.metrics},{self.require}"):
+            require(
+                bool(self.features) or not METRICS[name].uses_function,
+                "features",
+                None,
+                f"is missing; {name} needs the function, as path/to/file.py:function",
+            )
         for name in _split(self.require):
             require(name in self.wanted, "require", name, f"is not among `metrics` {self.metrics}")
         for name in ("batch_size", "image_size"):
@@ -651,8 +637,10 @@ class EvalConfig(RunOptions):
     @property
     def wanted(self) -> tuple[str, ...]:
         """The metrics to compute, in the order of METRICS."""
-        listed = ("psnr", *_split(self.metrics)) if self.metrics else METRICS
-        return tuple(name for name in METRICS if name in listed and (self.features or name != "features-frechet"))
+        listed = ("psnr", *_split(self.metrics)) if self.metrics else tuple(METRICS)
+        return tuple(
+            name for name, metric in METRICS.items() if name in listed and (self.features or not metric.uses_function)
+        )
 
     @property
     def required(self) -> tuple[str, ...]:

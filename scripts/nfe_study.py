@@ -37,7 +37,7 @@ from i2sb.errors import UserError, require
 from i2sb.files import write_atomically, write_text
 from i2sb.formulation import Formulation
 from i2sb.images import to_uint8
-from i2sb.metrics.features import FeatureNetwork, UnavailableError, build_efficientnet_lite0
+from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_efficientnet_lite0
 from i2sb.metrics.frechet import Moments, frechet_distance
 from i2sb.network_sizes import check_image_size
 from i2sb.progress import progress_bar

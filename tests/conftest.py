@@ -204,7 +204,7 @@ def inception_dir(tmp_path_factory) -> Path:
     """A folder with Inception's file, its weights drawn from a seed."""
     import torch_fidelity.feature_extractor_inceptionv3 as source
 
-    from i2sb.metrics.features import INCEPTION_FILES
+    from i2sb.metrics.feature_networks import INCEPTION_FILES
 
     folder = tmp_path_factory.mktemp("weights")
     with pytest.MonkeyPatch.context() as patch:

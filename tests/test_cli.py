@@ -267,7 +267,7 @@ def test_scoring_an_unfinished_folder_or_another_data_set(program, trained_run, 
     assert_one_line(*program(EvalConfig, run, score), "3 of 5 images are missing, first number 2")
     write_images(tmp_path / "same_count" / "val", [f"{i}.png" for i in range(5)])
     other = [*score, "--dataset-dir", tmp_path / "same_count"]
-    assert_one_line(*program(EvalConfig, run, other), "same_count/val holds images of other names")
+    assert_one_line(*program(EvalConfig, run, other), "same_count/val: holds images of other names")
     write_images(tmp_path / "other" / "val", ["a.png"])
     assert_one_line(
         *program(EvalConfig, run, [*score, "--dataset-dir", tmp_path / "other"]), "holds 1 images", "restored from 5"

@@ -174,7 +174,7 @@ class ImageDataset(Dataset):
 
     def _decode(self, store: Store, key: str) -> Image.Image | Unreadable:
         try:
-            image = Image.open(io.BytesIO(store.read(key)))
+            image: Image.Image = Image.open(io.BytesIO(store.read(key)))
             if self.native:  # photographs lie as the camera was held; the published preprocessing takes no heed of it
                 image = ImageOps.exif_transpose(image)
             if not image.mode.startswith(("I", "F")):

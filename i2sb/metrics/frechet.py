@@ -46,9 +46,9 @@ class Moments:
         self.outer.addmm_(features.T, features)
 
     def gaussian(self, reduce: Callable[[Tensor], Tensor] = lambda value: value) -> Gaussian:
-        """Return mean and unbiased covariance of all features, those of the other processes summed up by `reduce`.
+        """Return mean and unbiased covariance of all features; `reduce` adds up a tensor over all processes.
 
-        Raises ValueError if there were fewer than two. Every process must have added some.
+        Every process must have added some features, and all together two or more (else ValueError).
         """
         assert self.sum is not None and self.outer is not None
         count = int(reduce(torch.tensor([self.count], device=self.sum.device)))
@@ -60,11 +60,12 @@ class Moments:
 
 
 def frechet_distance(one: Gaussian, reference: Gaussian) -> float:
-    """Return |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), Dowson and Landau 1982; with Inception features the FID.
+    """Return |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½) (Dowson and Landau 1982); of Inception features, it is the FID.
 
-    The eigenvalues of Σ₁ Σ₂ are those of the symmetric Σ₂^½ Σ₁ Σ₂^½, so nothing is complex and singular covariances
+    The eigenvalues of Σ₁ Σ₂ are those of the symmetric Σ₂^½ Σ₁ Σ₂^½, so nothing is complex, and singular covariances
     need no offset.
     """
+    # Heusel et al. 2017, eq. 6
     product = torch.linalg.eigvalsh(reference.root @ one.covariance @ reference.root)
     traces = one.covariance.trace() + reference.covariance.trace() - 2 * product.clamp(min=0).sqrt().sum()
     return ((one.mean - reference.mean).square().sum() + traces).item()

@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-# Features of so many images at most are kept, so that memory does not grow with the data set.
-POOL_SIZE = 10_000
+POOL_SIZE = 10_000  # the features of so many images at most are kept: memory does not grow with the data set
 
 
 class KernelDistance(NamedTuple):
-    """Mean and standard deviation (over N) of the distance over subsets of `subset_size` images."""
+    """Mean and standard deviation (over N) of the distance over `subsets` subsets of `subset_size` images."""
 
     mean: float
     spread: float
+    subsets: int
     subset_size: int
 
 
 def choose_pool(count: int, seed: int, size: int = POOL_SIZE) -> Tensor:
-    """Return which of `count` images the subsets are drawn from, ascending: all, or `size` of them drawn by seed."""
+    """Return the indices of the images that subsets are drawn from, ascending, int64 [min(count, size)].
+
+    All `count`, or where they are more, `size` of them drawn by the seed.
+    """
     if count <= size:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size].sort().values
@@ -32,17 +35,18 @@ def kernel_distance(
 ) -> KernelDistance:
     """Return the unbiased squared maximum mean discrepancy of features [N, D] and [M, D], N and M of 2 or more.
 
-    Kernel (xᵀy/D + 1)³. Each subset takes `subset_size` (at most N, M) of both, drawn apart and without replacement.
+    Kernel (xᵀy/D + 1)³ (Bińkowski et al. 2018), estimate of Gretton et al. 2012, eq. 3. Each subset takes `subset_size`
+    (at most N, M) of both, drawn independently of each other and without replacement.
     """
     from torchmetrics.image.kid import poly_mmd
 
     features, reference = features.double(), reference.double()
     size = min(subset_size, len(features), len(reference))
     generator = torch.Generator().manual_seed(seed)
-    values = []
+    distances = []
     for _ in range(subsets):
         one = features[torch.randperm(len(features), generator=generator)[:size]]
         other = reference[torch.randperm(len(reference), generator=generator)[:size]]
-        values.append(poly_mmd(other, one))
-    values = torch.stack(values)
-    return KernelDistance(values.mean().item(), values.std(correction=0).item(), size)
+        distances.append(poly_mmd(other, one))
+    values = torch.stack(distances)
+    return KernelDistance(values.mean().item(), values.std(correction=0).item(), subsets, size)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from i2sb.errors import UserError
 from i2sb.files import write_atomically
 from i2sb.metrics.frechet import Gaussian
+from i2sb.metrics.table import INCEPTION
 
 MADE_FROM = "made_from"
 
@@ -20,8 +23,9 @@ MADE_FROM = "made_from"
 class MadeFrom:
     """What statistics were made from; "" or 0 where a file does not say.
 
-    mode: how images were resized, "" where the network knows one way only. crop: how they became square. weights: the
-    beginning of the SHA-256 of the network's file. fingerprint: of the data set's names.
+    mode: how images were resized, "" where the network knows one way only. crop: how they became square. images: their
+    number. data: the name of the data set's folder. fingerprint: of the names of its images. weights: the first digits
+    of the SHA-256 of the network's file.
     """
 
     network: str = ""
@@ -38,23 +42,23 @@ class MadeFrom:
 # Published files that do not say it themselves.
 PUBLISHED = {
     "VIRTUAL_imagenet256_labeled.npz": MadeFrom(
-        network="Inception", split="train", image_size=256, crop="center", data="ImageNet"
+        network=INCEPTION, split="train", image_size=256, crop="center", data="ImageNet"
     )
 }
-# What must agree for two sets of features to be comparable, and how a message names it.
+# What must agree for two sets of features to be comparable, and what a message calls it.
 _MUST_AGREE = {
     "network": "network",
-    "mode": "--mode",
+    "mode": "`mode`",
     "split": "split",
     "image_size": "image size",
-    "crop": "--crop",
+    "crop": "`crop`",
     "weights": "weights",
 }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics to compare with; made_from is None if the file says nothing of it."""
+    """Statistics to compare with; made_from is None if the file does not say what they were made from."""
 
     path: Path
     gaussian: Gaussian
@@ -62,11 +66,11 @@ class Reference:
 
     @property
     def network(self) -> str:
-        """The network whose features these are: Inception's where the file does not say, as the field has it."""
-        return (self.made_from.network if self.made_from else "") or "Inception"
+        """The network whose features these are: Inception where the file does not say, as is the custom."""
+        return (self.made_from.network if self.made_from else "") or INCEPTION
 
     def check(self, wanted: MadeFrom) -> None:
-        """Raise ValueError if the file says that it was made otherwise than is wanted."""
+        """Raise UserError if the file says that it was made from something else than is wanted."""
         differences = [
             f"{words} {getattr(self.made_from, name)} there, {getattr(wanted, name)} wanted"
             for name, words in _MUST_AGREE.items()
@@ -76,45 +80,54 @@ class Reference:
             and getattr(self.made_from, name) != getattr(wanted, name)
         ]
         if differences:
-            raise ValueError(f"--reference {self.path}: made from something else ({'; '.join(differences)})")
+            raise UserError("reference", self.path, f"made from something else ({'; '.join(differences)})")
 
 
 def write_reference(path: Path, gaussian: Gaussian, made_from: MadeFrom) -> None:
     """Write mu, sigma (float64) and made_from (JSON) as npz, whole or not at all."""
-    arrays = {"mu": gaussian.mean.numpy(), "sigma": gaussian.covariance.numpy()}
-    arrays[MADE_FROM] = np.array(json.dumps(asdict(made_from)))
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    said = np.array(json.dumps(asdict(made_from)))
+    mu, sigma = gaussian.mean.numpy(), gaussian.covariance.numpy()
+    write_atomically(path, lambda file: np.savez(file, mu=mu, sigma=sigma, made_from=said))
 
 
 def read_reference(path: Path) -> Reference:
     """Read mu [D] and sigma [D, D] from npz, as this project, ADM or pytorch-fid writes it.
 
-    Raises ValueError naming the file if it is missing, broken, or holds no statistics. Nothing in it is run.
+    Raises UserError naming the file if it is missing, broken, or holds no statistics. Nothing in it is run.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            missing = [name for name in ("mu", "sigma") if name not in arrays.files]
-            if missing:
-                raise ValueError(f"it holds {', '.join(arrays.files)}; mu and sigma are wanted")
-            mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
-            said = str(arrays[MADE_FROM]) if MADE_FROM in arrays.files else None
-        if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
-            raise ValueError(f"mu {list(mean.shape)} and sigma {list(covariance.shape)}; [D] and [D, D] are wanted")
-        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise ValueError("it holds values that are not finite")
-        if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * np.abs(covariance).max()):
-            raise ValueError("sigma is not symmetric")
-        made_from = PUBLISHED.get(path.name) if said is None else _made_from(said)
+        mean, covariance, said = _read_arrays(path)
+        made_from = PUBLISHED.get(path.name) if said is None else _parse_made_from(said)
     except FileNotFoundError:
-        raise ValueError(f"--reference {path}: there is no such file") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"--reference {path}: cannot be used ({' '.join(str(error).split())[:200]})") from None
+        raise UserError("reference", path, "there is no such file") from None
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError("reference", path, f"cannot be used ({reason})") from None
     return Reference(path, Gaussian(torch.from_numpy(mean), torch.from_numpy(covariance)), made_from)
 
 
-def _made_from(text: str) -> MadeFrom:
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """Return mu, sigma and the text of made_from, None if there is none. Raises ValueError if they cannot be right."""
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise ValueError("it is a single array")
+    with loaded as arrays:
+        missing = [name for name in ("mu", "sigma") if name not in arrays.files]
+        if missing:
+            raise ValueError(f"it holds {', '.join(arrays.files)}; mu and sigma are wanted")
+        mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
+        said = str(arrays[MADE_FROM]) if MADE_FROM in arrays.files else None
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise ValueError(f"mu {list(mean.shape)} and sigma {list(covariance.shape)}; [D] and [D, D] are wanted")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError("it holds values that are not finite")
+    if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * np.abs(covariance).max()):
+        raise ValueError("sigma is not symmetric")
+    return mean, covariance, said
+
+
+def _parse_made_from(text: str) -> MadeFrom:
+    """Read the JSON. Raises ValueError or TypeError if it does not say what it should."""
     made_from = MadeFrom(**json.loads(text))
     for f in fields(MadeFrom):
         if type(getattr(made_from, f.name)).__name__ != f.type:

@@ -15,8 +15,9 @@ from i2sb.config import SamplingOptions
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.images import draw_grid, draw_strip, to_uint8
-from i2sb.metrics.features import IMAGENET_CLASSES, FeatureNetwork, UnavailableError, build_resnet50
+from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_resnet50
 from i2sb.metrics.pixels import SSIM_WINDOW, psnr, ssim
+from i2sb.metrics.table import IMAGENET_CLASSES
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
 from i2sb.tasks import make_task_batch

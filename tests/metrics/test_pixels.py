@@ -1,4 +1,4 @@
-"""PSNR and SSIM, held to others' and to closed forms."""
+"""PSNR and SSIM against other people's functions and closed forms."""
 
 from __future__ import annotations
 

@@ -8,14 +8,14 @@ import torch
 from corruption import build_corruption
 from i2sb import load_model
 from i2sb.data.dataset import open_split
-from i2sb.metrics.features import FeatureNetwork, Seen
+from i2sb.metrics.feature_networks import FeatureNetwork, FeatureOutput
 from i2sb.training.validation import ValidationSet, choose_images, choose_metrics, find_classifier, summarise, validate
 
 
 def test_validation_counts_what_a_classifier_recognises_where_there_is_one(trained_run, dataset_dir, tmp_path):
     class SaysDog(FeatureNetwork):
         def forward(self, images):
-            return Seen(None, torch.tensor([[0.0, 1.0]]).expand(len(images), 2))
+            return FeatureOutput(None, torch.tensor([[0.0, 1.0]]).expand(len(images), 2))
 
     images = open_split(dataset_dir, "val", image_size=16)  # two cats, three dogs
     assert find_classifier(images, tmp_path, torch.device("cpu")) is None  # two classes are not ImageNet's

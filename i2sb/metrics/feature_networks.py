@@ -1,4 +1,4 @@
-"""Networks that look at images for the metrics: where their weights lie, how they see an image, what they say of it.
+"""Networks that metrics look through: where their weights lie, how they are given an image, what they say of it.
 
 All take 8-bit images, uint8 [B, 3, H, W]. Weights come from files that are read without running code from them, and
 none is ever left at random: what is missing is an UnavailableError that says which file or package to bring.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from corruption.user_file import load_from_file
 from i2sb.errors import UserError
 from i2sb.files import hash_file
 from i2sb.images import from_uint8
+from i2sb.metrics.table import EFFICIENTNET_LITE0, INCEPTION, LPIPS_ALEX, LPIPS_VGG, OWN_FEATURES, RESNET50
 from i2sb.tensor_files import is_named_tensors, load_weights, read_tensors
 
 # The same file under the names that two packages give it.
@@ -37,8 +38,6 @@ _ITEMS = {
     LPIPS_FILES["alex"][0]: "alexnet",
     LPIPS_FILES["vgg"][0]: "vgg16",
 }
-IMAGENET_CLASSES = 1000
-INCEPTION, RESNET50, EFFICIENTNET_LITE0 = "Inception", "ResNet-50", "EfficientNet-Lite0"
 
 
 class UnavailableError(Exception):
@@ -47,25 +46,25 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights: the beginning of its SHA-256, and whether that is the published one, as its name says."""
+    """A file of weights: the first digits of its SHA-256, and whether they are those that its name ends in."""
 
     file: str
     sha256: str
     published: bool
 
 
-class Seen(NamedTuple):
-    """What a network makes of images: features [B, D] and class scores [B, classes], or None where it has none."""
+class FeatureOutput(NamedTuple):
+    """What a network says of images: features [B, D] and class scores [B, classes], floats, None where it has none."""
 
     features: Tensor | None
     scores: Tensor | None
 
 
 class FeatureNetwork(nn.Module):
-    """Maps uint8 [B, 3, H, W] to Seen.
+    """Maps uint8 [B, 3, H, W] to a FeatureOutput.
 
-    mode: how it resizes images, "" where it knows one way only. dim: number of features, 0 if there are none or it is
-    not known before it has seen an image.
+    mode: how it resizes images, "" where it knows one way only. dim: the number of features, 0 where there are none or
+    nobody knows before it has seen an image. weights: the file they are from, None if they are not from one.
     """
 
     name = ""
@@ -73,7 +72,7 @@ class FeatureNetwork(nn.Module):
     dim = 0
     weights: Weights | None = None
 
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> FeatureOutput:
         raise NotImplementedError
 
 
@@ -103,7 +102,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Weights]:
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Copy all weights. Raises ValueError listing what does not fit; counters that older files lack may be missing."""
+    """Copy all weights. Raises UserError listing what does not fit; counters that older files lack may be missing."""
     counters = {name: value for name, value in module.state_dict().items() if name.endswith("num_batches_tracked")}
     load_weights(module, {**counters, **state}, source)
 
@@ -131,7 +130,7 @@ def resize_for_inception(images: Tensor, mode: str) -> Tensor:
         stacked = torch.from_numpy(np.stack([np.asarray(plane) for plane in bicubic]))
         resized = stacked.unflatten(0, images.shape[:2]).to(images.device)
     else:
-        raise ValueError(f"--mode {mode}: must be one of legacy_pytorch, legacy_tensorflow, clean")
+        raise UserError("mode", mode, "must be one of legacy_pytorch, legacy_tensorflow, clean")
     return resized.clamp(0, 255)
 
 
@@ -155,14 +154,14 @@ class Inception(FeatureNetwork):
             network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: holds another architecture ({reason})") from None
+            raise UserError(path, None, f"holds another architecture ({reason})") from None
         # Its own forward takes 8-bit images of any size; here they are resized already, and are floats.
         self.layers = nn.Sequential(*(layer for name, layer in network.named_children() if name != "fc"))
 
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> FeatureOutput:
         x = resize_for_inception(images, self.mode)
         x = x / 255 * 2 - 1 if self.mode == "legacy_pytorch" else (x - 128) / 128
-        return Seen(self.layers(x).flatten(1), None)
+        return FeatureOutput(self.layers(x).flatten(1), None)
 
 
 # --- Classifiers -----------------------------------------------------------------------------------------------------
@@ -191,8 +190,8 @@ class ResNet50(FeatureNetwork):
         self.network = resnet50(weights=None)
         _load(self.network, state, path)
 
-    def forward(self, images: Tensor) -> Seen:
-        return Seen(None, self.network(prepare_for_resnet50(images)))
+    def forward(self, images: Tensor) -> FeatureOutput:
+        return FeatureOutput(None, self.network(prepare_for_resnet50(images)))
 
 
 def prepare_for_efficientnet(images: Tensor) -> Tensor:
@@ -217,12 +216,17 @@ class EfficientNetLite0(FeatureNetwork):
         self.network = EfficientNet.from_name("efficientnet-lite0")
         _load(self.network, state, path)
 
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> FeatureOutput:
         features = self.network.extract_features(prepare_for_efficientnet(images)).mean(dim=(2, 3))
-        return Seen(features, self.network._fc(features))
+        return FeatureOutput(features, self.network._fc(features))
 
 
 # --- LPIPS -----------------------------------------------------------------------------------------------------------
+
+
+def as_colour(images: Tensor) -> Tensor:
+    """Give grey images [B, 1, H, W] the three channels that networks take; colour ones stay as they are."""
+    return images.expand(-1, 3, -1, -1)
 
 
 class PerceptualDistance(nn.Module):
@@ -242,8 +246,8 @@ class PerceptualDistance(nn.Module):
         load_weights(self.network.net, {name: value for name, value in given.items() if value is not None}, path)
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
-        """Return the distance of each uint8 image [B, 3, H, W] from its reference, [B]."""
-        return self.network(from_uint8(images), from_uint8(reference)).flatten()
+        """Return the distance of each image from its reference, uint8 [B, C, H, W] both, C of 1 or 3; float [B]."""
+        return self.network(from_uint8(as_colour(images)), from_uint8(as_colour(reference))).flatten()
 
 
 # --- The user's own --------------------------------------------------------------------------------------------------
@@ -255,19 +259,20 @@ class OwnFeatures(FeatureNetwork):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.compute = load_from_file("features", name)
-        if not callable(self.compute):
+        compute = load_from_file("features", name)
+        if not callable(compute):
             path, _, function = name.rpartition(":")
-            raise ValueError(f"--features {name}: {path} holds no function {function}")
+            raise UserError("features", name, f"{path} holds no function {function}")
+        self.compute = compute
 
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> FeatureOutput:
         features = self.compute(from_uint8(images))
         shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
-            raise ValueError(f"--features {self.name}: returned {shape} for {len(images)} images, [B, D] is wanted")
+            raise UserError("features", self.name, f"returned {shape} for {len(images)} images, [B, D] is wanted")
         if not features.is_floating_point() or not features.isfinite().all():
-            raise ValueError(f"--features {self.name}: returned {features.dtype}, finite floats are wanted")
-        return Seen(features, None)
+            raise UserError("features", self.name, f"returned {features.dtype}, finite floats are wanted")
+        return FeatureOutput(features, None)
 
 
 # --- Building them ---------------------------------------------------------------------------------------------------
@@ -281,18 +286,18 @@ def _need(*packages: str) -> None:
             raise UnavailableError(f"needs the package {name or module}")
 
 
-def build_inception(mode: str, weights_dir: Path) -> FeatureNetwork:
+def build_inception(mode: str, weights_dir: Path) -> Inception:
     """Build Inception. Raises UnavailableError if its package or file is not here."""
     _need("torch_fidelity:torch-fidelity")
     return Inception(mode, find_weights(INCEPTION_FILES, weights_dir))
 
 
-def build_resnet50(weights_dir: Path) -> FeatureNetwork:
+def build_resnet50(weights_dir: Path) -> ResNet50:
     """Build ResNet-50. Raises UnavailableError if its file is not here."""
     return ResNet50(find_weights(RESNET50_FILES, weights_dir))
 
 
-def build_efficientnet_lite0() -> FeatureNetwork:
+def build_efficientnet_lite0() -> EfficientNetLite0:
     """Build EfficientNet-Lite0. Raises UnavailableError if its packages are not here."""
     _need(
         "efficientnet_lite_pytorch:efficientnet-lite-pytorch",
@@ -305,3 +310,21 @@ def build_lpips(backbone: str, weights_dir: Path) -> PerceptualDistance:
     """Build LPIPS on "alex" or "vgg". Raises UnavailableError if its package or file is not here."""
     _need("lpips")
     return PerceptualDistance(backbone, find_weights(LPIPS_FILES[backbone], weights_dir))
+
+
+class NetworkOptions(NamedTuple):
+    """What some networks have to be told: see the settings `weights_dir`, `mode` and `features` of EvalConfig."""
+
+    weights_dir: Path
+    mode: str
+    features: str
+
+
+NETWORKS: dict[str, Callable[[NetworkOptions], FeatureNetwork | PerceptualDistance]] = {
+    INCEPTION: lambda options: build_inception(options.mode, options.weights_dir),
+    RESNET50: lambda options: build_resnet50(options.weights_dir),
+    EFFICIENTNET_LITE0: lambda options: build_efficientnet_lite0(),
+    LPIPS_ALEX: lambda options: build_lpips("alex", options.weights_dir),
+    LPIPS_VGG: lambda options: build_lpips("vgg", options.weights_dir),
+    OWN_FEATURES: lambda options: OwnFeatures(options.features),
+}

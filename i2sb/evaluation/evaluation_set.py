@@ -1,0 +1,176 @@
+"""What there is to score: restored images with the clean and the degraded ones that they belong to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corruption import Corruption
+from i2sb.config import EvalConfig, TrainConfig
+from i2sb.data.dataset import ImageDataset
+from i2sb.data.loading import load_in_order
+from i2sb.errors import UserError
+from i2sb.images import to_uint8
+from i2sb.metrics.meters import EvaluationBatch
+from i2sb.randomness import ImageNoise, Purpose
+from i2sb.restore import read_run_config
+from i2sb.storage.recon import ReconFiles
+from i2sb.storage.released import is_released
+from i2sb.storage.sample_folder import SETTINGS, SampleFolder
+from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
+
+_DATA_SET_WANTED = "give the `dataset_dir`, and the `subset`, they came from"
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Restored images, the data set they came from, and how its degraded images are made again.
+
+    source: where the restored images lie. run_config: the training run's, with the degradation of these images.
+    corruption: that degradation, None if the data set brings degraded images itself. seed: of its noise. settings: what
+    metrics.json tells of the restored images.
+    """
+
+    source: SampleFolder | ReconFiles
+    images: ImageDataset
+    run_config: TrainConfig
+    corruption: Corruption | None
+    image_size: int
+    seed: int
+    settings: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The folder of the restored images."""
+        return self.source.path
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def labels(self) -> Tensor:
+        """Return the class of each image, int64 [N], -1 where it has none."""
+        return _labels(self.images)
+
+    def read(self, numbers: Iterable[int], config: EvalConfig, device: torch.device) -> Iterator[EvaluationBatch]:
+        """Yield images, by their indices in the split, in batches. Raises UserError if restored ones do not fit."""
+        loaded = load_in_order(self.images, list(numbers), batch_size=config.batch_size, workers=config.workers)
+        for part in loaded:
+            noise = ImageNoise(self.seed, Purpose.SAMPLE, part.numbers)
+            batch = make_task_batch(self.run_config, part, self.corruption, noise, evaluation=True)
+            restored = torch.stack([self.source.load(index) for index in part.numbers])
+            if restored.shape != part.image.shape:
+                raise UserError(
+                    self.path, None, f"images {part.numbers} are not of the shape of those they were restored from"
+                )
+            degraded = to_uint8(batch.shown)
+            yield EvaluationBatch(degraded.to(device), restored.to(device), part.image.to(device), part.numbers)
+
+
+def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
+    """Open the folder of restored images that the settings name, sample.py's or the released program's.
+
+    Raises UserError if there are none, some are missing, or they do not fit the data set.
+    """
+    path = config.run_dir / config.sample_dir
+    if not (path / SETTINGS).exists() and (files := ReconFiles.find(path)):
+        return _open_released(config, path, files)
+    folder = SampleFolder.open(path)
+    settings = folder.settings
+    run_config = replace(read_run_config(config.run_dir), corrupt=settings.corrupt, mask_file=settings.mask_file)
+    if config.corrupt not in ("", settings.corrupt):
+        raise UserError("corrupt", config.corrupt, f"the images in {folder.path} were made with {settings.corrupt}")
+    run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / SETTINGS)
+    images = open_task_split(run_config, config.dataset_dir or settings.dataset_dir, "val", settings.image_size)
+    if config.subset or settings.subset:
+        images = images.subset(config.subset or settings.subset)
+    if len(images) != settings.num_images:
+        raise UserError(
+            Path(images.clean.describe()),
+            None,
+            f"holds {len(images)} images, but those in {folder.path} were restored from {settings.num_images}: "
+            f"{_DATA_SET_WANTED}",
+        )
+    if images.fingerprint != settings.fingerprint:
+        raise UserError(
+            Path(images.clean.describe()),
+            None,
+            f"holds images of other names than those in {folder.path} were restored from: "
+            "give the `dataset_dir` they came from",
+        )
+    missing = folder.missing(range(len(images)))
+    if missing:
+        raise UserError(
+            folder.path,
+            None,
+            f"{len(missing)} of {len(images)} images are missing, first number {missing[0]}; finish sample.py first "
+            "(to score a part of a split, restore that part with `subset`)",
+        )
+    corruption = build_task_corruption(run_config, settings.image_size)
+    return EvaluationSet(folder, images, run_config, corruption, settings.image_size, settings.seed, vars(settings))
+
+
+def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> EvaluationSet:
+    """Open recon.pt files: they say nothing of how they were made, the run and the settings do."""
+    source = ReconFiles(path, files)
+    saved = config.run_dir / "config.yaml"
+    if saved.exists() or is_released(config.run_dir):
+        run_config = read_run_config(config.run_dir)
+    elif config.corrupt and config.dataset_dir:
+        run_config = TrainConfig(name=config.ckpt, dataset_dir=config.dataset_dir, corrupt=config.corrupt)
+    else:
+        raise UserError(
+            path, None, f"its {files[0].name} does not say what it was restored from: give `corrupt` and `dataset_dir`"
+        )
+    run_config = choose_degradation(run_config, config.corrupt, config.mask_file, saved)
+    if source.height != source.width:
+        raise UserError(path, None, f"holds images of {source.width}x{source.height} pixels, square ones are wanted")
+    size = source.width
+    corruption = build_task_corruption(run_config, size)
+    if corruption is not None and corruption.draws_masks:
+        raise UserError("corrupt", run_config.corrupt, f"give the published masks that {path} used with `mask_file`")
+    dataset_dir = config.dataset_dir or run_config.dataset_dir
+    images = open_task_split(run_config, dataset_dir, "val", size)
+    if config.subset:
+        images = images.subset(config.subset)
+    _check_released(images, source)
+    settings = {
+        "run": config.ckpt,
+        "files": [file.name for file in files],
+        "corrupt": run_config.corrupt,
+        "mask_file": run_config.mask_file,
+        "dataset_dir": dataset_dir,
+        "subset": config.subset,
+        "image_size": size,
+        "num_images": len(source),
+        "fingerprint": images.fingerprint,
+    }
+    if match := re.match(r"samples_nfe(\d+)", path.name):
+        settings["nfe"] = int(match[1])
+    return EvaluationSet(source, images, run_config, corruption, size, 0, settings)
+
+
+def _check_released(images: ImageDataset, source: ReconFiles) -> None:
+    """Raise UserError if the files hold another number of images than the data set, or images of other classes."""
+    data_set = Path(images.clean.describe())
+    if len(images) != len(source):
+        raise UserError(data_set, None, f"holds {len(images)} images, {source.path} {len(source)}: {_DATA_SET_WANTED}")
+    labels = _labels(images)
+    others = (labels != source.labels).nonzero().flatten()
+    if (labels >= 0).all() and len(others):
+        first = int(others[0])
+        raise UserError(
+            data_set,
+            None,
+            f"image {first} is of class {labels[first]}, in {source.path} of class {source.labels[first]} "
+            f"({len(others)} differ): give the `dataset_dir` they came from",
+        )
+
+
+def _labels(images: ImageDataset) -> Tensor:
+    return torch.tensor([images.label(index) for index in range(len(images))])

@@ -1,0 +1,240 @@
+"""METRICS: what compute_metrices.py can compute, a row a metric, and nowhere else a list of them.
+
+The command line reads names from here, so this file imports no torch: what a row calls imports it when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from i2sb.metrics.pixels import PSNR_LIMIT, SSIM_WINDOW, mae, psnr, ssim
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from i2sb.metrics.meters import NetworkMeter
+
+COLUMNS = ("degraded", "restored")  # what is scored, each against the clean images
+CLEAN = "clean"
+
+# The networks that metrics look through; i2sb.metrics.feature_networks builds them.
+INCEPTION, RESNET50, EFFICIENTNET_LITE0 = "Inception", "ResNet-50", "EfficientNet-Lite0"
+LPIPS_ALEX, LPIPS_VGG = "LPIPS (AlexNet)", "LPIPS (VGG)"
+OWN_FEATURES = "own"  # a function of the user's
+
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric's values, by the names of COLUMNS, and what belongs to them.
+
+    details: what metrics.json tells besides (spread, reference, …). words: what fills the places in curly brackets of
+    the metric's title and definition. remark: is put after the definition.
+    """
+
+    values: Mapping[str, float]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    words: Mapping[str, Any] = field(default_factory=dict)
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of METRICS.
+
+    title, unit, digits: how a value is written. definition: what exactly it is, for metrics.json and the report. Title
+    and definition may have places in curly brackets, for the words of the Summary.
+
+    How it is computed, one of the three:
+    compare: a number for each image, float [B], of images and their clean partners, uint8 [B, C, H, W] each, C of 1 or
+    3; the metric is the mean over all images.
+    summarise: of what `network` says of all images.
+    Neither: `network` compares the images itself, and the metric is the mean over all images.
+
+    limit: the largest number an image can have; how many have it is told.
+    network: one of the names above; a metric whose network's weights are not here is not computed.
+    min_images, min_side, classes: the images it needs at least, the pixels a side of each, the class folders of their
+    data set (0: any).
+    uses_clean: whether the network is to see the clean images even if there are reference statistics.
+    uses_pool: whether the features of a number of images are to be kept. uses_reference: whether it can compare with
+    reference statistics. uses_function: whether the user must name a feature function (`features`).
+    """
+
+    title: str
+    definition: str
+    compare: Callable[[Tensor, Tensor], Tensor] | None = None
+    summarise: Callable[[NetworkMeter], Summary] | None = None
+    limit: float | None = None
+    network: str = ""
+    unit: str = ""
+    digits: int = 2
+    higher_is_better: bool = True
+    min_images: int = 1
+    min_side: int = 1
+    classes: int = 0
+    uses_clean: bool = False
+    uses_pool: bool = False
+    uses_reference: bool = False
+    uses_function: bool = False
+
+    def find_lack(self, *, images: int, side: int, classes: int) -> str:
+        """Say what a set of images lacks for this metric, "" if nothing."""
+        if self.classes and classes != self.classes:
+            return f"needs the {self.classes} class folders of ImageNet, the data set has {classes or 'no classes'}"
+        if images < self.min_images:
+            return f"needs at least {self.min_images} images"
+        if side < self.min_side:
+            return f"needs images of {self.min_side} pixels a side or more"
+        return ""
+
+
+# --- What a network says of all images -------------------------------------------------------------------------------
+
+
+def summarise_frechet(meter: NetworkMeter) -> Summary:
+    """The Fréchet distance of the features from those of the reference, or of the clean images."""
+    reference, mode = meter.reference, meter.network.mode
+    details: dict[str, Any] = {"features": meter.dim, "reference": {"file": str(reference.path) if reference else ""}}
+    if mode:
+        details["mode"] = mode
+    if reference:
+        details["reference"]["made_from"] = asdict(reference.made_from) if reference.made_from else "not said"
+    source = str(reference.path) if reference else f"the {meter.count} clean images scored"
+    remark = ""
+    if meter.count <= meter.dim:
+        remark = f"; {meter.count} images are few for {meter.dim} features: compare only with values of as many images"
+    words = {"features": meter.dim, "network": meter.network.name, "mode": mode, "source": source}
+    return Summary({column: meter.frechet(column) for column in COLUMNS}, details, words, remark)
+
+
+def summarise_kid(meter: NetworkMeter) -> Summary:
+    """The kernel distance of the features from those of the clean images, with its spread over subsets."""
+    distances = {column: meter.kernel(column) for column in COLUMNS}
+    details = {
+        "spread": {column: distance.spread for column, distance in distances.items()},
+        "subsets": distances["restored"].subsets,
+        "subset_size": distances["restored"].subset_size,
+        "pool_size": meter.pool_size,
+        "seed": meter.seed,
+        "mode": meter.network.mode,
+    }
+    return Summary({column: distance.mean for column, distance in distances.items()}, details, words=details)
+
+
+def summarise_agreement(meter: NetworkMeter) -> Summary:
+    """How often an image is given the class of its clean partner, in %."""
+    return Summary({column: meter.agreement(column) for column in COLUMNS})
+
+
+def summarise_accuracy(meter: NetworkMeter) -> Summary:
+    """How often an image is given the class that it is labelled with, in %."""
+    return Summary({column: meter.accuracy(column) for column in COLUMNS})
+
+
+METRICS: dict[str, Metric] = {
+    "psnr": Metric(
+        "PSNR",
+        f"PSNR of 8-bit images, at most {PSNR_LIMIT:.0f} dB an image, which equal images have, so that errors too "
+        "small to be seen do not outweigh the others; mean over images",
+        compare=psnr,
+        limit=PSNR_LIMIT,
+        unit="dB",
+    ),
+    "ssim": Metric(
+        "SSIM",
+        "SSIM, Gaussian window 11, σ 1.5, within the image, mean over images and channels",
+        compare=ssim,
+        digits=4,
+        min_side=SSIM_WINDOW,
+    ),
+    "mae": Metric(
+        "MAE",
+        "Mean absolute error in 8-bit levels, 0 to 255, mean over images",
+        compare=mae,
+        higher_is_better=False,
+    ),
+    "lpips-alex": Metric(
+        "LPIPS (AlexNet)",
+        "LPIPS 0.1 with AlexNet, images in [-1, 1] at their own size, mean over images",
+        network=LPIPS_ALEX,
+        digits=4,
+        higher_is_better=False,
+        min_side=31,  # of less, nothing is left after its strides
+    ),
+    "lpips-vgg": Metric(
+        "LPIPS (VGG)",
+        "LPIPS 0.1 with VGG-16, images in [-1, 1] at their own size, mean over images",
+        network=LPIPS_VGG,
+        digits=4,
+        higher_is_better=False,
+        min_side=16,
+    ),
+    "fid": Metric(
+        "FID",
+        "Fréchet distance of {features} features of the Inception network of 2015, {mode}, from {source}",
+        summarise=summarise_frechet,
+        network=INCEPTION,
+        higher_is_better=False,
+        min_images=2,
+        uses_reference=True,
+    ),
+    "kid": Metric(
+        "KID",
+        "Unbiased squared MMD of Inception features, kernel (xᵀy/2048 + 1)³, from the clean images scored; mean over "
+        "{subsets} subsets of {subset_size}, out of {pool_size}",
+        summarise=summarise_kid,
+        network=INCEPTION,
+        digits=5,
+        higher_is_better=False,
+        min_images=2,
+        uses_clean=True,
+        uses_pool=True,
+    ),
+    "ca": Metric(
+        "CA",
+        "Classifier accuracy: top-1 of ResNet-50 (V1), bicubic to 224 without antialias or crop",
+        summarise=summarise_accuracy,
+        network=RESNET50,
+        unit="%",
+        classes=IMAGENET_CLASSES,
+    ),
+    "efficientnet-lite0-frechet": Metric(
+        "Fréchet distance, EfficientNet-Lite0",
+        "Fréchet distance of {features} features of {network} from {source}",
+        summarise=summarise_frechet,
+        network=EFFICIENTNET_LITE0,
+        higher_is_better=False,
+        min_images=2,
+        uses_reference=True,
+    ),
+    "efficientnet-lite0-agreement": Metric(
+        "top-1 agreement, EfficientNet-Lite0",
+        "Share of images that EfficientNet-Lite0 gives the class it gives their clean partner",
+        summarise=summarise_agreement,
+        network=EFFICIENTNET_LITE0,
+        unit="%",
+        uses_clean=True,
+    ),
+    "efficientnet-lite0-accuracy": Metric(
+        "top-1 accuracy, EfficientNet-Lite0",
+        "Share of images to which EfficientNet-Lite0 gives their label",
+        summarise=summarise_accuracy,
+        network=EFFICIENTNET_LITE0,
+        unit="%",
+        classes=IMAGENET_CLASSES,
+    ),
+    "features-frechet": Metric(
+        "Fréchet distance, {network}",
+        "Fréchet distance of {features} features of {network} from {source}",
+        summarise=summarise_frechet,
+        network=OWN_FEATURES,
+        digits=4,
+        higher_is_better=False,
+        min_images=2,
+        uses_reference=True,
+        uses_function=True,
+    ),
+}
