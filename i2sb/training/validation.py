@@ -25,7 +25,7 @@ from i2sb.tasks import make_task_batch
 STRIP_STATES = 6
 
 
-class Validation(NamedTuple):
+class ValidationResult(NamedTuple):
     """The results of one process.
 
     sums: float64, over its images: for each metric the degraded and the restored value, then the number of images.
@@ -100,7 +100,7 @@ def validate(
     nfe: int,
     clip_denoise: bool,
     seed: int,
-) -> Validation:
+) -> ValidationResult:
     """Restore the images of these numbers and compare them with the clean ones."""
     images, corruption, metrics = validation_set
     device, options = model.device, SamplingOptions(nfe=nfe, clip_denoise=clip_denoise, seed=seed)
@@ -119,9 +119,9 @@ def validate(
         if path.states is not None and path.pred_x0s is not None:
             strip = draw_strip(to_uint8(path.states[0]), to_uint8(path.pred_x0s[0]), to_uint8(batch.x1[:1])[0])
     if not drawn:
-        return Validation(sums, None, None)
+        return ValidationResult(sums, None, None)
     columns = [torch.cat(column) for column in zip(*drawn, strict=True)]
-    return Validation(sums, draw_grid(list(zip(("degraded", "restored", "clean"), columns, strict=True))), strip)
+    return ValidationResult(sums, draw_grid(list(zip(("degraded", "restored", "clean"), columns, strict=True))), strip)
 
 
 def summarise(sums: Tensor, metrics: Iterable[str]) -> tuple[dict[str, float], int]:
