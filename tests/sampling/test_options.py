@@ -85,6 +85,7 @@ def test_names_of_folders_stay():
     assert folder_name(options, formulation, "elsewhere/best.pt") == "samples_nfe2_best"
 
 
+@pytest.mark.slow
 def test_a_new_option_is_one_line(tmp_path, trained_run, dataset_dir):
     """In a copy of the project, by a line in config.py alone: a flag, in names, settings and manifest, and compared."""
     for name in ("i2sb", "corruption"):
