@@ -85,6 +85,7 @@ class Corruption(nn.Module):
     makes_holes: whether its images come with a mask. mixes_holes: whether an empty mask then stands for an image that
     is degraded all over, as in a mixture.
     draws_masks: whether it draws masks of its own where the published evaluation has a file of them.
+    adds_colour: whether a network that undoes it gives colour to grey images.
     reference_split: the split whose images the published evaluation of it takes FID from, train or val.
     """
 
@@ -92,6 +93,7 @@ class Corruption(nn.Module):
     makes_holes: bool = False
     mixes_holes: bool = False
     draws_masks: bool = False
+    adds_colour: bool = False
     reference_split: str = "val"
 
     def forward(self, clean: Tensor, generator: Generators = None, index: Sequence[int] | None = None) -> Corrupted:

@@ -47,6 +47,11 @@ class PublishedBlur(Blur):
 
     SMALLEST_SINGULAR_VALUE = 3e-2
 
+    U: Tensor
+    V: Tensor
+    W: Tensor
+    C: Tensor
+
     def __init__(self, kernel: tuple[float, ...], side: int) -> None:
         super().__init__()
         self.side = side
@@ -138,11 +143,11 @@ def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor, offset: T
 
 def _toeplitz(taps: tuple[float, ...], before: int, side: int) -> Tensor:
     """Return the banded matrix [side, side], float64, whose row i weighs inputs i - before, i - before + 1, …"""
-    return sum(
-        torch.diag(torch.full((side - abs(offset),), tap, dtype=torch.float64), offset)
-        for offset, tap in enumerate(taps, -before)
-        if abs(offset) < side
-    )
+    matrix = torch.zeros(side, side, dtype=torch.float64)
+    for offset, tap in enumerate(taps, -before):
+        if abs(offset) < side:
+            matrix += torch.diag(torch.full((side - abs(offset),), tap, dtype=torch.float64), offset)
+    return matrix
 
 
 @cached_table

@@ -13,6 +13,10 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and common grey conversion
 class Decoloring(LinearCorruption):
     """`decolor`: A is the luma [B, 1, H, W]; it is shown in all three channels."""
 
+    adds_colour = True
+
+    weights: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("weights", torch.tensor(LUMA)[:, None, None], persistent=False)

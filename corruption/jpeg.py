@@ -52,6 +52,14 @@ class Coefficients(NamedTuple):
 class JPEG(Corruption):
     """`jpeg-Q`: quality Q from 1 to 100, for colour images whose sides are multiples of 16."""
 
+    to_luma: Tensor
+    to_chroma: Tensor
+    from_chroma: Tensor
+    luma_forward: Tensor
+    luma_backward: Tensor
+    chroma_forward: Tensor
+    chroma_backward: Tensor
+
     def __init__(self, quality: int) -> None:
         super().__init__()
         self.quality = quality

@@ -23,6 +23,9 @@ class MaskFile(nn.Module):
     Raises CorruptionError naming the file if it is missing, broken, without the key, or holds other masks.
     """
 
+    packed: Tensor
+    shifts: Tensor
+
     def __init__(self, path: str, percents: tuple[int, int]) -> None:
         super().__init__()
         self.path = path

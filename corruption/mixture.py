@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,14 @@ class Mixture(Corruption):
         self.makes_holes = not blind and any(part.makes_holes for part in parts)
         self.mixes_holes = self.makes_holes and not all(part.makes_holes for part in parts)
         self.draws_masks = any(part.draws_masks for part in parts)
+        self.adds_colour = any(part.adds_colour for part in parts)
         splits = {part.reference_split for part in parts}
         self.reference_split = splits.pop() if len(splits) == 1 else "val"
         self.note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
         for part in self.parts:
-            part.check_shape(channels, height, width)
+            cast(Corruption, part).check_shape(channels, height, width)
 
     def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
         if draws.index is None:
@@ -40,7 +42,7 @@ class Mixture(Corruption):
         image, mask = torch.empty_like(clean), torch.zeros_like(clean[:, :1])
         for kind in set(kinds):  # the images of a kind go through it together
             rows = [row for row, other in enumerate(kinds) if other == kind]
-            done = self.parts[kind].degrade(clean[rows], draws.select(rows))
+            done = cast(Corruption, self.parts[kind]).degrade(clean[rows], draws.select(rows))
             image[rows] = done.image
             if done.mask is not None:
                 mask[rows] = done.mask

@@ -75,11 +75,11 @@ def _distance_to_strokes(u: Tensor, height: int, width: int) -> Tensor:
         for n, s in zip(grid, (height, width), strict=True)
     ]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None, None]  # [1, 1, h, w, 2]
-    nearest = None
+    nearest = torch.full((), torch.inf, device=corners.device)
     for piece in range(PIECES):  # all images and strokes at once
         a, b = (corners[:, :, piece + end, None, None] for end in (0, 1))  # [B, strokes, 1, 1, 2]
         along = ((points - a) * (b - a)).sum(-1, keepdim=True) / (b - a).square().sum(-1, keepdim=True).clamp(min=1e-9)
         away = (points - torch.lerp(a, b, along.clamp(0, 1))).square().sum(-1)
-        nearest = away if nearest is None else torch.minimum(nearest, away)
+        nearest = torch.minimum(nearest, away)
     distance = (nearest.sqrt() / breadth.unsqueeze(-1)).amin(1, keepdim=True)
     return F.interpolate(distance, size=(height, width), mode="bilinear")[:, 0]

@@ -18,6 +18,7 @@ def load_from_file(setting: str, name: str) -> object:
     if not Path(path).is_file():
         raise CorruptionError(setting, name, f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"{setting}_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None  # there is one for every file
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
     try:
         spec.loader.exec_module(module)

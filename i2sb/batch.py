@@ -20,7 +20,8 @@ class Batch:
     x0: clean, or None where only a degraded image is known. x1: where the bridge begins. mask: [B, 1, H, W], 1 where
     there is something to restore: inside the hole, or, where a mixture also degrades otherwise, all over such images;
     None: everywhere. cond: what a conditioned network sees beside x_t, or None. shown: the degraded image as people
-    look at it (an inpainting hole is white there, noise in x1). label: class indices [B], or None.
+    look at it (an inpainting hole is white there, noise in x1). label: class indices [B], or None. corruption: what
+    degraded the images, where it is known.
     """
 
     x0: Tensor | None
@@ -29,9 +30,16 @@ class Batch:
     cond: Tensor | None
     shown: Tensor
     label: Tensor | None = None
+    corruption: Corruption | None = None
 
     def __len__(self) -> int:
         return len(self.x1)
+
+    @property
+    def clean(self) -> Tensor:
+        """x0, in training."""
+        assert self.x0 is not None, "only pairs of images can be trained on"
+        return self.x0
 
 
 def begin_bridge(
@@ -49,6 +57,16 @@ def begin_bridge(
     if add_x1_noise:
         x1 = x1 + noise.randn_like(x1)
     return x1, cond
+
+
+def find_region(mask: Tensor | None, corruption: Corruption | None) -> Tensor | None:
+    """Return where there is something to restore in images with these holes, as `Batch.mask` has it.
+
+    Where a mixture makes holes in some images and degrades others all over, an empty mask says that it did the latter.
+    """
+    if mask is None or corruption is None or not corruption.mixes_holes:
+        return mask
+    return torch.where(mask.amax((1, 2, 3), keepdim=True) > 0, mask, 1.0)
 
 
 def make_batch(
@@ -72,10 +90,9 @@ def make_batch(
     if corruption is not None:
         corrupted = corruption(x0, noise.degradation_generators(), index)
     else:
+        assert degraded is not None
         corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
     x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise)
     label = label.to(device, non_blocking=True)
-    mask = corrupted.mask
-    if corruption is not None and corruption.mixes_holes:
-        mask = torch.where(mask.amax((1, 2, 3), keepdim=True) > 0, mask, 1.0)
-    return Batch(x0=x0, x1=x1, mask=mask, cond=cond, shown=corrupted.image, label=label)
+    mask = find_region(corrupted.mask, corruption)
+    return Batch(x0=x0, x1=x1, mask=mask, cond=cond, shown=corrupted.image, label=label, corruption=corruption)

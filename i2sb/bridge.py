@@ -57,6 +57,14 @@ class Bridge(nn.Module):
     noise_levels, the network's time input. They are computed in float64 and kept in `dtype`.
     """
 
+    betas: Tensor
+    std_fwd: Tensor
+    std_bwd: Tensor
+    std_sb: Tensor
+    mu_x0: Tensor
+    mu_x1: Tensor
+    noise_levels: Tensor
+
     def __init__(
         self,
         interval: int = 1000,

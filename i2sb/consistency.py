@@ -37,7 +37,7 @@ def check_consistency(kind: str, name: str, corruption: Corruption | None) -> No
 def advise_consistency(kind: str, corruption: Corruption | None) -> str:
     """Return what a user should know who asks for this with pictures of 8 bits; empty if nothing."""
     if kind == "project" and isinstance(corruption, Blur):
-        return "undoing a blur makes the rounding of 8-bit pictures strong noise; --consistency gradient does not"
+        return "undoing a blur makes the rounding of 8-bit pictures strong noise; `consistency` gradient does not"
     return ""
 
 
@@ -91,6 +91,7 @@ def make_consistency(
         return None
     if isinstance(corruption, JPEG):
         return _keep_coefficients(corruption, degraded)
+    assert isinstance(corruption, LinearCorruption)  # or `check_consistency` has refused it
     measurement = measure(corruption, degraded, mask)
     if kind == "project":
         return lambda x0, share: measurement.project(x0)

@@ -1,13 +1,16 @@
-"""Where this process stands among others: one process, or one of many that torchrun started."""
+"""The processes that share the work: this one alone, or one of several that torchrun started."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from i2sb.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -17,17 +20,13 @@ class World:
     rank: int
     world_size: int
     device: torch.device
-    # Carries flags between the processes' CPUs, so that GPUs need not be waited for; None: the only group does.
-    control: dist.ProcessGroup | None = None
+    # A process group for flags, between CPUs, so that nobody waits for GPUs; None: the default group, which is of CPUs.
+    control: Any = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
-
-    def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of `value` over all processes."""
-        return self.sum(value) / self.world_size
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over all processes."""
@@ -37,7 +36,7 @@ class World:
         return value
 
     def any(self, *flags: bool) -> list[bool]:
-        """Return for each flag whether any process has it set; all must ask at the same place."""
+        """Return for each flag whether any process has it set. All processes must call this together."""
         if self.world_size == 1:
             return list(flags)
         values = torch.tensor(flags, dtype=torch.int32)
@@ -51,28 +50,28 @@ class World:
 
 
 def find_device(device: str = "auto") -> torch.device:
-    """Return the device that --device names: "cpu", "cuda", or "auto", the GPU if there is one.
+    """Return the device that the setting names: "cpu", "cuda", or "auto", the GPU if there is one.
 
-    Under torchrun each process of a machine has a GPU of its own. Raises ValueError if there are not so many.
+    Under torchrun each process of a machine has a GPU of its own. Raises UserError if there are too few.
     """
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and not gpus:
-        raise ValueError("--device cuda: torch finds no GPU here; use --device cpu")
+        raise UserError("device", device, "torch finds no GPU here; use `device` cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if gpus and local_rank >= gpus:
-        raise ValueError(f"torchrun --nproc-per-node: more processes were started than the {gpus} GPUs here")
+        raise UserError("", None, f"torchrun --nproc-per-node: more processes were started than the {gpus} GPUs here")
     return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
 
 
 def join_world(device: str = "auto") -> World:
     """Find the device and, under torchrun, join the other processes (NCCL on GPUs, gloo on CPUs).
 
-    Raises ValueError like `find_device`.
+    Raises UserError like `find_device`.
     """
-    place = find_device(device)
-    on_gpu = place.type == "cuda"
+    own_device = find_device(device)
+    on_gpu = own_device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(own_device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1 and not dist.is_initialized():
         # Addresses that a dead process left in torchrun's store must not be taken for its successor's.
@@ -83,22 +82,22 @@ def join_world(device: str = "auto") -> World:
             store=store,
             rank=rank,
             world_size=world_size,
-            device_id=place if on_gpu else None,
+            device_id=own_device if on_gpu else None,
         )
     control = dist.new_group(backend="gloo") if world_size > 1 and on_gpu else None
-    return World(rank, world_size, place, control)
+    return World(rank, world_size, own_device, control)
 
 
 def average_in_rank_order(group, bucket):  # torch takes no annotations that are text, as they are here
     """Average a bucket of DistributedDataParallel's over the processes: a communication hook for CPUs.
 
-    Each number is added up in the order of the ranks. In gloo's own average the order depends on the number's place in
-    the bucket, and buckets are made up anew after the first iteration, a resumed run's too: its last digits would be
-    others than those of a run that was never stopped.
+    Each number is added up in the order of the ranks. In gloo's own average the order depends on where in the bucket
+    the number lies, and buckets are filled anew after the first iteration, also of a resumed run: its last digits would
+    differ from those of a run that was never stopped.
     """
-    own = bucket.buffer()
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, own, group=group)
+    here = bucket.buffer()
+    parts = [torch.empty_like(here) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, here, group=group)
     total = parts[0]
     for part in parts[1:]:
         total += part

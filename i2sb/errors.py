@@ -21,10 +21,15 @@ class UserError(ValueError):
         self.setting, self.value, self.must = setting, value, must
         super().__init__(_say(str(setting), value, must))
 
+    @property
+    def marked(self) -> str:
+        """The mistake in one line, the setting in backticks as `must` has others: to be part of another's `must`."""
+        bare = isinstance(self.setting, Path) or not self.setting
+        return _say(str(self.setting) if bare else f"`{self.setting}`", self.value, self.must)
+
     def inside(self, place: str | Path) -> UserError:
         """Return the same mistake, met in a file: `place` is named first."""
-        quoted = str(self.setting) if isinstance(self.setting, Path) or not self.setting else f"`{self.setting}`"
-        return UserError(place, None, _say(quoted, self.value, self.must))
+        return UserError(place, None, self.marked)
 
 
 def _say(setting: str, value: object, must: str) -> str:

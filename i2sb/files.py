@@ -13,7 +13,7 @@ PARTIAL = ".partial"
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what a process left that was killed while it wrote into `folder`."""
+    """Delete unfinished files from `folder`, which a killed process left."""
     for path in folder.glob(f".*{PARTIAL}"):
         path.unlink()
 
@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: b
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in the same way."""
+    """Write a text file as `write_atomically` does."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
@@ -48,7 +48,7 @@ def hash_file(path: Path) -> str:
 
 
 def find_os_error(error: BaseException | None) -> str | None:
-    """Return what a file system said (no space left, quota exceeded, …) if that is why something failed, else None."""
+    """Return what the disk said (no space left, quota exceeded, …) if that is behind an error, else None."""
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Pixels: the one place where 8-bit images become [-1, 1] and back, and where pictures are drawn and written."""
+"""Pixels: the one place that turns 8-bit images into [-1, 1] and back, and draws and writes pictures."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ class BridgeNetwork(nn.Module):
     autocast_dtype: what the U-Net computes in where autocast lets it, or None for its own; outputs are float32.
     """
 
+    noise_levels: Tensor
+
     def __init__(self, unet: UNet, noise_levels: Tensor, patch_size: int = 1) -> None:
         super().__init__()
         self.diffusion_model = unet
@@ -51,8 +53,8 @@ class BridgeNetwork(nn.Module):
 
     def count_condition_parameters(self) -> int:
         """Return how many weights of the first layer see the condition: all that conditioned networks have more."""
-        state_channels = self.diffusion_model.out[-1].out_channels
-        return self.diffusion_model.input_blocks[0][0].weight[:, state_channels:].numel()
+        first = self.diffusion_model.first_convolution
+        return first.weight[:, self.diffusion_model.out_channels :].numel()
 
 
 def build_network(

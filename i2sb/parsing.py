@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
+from i2sb.config import flag
 from i2sb.errors import UserError
 
-C = TypeVar("C", TrainConfig, SampleConfig, EvalConfig)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")  # whose fields are i2sb.config.option
 
 
 def make_parser(config_class: type[C]) -> ArgumentParser:
@@ -48,7 +51,7 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         if action.default in ("", None) or isinstance(action.default, bool):
-            return action.help
+            return action.help or ""
         return f"{action.help} (default: %(default)s)"
 
 
@@ -85,25 +88,29 @@ def _build(
 
 def read_config(config_class: type[C], path: Path) -> C:
     """Read the config that a run saved at `path`. Raises ValueError naming the file if that fails or a line is gone."""
-    return _rebuild(config_class, read_yaml(path), path)
+    return from_values(config_class, read_yaml(path), path)
 
 
 def from_yaml(config_class: type[C], text: str, source: Path) -> C:
     """Take back what `to_yaml` gave and `source` keeps. Raises ValueError naming the source like `read_config`."""
-    return _rebuild(config_class, _parse_yaml(text, source), source)
+    return from_values(config_class, _parse_yaml(text, source), source)
 
 
-def _rebuild(config_class: type[C], given: dict[str, Any], path: Path) -> C:
+def from_values(config_class: type[C], given: dict[str, Any], path: Path) -> C:
+    """Build the config that `path` holds in these values. Raises ValueError like `read_config`."""
     try:
         missing = [f.name for f in fields(config_class) if f.name not in given and not f.metadata["later"]]
         if missing:  # a default in its place could be another bridge or network
             raise UserError(path, None, f"lacks {', '.join(missing)}; restore it as the run saved it")
-        return _build(config_class, [], given, path)
+        of_older_versions = {
+            f.name: f.metadata["older"] for f in fields(config_class) if f.metadata["older"] is not None
+        }
+        return _build(config_class, [], {**of_older_versions, **given}, path)
     except UserError as error:
         raise error if error.setting == path else error.inside(path) from None
 
 
-def to_yaml(config: TrainConfig | SampleConfig | EvalConfig) -> str:
+def to_yaml(config: DataclassInstance) -> str:
     """Return the settings as YAML that `read_config` and `--config` take back."""
     return yaml.safe_dump(asdict(config), sort_keys=False)
 

@@ -67,14 +67,14 @@ def measure_slowdown(dtype: torch.dtype, *, side: int = 256, repeats: int = 5) -
     return best[dtype] / best[torch.float32]
 
 
-def advise_precision(precision: str, device: torch.device, flag: str = "") -> str:
+def advise_precision(precision: str, device: torch.device, setting: str = "") -> str:
     """Return a warning with the factor measured if this processor only emulates `precision`, otherwise nothing.
 
-    flag: the setting that asked for it, if not --precision. GPUs compute in all of them, and are not measured.
+    setting: what asked for it, if not `precision`. GPUs compute in all of them, and are not measured.
     """
     dtype = _AUTOCAST[precision]
     factor = measure_slowdown(dtype) if dtype is not None and device.type == "cpu" else 1.0
     if factor < EMULATED:
         return ""
-    flag = flag or f"--precision {precision}"
-    return f"{flag}: this processor emulates it; a matrix product takes {factor:.0f} times as long as in fp32"
+    asked = f"`{setting}`" if setting else f"`precision` {precision}"
+    return f"{asked}: this processor emulates it; a matrix product takes {factor:.0f} times as long as in fp32"

@@ -1,4 +1,4 @@
-"""Progress bars: drawn often where somebody watches, now and then where a file is written."""
+"""Progress bars: drawn often on a terminal, every half minute into a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECONDS_BETWEEN = {"terminal": 0.1, "file": 30.0}
 
 
 def progress_bar(total: int, unit: str, *, quiet: bool = False, **settings: Any) -> tqdm:
-    """Return a bar on standard error, none if `quiet` or if there is nothing to do. settings: more of tqdm's."""
+    """Return a bar on standard error, which stays silent if `quiet` or if `total` is 0. settings: others of tqdm's."""
     seconds = SECONDS_BETWEEN["terminal" if sys.stderr.isatty() else "file"]
     return tqdm(
         total=total,

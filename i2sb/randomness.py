@@ -33,9 +33,9 @@ def make_seed(run_seed: int, purpose: Purpose, number: int, *stream: int) -> int
 class ImageNoise:
     """A stream of noise for each image of a batch.
 
-    numbers: what the images are counted by, [B]. Draws are made on `device` (two devices' streams differ, so sampling
-    draws on the CPU) and handed out on the device of the images. On the CPU torch keeps 32 bits of a seed: among very
-    many images two may share their noise.
+    numbers: the number of each image, [B]. Draws are made on `device` (CPUs and GPUs draw other numbers from the same
+    seed, so sampling draws on the CPU) and handed out on the device of the images. On the CPU torch uses 32 bits of a
+    seed: among very many images two may share their noise.
     """
 
     def __init__(self, run_seed: int, purpose: Purpose, numbers: Sequence[int], device: torch.device | str = "cpu"):

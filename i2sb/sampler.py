@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from i2sb.bridge import Bridge, Randn, space_indices
+from i2sb.errors import UserError
 from i2sb.steps import Step, make_step
 
 
@@ -33,7 +33,8 @@ class Trajectory:
     pred_x0s: Tensor | None = None
 
 
-class StepTaken(NamedTuple):
+@dataclass(frozen=True)
+class StepTaken:
     """One step back, as a callback sees it.
 
     number: from 1 to `count`, one an evaluation. n, nprev: the indices it went from and to. state: the state at nprev,
@@ -61,10 +62,10 @@ def logged_steps(nfe: int, log_count: int) -> list[int]:
 def step_grid(interval: int, nfe: int) -> list[int]:
     """Return the nfe + 1 indices, rising from 0 to interval - 1, between which `nfe` evaluations step.
 
-    Raises ValueError unless 1 <= nfe <= interval - 1.
+    Raises UserError unless 1 <= nfe <= interval - 1.
     """
     if not 1 <= nfe <= interval - 1:
-        raise ValueError(f"--nfe {nfe}: a bridge of {interval} steps takes between 1 and {interval - 1} evaluations")
+        raise UserError("nfe", nfe, f"a bridge of {interval} steps takes between 1 and {interval - 1} evaluations")
     return space_indices(interval, nfe + 1)
 
 
@@ -95,7 +96,7 @@ def sample(
     `refine` is applied to every predicted clean image, before the step back, and to the finished one.
     `callback` is called after every step.
 
-    Raises ValueError if `nfe` does not fit the bridge, or for an unknown sampler.
+    Raises UserError if `nfe` does not fit the bridge, or for an unknown sampler.
     """
     step_back = make_step(sampler, bridge, x1, ot_ode=ot_ode, eta=eta, randn=randn)
     ot_ode = ot_ode or sampler == "ot_ode"

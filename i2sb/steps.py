@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from i2sb.bridge import Bridge, Randn
+from i2sb.errors import UserError
 
 # step(nprev, n, x_n, pred_x0) -> x_nprev; called from the degraded end to the clean one.
 Step = Callable[[int, int, Tensor, Tensor], Tensor]
@@ -27,13 +28,13 @@ def advise(sampler: str, eta: float, nfe: int, *, ot_ode: bool) -> str:
     ot_ode: whether the bridge was trained without noise.
     """
     if sampler == "eta" and ot_ode:
-        return "--sampler eta: this run's bridge has no noise to leave out (OT-ODE), so it steps as posterior does"
+        return "`sampler` eta: this run's bridge has no noise to leave out (OT-ODE), so it steps as posterior does"
     if sampler == "eta" and eta == 1:
-        return "--sampler eta with --eta 1 is the posterior itself; 0 leaves out all noise after the first step"
+        return "`sampler` eta with `eta` 1 is the posterior itself; 0 leaves out all noise after the first step"
     if sampler == "ot_ode" and not ot_ode:
-        return "--sampler ot_ode: this run was trained with noise; steps without it give blurry images"
+        return "`sampler` ot_ode: this run was trained with noise; steps without it give blurry images"
     if sampler == "second_order" and ot_ode and 2 < nfe < 20:
-        return f"--sampler second_order with --nfe {nfe}: without noise it may overshoot below 20 evaluations"
+        return f"`sampler` second_order with `nfe` {nfe}: without noise it may overshoot below 20 evaluations"
     return ""
 
 
@@ -45,12 +46,12 @@ def make_step(
     "ot_ode" takes the posterior's mean alone, as bridges trained without noise do anyway.
     eta: for "eta", the share of the posterior's noise: from 0, none after the first step, to 1, the posterior itself.
     With `ot_ode` there is no noise to leave out, and "eta" steps as "posterior" does.
-    Raises ValueError for an unknown sampler or an eta out of range.
+    Raises UserError for an unknown sampler or an eta out of range.
     """
     if sampler not in SAMPLERS:
-        raise ValueError(f"--sampler {sampler}: unknown; choose one of {', '.join(SAMPLERS)}")
+        raise UserError("sampler", sampler, f"unknown; choose one of {', '.join(SAMPLERS)}")
     if not 0 <= eta <= 1:
-        raise ValueError(f"--eta {eta}: must be between 0 and 1")
+        raise UserError("eta", eta, "must be between 0 and 1")
     ot_ode = ot_ode or sampler == "ot_ode"
     if sampler == "second_order":
         return _SecondOrderOde(bridge) if ot_ode else _SecondOrder(bridge, x1, randn)
@@ -75,7 +76,7 @@ def _eta_step(
 ) -> Tensor:
     t, s = _marginal(bridge, n), _marginal(bridge, nprev)
     if n == bridge.interval - 1:  # c_t = 0: all noise of x_s is new
-        omega, kept = s.c, 0.0
+        omega, kept = s.c, torch.zeros_like(s.c)
     else:
         omega = eta * bridge.std_fwd[nprev] * (1 - bridge.std_fwd[nprev] ** 2 / bridge.std_fwd[n] ** 2).sqrt()
         kept = (s.c**2 - omega**2).clamp(min=0).sqrt() / t.c
@@ -97,7 +98,7 @@ class _SecondOrder:
         t, s = _marginal(self.bridge, n), _marginal(self.bridge, nprev)
         lambda_t = (t.b / t.c).log()
         h = (s.b / s.c).log() - lambda_t
-        change = 0.0
+        change = torch.zeros_like(x0)
         if self.last is not None and nprev > 0:
             lambda_u, x0_u = self.last
             change = ((-h).exp() + h - 1) * (x0 - x0_u) / (lambda_t - lambda_u)
@@ -119,7 +120,7 @@ class _SecondOrderOde:
     def __call__(self, nprev: int, n: int, x_n: Tensor, x0: Tensor) -> Tensor:
         lambda_t = -2 * self.bridge.std_fwd[n].log()
         h = -2 * self.bridge.std_fwd[nprev].log() - lambda_t
-        change = 0.0
+        change = torch.zeros_like(x0)
         if self.last is not None and nprev > 0:
             lambda_u, x0_u = self.last
             change = ((-h).exp() + h - 1) * (x0 - x0_u) / (lambda_t - lambda_u)

@@ -1,4 +1,4 @@
-"""Stopping when someone asks for it: the iteration is finished, the state saved, and the program left.
+"""Stopping on request: the program finishes the iteration, saves its state and exits.
 
 A cluster that wants its machine back sends SIGTERM or SIGUSR1, a person presses Ctrl-C (SIGINT).
 """
@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 
 # What train.py exits with after it was asked to stop: EX_TEMPFAIL of sysexits.h, "run the same again".
 STOPPED = 75
-IMPATIENCE_SECONDS = 1.0
+REPEAT_SECONDS = 1.0  # in which a second signal may be the launcher's copy of the first
 
 
 class StoppedError(Exception):
@@ -25,8 +25,8 @@ class StoppedError(Exception):
 class StopRequest:
     """Remembers, for the length of a `with` block, that the process was asked to stop.
 
-    received: the first signal that came, or None. A second Ctrl-C, later than launchers repeat the first, raises
-    KeyboardInterrupt at once.
+    received: the first signal that came, or None. A second Ctrl-C raises KeyboardInterrupt at once, if it comes after
+    the moment in which launchers repeat the first one.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -46,5 +46,5 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._received_at > IMPATIENCE_SECONDS:
+        elif number == signal.SIGINT and time.monotonic() - self._received_at > REPEAT_SECONDS:
             raise KeyboardInterrupt

@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from corruption import Corruption, ShapeError, build_corruption, is_custom
+from corruption import Corruption, CorruptionError, ShapeError, build_corruption, is_custom
 from i2sb.baselines.diffusion import Diffusion
+from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.batch import Batch, make_batch
 from i2sb.bridge import Bridge
-from i2sb.config import PAIRED, SampleConfig, TrainConfig
+from i2sb.config import PAIRED, TrainConfig
 from i2sb.data.dataset import ImageDataset, open_split
 from i2sb.data.loading import Images
 from i2sb.errors import UserError
-from i2sb.formulation import (
-    ConditionalDiffusion,
-    Formulation,
-    Regression,
-    Sampler,
-    SchroedingerBridge,
-    UnconditionalDiffusion,
-)
+from i2sb.formulation import Formulation, SchroedingerBridge
 from i2sb.randomness import ImageNoise
 
 # What the names of --formulation stand for: the one place that knows them.
@@ -33,7 +26,7 @@ FORMULATIONS: dict[str, Callable[[TrainConfig], Formulation]] = {
         Bridge(config.interval, config.beta_max, t0=config.t0, T=config.T), ot_ode=config.ot_ode, cond_x1=config.cond_x1
     ),
     "conditional_diffusion": lambda config: ConditionalDiffusion(Diffusion(config.interval, config.schedule)),
-    "regression": lambda config: Regression(),
+    "regression": lambda config: Regression(whole=config.regression_target == "image"),
     "diffusion": lambda config: UnconditionalDiffusion(Diffusion(config.interval, config.schedule)),
 }
 
@@ -48,7 +41,8 @@ def build_task_corruption(
 ) -> Corruption | None:
     """Build the degradation of a run for images of this size; None if its data set brings degraded images itself.
 
-    setting: what gave the size, if one did. Raises UserError, naming it, if the size does not suit the degradation.
+    setting: what gave the size, if one did. Raises UserError naming it if the size does not suit the degradation, and
+    naming the degradation or its file of masks if that cannot be built.
     """
     if config.corrupt == PAIRED:
         return None
@@ -57,6 +51,8 @@ def build_task_corruption(
         return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
     except ShapeError as error:
         raise UserError(setting, image_size if setting else None, str(error)) from None
+    except CorruptionError as error:
+        raise UserError(error.setting, error.value, error.must) from error
 
 
 def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: Path) -> TrainConfig:
@@ -111,24 +107,3 @@ def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_siz
         found = "pairs (degraded/ with clean/)" if images.paired else "single images"
         raise UserError("corrupt", config.corrupt, f"but {images.clean.describe()} holds {found}")
     return images
-
-
-def describe_restoring(config: SampleConfig, iteration: int, nfe: int, sampler: Sampler) -> dict[str, Any]:
-    """Return the settings that decide what any restored image looks like, of a split or of one's own.
-
-    iteration: where the network's weights stood.
-    """
-    return {
-        "run": config.ckpt,
-        "iteration": iteration,
-        "ckpt_file": config.ckpt_file,
-        "nfe": nfe,
-        "sampler": sampler.name,
-        "eta": sampler.eta,
-        "consistency": config.consistency,
-        "consistency_weight": config.consistency_weight,
-        "clip_denoise": config.clip_denoise,
-        "use_fp16": config.use_fp16,
-        "precision": config.precision,
-        "seed": config.seed,
-    }

@@ -111,7 +111,7 @@ class Stage(nn.Sequential):
 
     recompute = False
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override] # a Sequential for its names alone
         for layer in self:
             inputs = (x, emb) if isinstance(layer, ResBlock) else (x,)
             if self.recompute and torch.is_grad_enabled() and isinstance(layer, (ResBlock, AttentionBlock)):
@@ -144,7 +144,7 @@ class UNet(nn.Module):
         super().__init__()
         if model_channels % NORM_GROUPS:
             raise ValueError(f"model_channels {model_channels}: must be a multiple of {NORM_GROUPS}")
-        self.model_channels = model_channels
+        self.model_channels, self.out_channels = model_channels, out_channels
         self.downsampling = 2 ** (len(channel_mult) - 1)
         emb_channels = 4 * model_channels
         last_level = len(channel_mult) - 1
@@ -195,6 +195,13 @@ class UNet(nn.Module):
         for stage in (*self.input_blocks, self.middle_block, *self.output_blocks):
             stage.recompute = True
 
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        """The layer that sees the images."""
+        layer = self.input_blocks[0][0]  # type: ignore[index] # lists of modules do not say of which
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
     def half_convolutions(self) -> UNet:
         """Turn the blocks' convolutions to float16, as the released half precision does; norms stay in float32."""
         for blocks in (self.input_blocks, self.middle_block, self.output_blocks):
@@ -212,9 +219,10 @@ class UNet(nn.Module):
             raise ValueError(
                 f"images of {x.shape[-2]}x{x.shape[-1]} pixels: this network takes multiples of {self.downsampling}"
             )
-        times = timesteps.to(self.time_embed[0].weight.dtype)  # float64 in a network of that precision
+        dtype = self.first_convolution.weight.dtype  # of the blocks, where convolutions are halved
+        times = timesteps.to(next(self.time_embed.parameters()).dtype)  # float64 in a network of that precision
         emb = self.time_embed(timestep_embedding(times, self.model_channels))
-        h = x.to(self.input_blocks[0][0].weight.dtype)
+        h = x.to(dtype)
         skips = []
         for stage in self.input_blocks:
             h = stage(h, emb)

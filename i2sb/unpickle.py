@@ -1,4 +1,4 @@
-"""Reading pickles of others without running anything from them.
+"""Reading other people's pickles without running anything from them.
 
 The released program left two kinds: options.pkl (an argparse.Namespace) and the .lmdb.pt beside an LMDB (a torchvision
 ImageFolder). Of the classes they name nothing is imported: each becomes a bare holder of attributes.
@@ -10,7 +10,9 @@ import io
 import pickle
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
+
+from i2sb.errors import UserError
 
 # The names that a file may mention, as (module, name); Python 3.13 has pathlib's classes in a module of its own.
 _PATHS = {
@@ -29,10 +31,13 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # begins what torch.save wrote before it
 
 
 class Bare:
-    """Stands for an object of a class that was not imported: what it was made from, and its attributes.
+    """Stands for an object of a class that was not imported.
 
-    attributes: what the file sets on the object; nothing in it is looked up by the reader.
+    args: what it was made from. attributes: what the file sets on it, which are never looked up on the object itself.
     """
+
+    args: tuple[Any, ...]
+    attributes: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Bare:
         self = super().__new__(cls)
@@ -45,12 +50,18 @@ class Bare:
         self.attributes = state
 
 
-# In Python, not C: there a few bytes of a file can claim gigabytes of memory.
+# The private class, which is in Python: in the public one, which is in C, ten bytes can claim gigabytes of memory.
 class _Unpickler(pickle._Unpickler):
+    def _refuse_bytearray(self) -> None:
+        raise pickle.UnpicklingError("it holds a bytearray, which no such file needs")
+
+    # The one instruction that makes room for as many bytes as the file says, before it reads any.
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _refuse_bytearray}
+
     def __init__(self, file: io.BytesIO, allowed: set[tuple[str, str]]) -> None:
         super().__init__(file)
-        # Classes of this reading alone: whatever a file does to them ends with it.
-        self.holders = {place: type(place[1], (Bare,), {}) for place in allowed}
+        # Classes made for this one file: whatever it does to them is of no consequence for others.
+        self.holders = {(module, name): type(name, (Bare,), {}) for module, name in allowed}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.holders:
@@ -64,22 +75,41 @@ class _Unpickler(pickle._Unpickler):
 def read_pickle(path: Path, allowed: set[tuple[str, str]], *, max_bytes: int) -> Any:
     """Read what pickle.dump or torch.save wrote: objects of the `allowed` classes come as Bare.
 
-    Raises ValueError naming the file, and what it asks for, if it names any other class, is broken, or is larger than
-    `max_bytes`.
+    Raises UserError naming the file, and what it asks for, if it names any other class, is broken, or is larger than
+    `max_bytes`; OSError if the disk cannot read it.
     """
     try:
-        content = _read_limited(path, max_bytes)
-        file = io.BytesIO(content)
-        value = _Unpickler(file, allowed).load()
-        if value == _LEGACY_MAGIC:
-            for _ in range(3):  # version of the format, the machine, then the object
-                value = _Unpickler(file, allowed).load()
-        return value
+        size = path.stat().st_size
     except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
+        raise UserError(path, None, "there is no such file") from None
+    if size > max_bytes:
+        raise UserError(path, None, f"refused ({size} bytes, at most {max_bytes} are expected)")
+    content = path.read_bytes()
+    try:
+        return _unpickle(io.BytesIO(content), allowed, max_bytes)
+    except MemoryError:
+        raise
     except Exception as error:  # bytes that are no pickle can raise anything in the reader
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path}: refused ({reason})") from None
+        raise UserError(path, None, f"refused ({reason})") from None
+
+
+def _unpickle(file: io.BytesIO, allowed: set[tuple[str, str]], max_bytes: int) -> Any:
+    """Read a pickle, or one of the two formats in which torch.save wraps it."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.split("/")[1:] == ["data.pkl"]]
+            if len(entries) != 1:
+                raise ValueError("a zip file without data.pkl")
+            if entries[0].file_size > max_bytes:
+                raise ValueError(f"{entries[0].file_size} bytes, at most {max_bytes} are expected")
+            file = io.BytesIO(archive.read(entries[0]))
+    file.seek(0)
+    value = _Unpickler(file, allowed).load()
+    if value == _LEGACY_MAGIC:
+        for _ in range(3):  # version of the format, the machine, then the object
+            value = _Unpickler(file, allowed).load()
+    return value
 
 
 def as_text(value: Any) -> str | None:
@@ -88,19 +118,3 @@ def as_text(value: Any) -> str | None:
         parts = value.args
         return str(PurePosixPath(*parts)) if all(isinstance(part, str) for part in parts) else None
     return value if isinstance(value, str) else None
-
-
-def _read_limited(path: Path, max_bytes: int) -> bytes:
-    """Return the bytes of the pickle: the whole file, or data.pkl of torch's zip file."""
-    if not zipfile.is_zipfile(path):
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise ValueError(f"{size} bytes, at most {max_bytes} are expected")
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        entries = [entry for entry in archive.infolist() if entry.filename.split("/")[1:] == ["data.pkl"]]
-        if len(entries) != 1:
-            raise ValueError("a zip file without data.pkl")
-        if entries[0].file_size > max_bytes:
-            raise ValueError(f"{entries[0].file_size} bytes, at most {max_bytes} are expected")
-        return archive.read(entries[0])

@@ -35,6 +35,7 @@ from benchmarks.network import benchmark_sample, benchmark_train
 
 from i2sb.cli.program import report_errors
 from i2sb.distributed import find_device
+from i2sb.errors import UserError
 from i2sb.files import write_text
 from i2sb.network_sizes import find_preset
 
@@ -61,12 +62,12 @@ OWN = {"corruption": {"size": 256, "batch": 16}, "data": {"size": 256}, "memory"
 
 
 def fill_in(given: argparse.Namespace, what: str) -> argparse.Namespace:
-    """Return the options of one benchmark. Raises ValueError for what it cannot take."""
+    """Return the options of one benchmark. Raises UserError for what it cannot take."""
     values = DEFAULTS | (QUICK if given.quick else {}) | OWN.get(what, {})
     values |= {name: value for name, value in vars(given).items() if value is not None}
     for name in ("size", "batch", "repeats", "nfe", "images"):
         if values[name] < 1:
-            raise ValueError(f"--{name} {values[name]}: must be at least 1")
+            raise UserError(name, values[name], "must be at least 1")
     if what in ("train", "sample", "memory"):
         find_preset(values["preset"])
     return argparse.Namespace(**{**vars(given), **values})
@@ -101,12 +102,12 @@ def main() -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Do what the flags ask for. Raises ValueError or OSError naming what is wrong."""
+    """Do what the flags ask for. Raises UserError or OSError naming what is wrong."""
     if given.json and given.json.exists():
-        raise ValueError(f"--json {given.json}: is there already; remove it, or name another file")
+        raise UserError("json", given.json, "is there already; remove it, or name another file")
     chosen = [name for name in BENCHMARKS if name != "memory"] if given.what == "all" else [given.what]
     if given.quick and given.compile:
-        raise ValueError("--compile: takes minutes, so not with --quick; give the sizes instead")
+        raise UserError("compile", None, "takes minutes, so not with `quick`; give the sizes instead")
     given.deadline = time.monotonic() + QUICK_SECONDS if given.quick else math.inf
     device = find_device(given.device)
     figures: dict[str, object] = {

@@ -21,6 +21,7 @@ from make_lmdb import make_lmdb
 from PIL import Image
 
 from i2sb.cli.program import report_errors
+from i2sb.errors import UserError
 
 # The two motorcycles are a stereo pair of one scene, so they must stay on the same side.
 PHOTOS = {
@@ -42,14 +43,14 @@ VAL_CROP = 128
 
 
 def find_photo(path: str) -> Path:
-    """Return where a photograph lies in the installed packages, without importing them. Raises ValueError if not."""
+    """Return where a photograph lies in the installed packages, without importing them. Raises UserError if not."""
     package, _, inner = path.partition("/")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"{package} is not installed: pip install -r scripts/requirements-demo.txt")
+        raise UserError("", None, f"{package} is not installed: pip install -r scripts/requirements-demo.txt")
     photo = Path(spec.submodule_search_locations[0]) / inner
     if not photo.exists():
-        raise ValueError(f"{photo}: is missing from this version of {package}")
+        raise UserError(Path(photo), None, f"is missing from this version of {package}")
     return photo
 
 
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def make_data(out: Path) -> None:
-    """Write both splits, each unless it is there. Raises ValueError if a photograph is not installed."""
+    """Write both splits, each unless it is there. Raises UserError if a photograph is not installed."""
     for split, photos in PHOTOS.items():
         if (out / f"{split}_faster_imagefolder.lmdb").exists():
             print(f"{out}: {split} data is there, reused")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from i2sb.cli.program import report_errors
+from i2sb.errors import UserError
 from i2sb.storage.download import ITEMS, fetch
 
 
@@ -29,16 +31,16 @@ def list_items() -> None:
 
 
 def download(options: argparse.Namespace) -> None:
-    """Fetch one item. Raises ValueError for unknown names, missing addresses, and whatever goes wrong on the way."""
+    """Fetch one item. Raises UserError for unknown names, missing addresses, and whatever goes wrong on the way."""
     if options.name not in ITEMS:
         near = get_close_matches(options.name, ITEMS, n=1)
         hint = f"did you mean {near[0]}?" if near else "--list shows what there is"
-        raise ValueError(f"{options.name}: unknown; {hint}")
+        raise UserError("", None, f"{options.name}: unknown; {hint}")
     item = ITEMS[options.name]
     url = options.url or item.url
     if not url:
-        raise ValueError(
-            f"{options.name}: no lasting address is known ({item.about}); give the one you have with --url"
+        raise UserError(
+            "", None, f"{options.name}: no lasting address is known ({item.about}); give the one you have with `url`"
         )
     known = not options.file  # another file of the item has another check sum
     target = (options.dest or Path(item.folder)) / (options.file or item.file)
@@ -82,12 +84,8 @@ def main() -> None:
         return
     if options.name is None:
         parser.error("say what to fetch; --list shows what there is")
-    try:
+    with report_errors():
         download(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"download.py: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

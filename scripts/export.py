@@ -14,19 +14,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from i2sb.cli.program import report_errors
+from i2sb.errors import UserError
 from i2sb.restore import load_model
 from i2sb.storage.exported import Exported, write_export
 
 
 def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False) -> None:
-    """Write the weights of a run. Raises ValueError if the run cannot be read or the file is there already."""
+    """Write the weights of a run. Raises UserError if the run cannot be read or the file exists already."""
     model = load_model(run_dir, ema=not raw)
     weights = {name: tensor.detach() for name, tensor in model.network.state_dict().items()}
     if half:
         weights = {name: tensor.half() for name, tensor in weights.items()}
         beyond = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if beyond:
-            raise ValueError(f"--half: {beyond[0]} of {run_dir} is beyond what float16 can hold; leave it away")
+            raise UserError("half", None, f"{beyond[0]} of {run_dir} is beyond what float16 can hold; leave it away")
     write_export(out, Exported(weights, model.config, model.iteration, averaged=not raw), overwrite=overwrite)
     print(f"{out}: {'raw' if raw else 'averaged'} weights of {run_dir} after {model.iteration} iterations")
 

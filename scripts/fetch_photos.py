@@ -31,6 +31,7 @@ from PIL import Image, ImageOps
 from qt_resource import QtResources
 
 from i2sb.cli.program import report_errors
+from i2sb.errors import UserError
 from i2sb.files import write_atomically, write_text
 
 TABLE = Path(__file__).with_name("photos.tsv")
@@ -62,7 +63,7 @@ def read_table() -> list[Photo]:
 
 
 def read_package(deb: Path, paths: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield those of the given files that a package has. Raises ValueError if it is damaged."""
+    """Yield those of the given files that a package has. Raises UserError if it is damaged."""
     # A resource file holds several of them.
     inner = defaultdict(set)
     for path in paths:
@@ -89,8 +90,8 @@ def read_package(deb: Path, paths: set[str]) -> Iterator[tuple[str, bytes]]:
         raise _damaged(deb)
 
 
-def _damaged(deb: Path) -> ValueError:
-    return ValueError(f"{deb}: is damaged; delete it and start again")
+def _damaged(deb: Path) -> UserError:
+    return UserError(deb, None, "is damaged; delete it and start again")
 
 
 def shrink(image: Image.Image, at_least: int) -> tuple[Image.Image, int]:
@@ -102,12 +103,12 @@ def shrink(image: Image.Image, at_least: int) -> tuple[Image.Image, int]:
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """Return a photograph as RGB, the right way up. Raises ValueError if it cannot be decoded."""
+    """Return a photograph as RGB, the right way up. Raises UserError if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except OSError as error:
-        raise ValueError(f"{name}: cannot be decoded ({error})") from None
+        raise UserError(Path(name), None, f"cannot be decoded ({error})") from None
 
 
 def find_textured_crop(image: Image.Image) -> tuple[int, int, float]:
@@ -156,7 +157,7 @@ def read_version(deb: Path) -> str:
 
 
 def make_data(packages: Path, out: Path) -> None:
-    """Write all splits and the licences. Raises ValueError if too few of the photographs are there."""
+    """Write all splits and the licences. Raises UserError if too few of the photographs are there."""
     table = read_table()
     licences = [("file", "package", "version", "path", "shrunk", "licence", "author", "source")]
     counts, pixels, flat = Counter(), Counter(), 0
@@ -182,7 +183,7 @@ def make_data(packages: Path, out: Path) -> None:
         print(f"{package}: {found} photographs{lost}", flush=True)
     for split, least in MIN_PHOTOS.items():
         if counts[split] < least:
-            raise ValueError(f"found {counts[split]} photographs for {split}, at least {least} are needed")
+            raise UserError("", None, f"found {counts[split]} photographs for {split}, at least {least} are needed")
     what = {"train": "photographs", "val": "photographs", "test": f"crops of {CROP}x{CROP}"}
     for split, count in counts.items():
         print(f"{split}: {count} {what[split]}, {pixels[split] / 1e6:.1f} megapixels")

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from i2sb.cli.program import report_errors
 from i2sb.data.stores import list_images, sort_keys
+from i2sb.errors import UserError
 from i2sb.files import PARTIAL
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
@@ -35,16 +36,17 @@ def encode(key: str, root: Path, resize: int | None) -> tuple[str, bytes | None,
     """Return (key, the bytes to store, "") or (key, None, why the image cannot be read)."""
     try:
         content = (root / key).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            if resize and min(image.size) > resize:
-                image = TF.resize(image.convert("RGB"), resize, TF.InterpolationMode.BILINEAR)
-                buffer = io.BytesIO()
-                image.save(buffer, format="PNG")
-                content = buffer.getvalue()
-        return key, content, ""
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        shrink = resize is not None and min(image.size) > resize
+        pixels = image.convert("RGB") if shrink else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return key, None, " ".join(str(error).split())
+    if pixels is not None:
+        buffer = io.BytesIO()
+        TF.resize(pixels, resize, TF.InterpolationMode.BILINEAR).save(buffer, format="PNG")
+        content = buffer.getvalue()
+    return key, content, ""
 
 
 def is_running(pid: int) -> bool:
@@ -61,19 +63,19 @@ def is_running(pid: int) -> bool:
 def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, workers: int) -> list[tuple[str, str]]:
     """Write the LMDB of one split; returns (path, reason) of each image left out.
 
-    Raises ValueError if there are no images, none can be read, or the LMDB exists already.
+    Raises UserError if there are no images, none can be read, or the LMDB exists already.
     """
     target = out / f"{split}_faster_imagefolder.lmdb"
     if not source.is_dir():
-        raise ValueError(f"{source}: there is no such folder")
+        raise UserError(source, None, "there is no such folder")
     if target.exists():
-        raise ValueError(f"{target}: exists already; delete it first to make it anew")
+        raise UserError(target, None, "exists already; delete it first to make it anew")
     keys = sort_keys(list_images(source))
     if not keys:
-        raise ValueError(f"{source}: holds no images")
+        raise UserError(source, None, "holds no images")
 
     out.mkdir(parents=True, exist_ok=True)
-    # The process's number keeps two builds apart; what a killed build left goes once its process is gone.
+    # The process's number keeps two builds apart; what a killed build left is deleted once its process is gone.
     for stale in out.glob(f".{target.name}.*{PARTIAL}"):
         if not is_running(int(stale.name.split(".")[-2])):
             stale.unlink()
@@ -96,7 +98,9 @@ def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, worker
     environment.close()
     if len(unreadable) == len(keys):
         partial_file.unlink()
-        raise ValueError(f"{source}: none of its {len(keys)} images can be read, first {keys[0]}: {unreadable[0][1]}")
+        raise UserError(
+            source, None, f"none of its {len(keys)} images can be read, first {keys[0]}: {unreadable[0][1]}"
+        )
     os.replace(partial_file, target)
     print(f"{target}: {len(keys) - len(unreadable)} images")
     return unreadable
@@ -119,17 +123,17 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the flags ask for. Raises ValueError or OSError naming what is wrong."""
+    """Do what the flags ask for. Raises UserError or OSError naming what is wrong."""
     for name in ("resize", "workers"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} {value}: must be at least 1")
+            raise UserError(name, value, "must be at least 1")
     try:
         unreadable = make_lmdb(
             options.source, options.out, options.split, resize=options.resize, workers=options.workers
         )
-    except (lmdb.Error, OSError) as error:
-        raise ValueError(f"{options.out}: {error}") from None
+    except lmdb.Error as error:  # a full disk among others
+        raise UserError(options.out, None, str(error)) from None
     if unreadable:
         print(f"left out {len(unreadable)} unreadable images:", file=sys.stderr)
         for key, reason in unreadable:

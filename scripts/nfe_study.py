@@ -3,7 +3,7 @@
     python scripts/nfe_study.py NAME OUT [--nfe 1 2 3 5 10 20 50 100] [--samplers posterior eta0 second_order …]
                                 [--images 32] [--image-size …] [--dataset-dir …] [--clip-denoise] [--seed 0]
 
-NAME is a run in --results-dir, OUT a folder that is not there yet; it gets study.json, study.csv and study.png. Images
+NAME is a run in --results-dir, OUT a folder to make; it gets study.json, study.csv and study.png. Images
 are spread evenly over the val split and degraded as sample.py degrades them; every sampler starts from the same noise.
 PSNR and SSIM are means over images; the Fréchet distance is between the features of the restored and of the clean ones
 in EfficientNet-Lite0, which is not FID, and measures the number of images as well as their quality where they are few.
@@ -20,6 +20,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from i2sb.cli.program import report_errors
+from i2sb.config import SamplingOptions
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import find_device
+from i2sb.errors import UserError, require
 from i2sb.files import write_atomically, write_text
-from i2sb.formulation import Formulation, Sampler, Way
+from i2sb.formulation import Formulation
 from i2sb.images import to_uint8
 from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_efficientnet_lite0
 from i2sb.metrics.frechet import Moments, frechet_distance
@@ -72,25 +75,27 @@ class Scores:
         return row
 
 
-def read_sampler(formulation: Formulation, name: str) -> Sampler:
-    """Read "posterior", "eta0.5", "ddim0" and the like. Raises ValueError for what the formulation does not have."""
-    word, eta = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?", name).groups()
+def read_sampler(formulation: Formulation, name: str) -> SamplingOptions:
+    """Read "posterior", "eta0.5", "ddim0" and the like. Raises UserError for what the formulation does not have."""
+    match = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?", name)
+    word, eta = match.groups() if match else (name, None)
     try:
-        return formulation.choose_sampler(word, None if eta is None else float(eta))
-    except ValueError as error:
-        raise ValueError(f"--samplers {name}: {error}") from None
+        options = SamplingOptions(sampler=word, eta=None if eta is None else float(eta))
+        return replace(options, eta=formulation.settle(options).eta)
+    except UserError as error:
+        raise UserError("samplers", name, f"`{error.setting}` {error.value}: {error.must}") from None
 
 
-def name_sampler(formulation: Formulation, sampler: Sampler) -> str:
+def name_sampler(options: SamplingOptions) -> str:
     """Return what `read_sampler` reads."""
-    return sampler.name + ("" if formulation.samplers[sampler.name] is None else f"{sampler.eta:g}")
+    return options.sampler + ("" if options.eta is None else f"{options.eta:g}")
 
 
 def takes(formulation: Formulation, nfe: int) -> bool:
     """Say whether a formulation restores with this number of evaluations."""
     try:
         formulation.check_nfe(nfe)
-    except ValueError:
+    except UserError:
         return False
     return True
 
@@ -106,7 +111,7 @@ def study(
     corruption = build_task_corruption(config, image_size, model.device)
     model.formulation.check_degradation(corruption)
     samplers = {name: read_sampler(model.formulation, name) for name in options.samplers or ()}
-    samplers = samplers or {name_sampler(model.formulation, s): s for s in model.formulation.list_samplers()}
+    samplers = samplers or {name_sampler(sampler): sampler for sampler in model.formulation.list_samplers()}
     counts = [nfe for nfe in sorted(set(options.nfe)) if takes(model.formulation, nfe)]
     if not counts:
         model.formulation.check_nfe(options.nfe[0])
@@ -125,7 +130,8 @@ def study(
             batch = make_task_batch(config, loaded, corruption, noise, model.device, evaluation=True)
             shown = batch.shown
             if name in samplers:
-                shown = model.restore_batch(batch, noise, Way(nfe, samplers[name], options.clip_denoise, corruption))
+                how = replace(samplers[name], nfe=nfe, clip_denoise=options.clip_denoise, seed=options.seed)
+                shown = model.restore_batch(batch, noise, how).x0
             scores.add(to_uint8(shown), clean, features)
             progress.update(nfe * len(batch))
     progress.close()
@@ -198,14 +204,12 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the flags ask for. Raises ValueError or OSError naming what is wrong."""
-    if options.seed < 0:
-        raise ValueError(f"--seed {options.seed}: must not be negative")
-    for name, value in (("--images", options.images), ("--batch", options.batch), ("--nfe", min(options.nfe))):
-        if value < 1:
-            raise ValueError(f"{name} {value}: must be at least 1")
-    if options.out.exists() and not (options.out.is_dir() and not any(options.out.iterdir())):
-        raise ValueError(f"{options.out}: is there already; remove it, or name another folder")
+    """Do what the flags ask for. Raises UserError or OSError naming what is wrong."""
+    require(options.seed >= 0, "seed", options.seed, "must not be negative")
+    for setting, value in (("images", options.images), ("batch", options.batch), ("nfe", min(options.nfe))):
+        require(value >= 1, setting, value, "must be at least 1")
+    free = not options.out.exists() or (options.out.is_dir() and not any(options.out.iterdir()))
+    require(free, options.out, None, "exists already; remove it, or name another folder")
     begun = time.perf_counter()
     model = load_model(options.results_dir / options.name, find_device(options.device), True, options.ckpt_file)
     try:

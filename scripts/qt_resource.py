@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
 from typing import NamedTuple
+
+from i2sb.errors import UserError
 
 _HEADER = struct.Struct(">4sIIII")  # magic, version, offsets of tree, data and names
 _FOLDER = struct.Struct(">IHII")  # offset of the name, flags, number of children, index of the first
@@ -22,15 +25,17 @@ class _Entry(NamedTuple):
 
 
 class QtResources:
-    """The files in a .rcc file's bytes. Raises ValueError if these are none, or cut off."""
+    """The files in a .rcc file's bytes. Raises UserError if these are none, or cut off."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self._data, self._name = data, name
         if data[:4] != b"qres":
-            raise ValueError(f"{name}: is not a Qt resource file")
+            raise UserError(Path(name), None, "is not a Qt resource file")
         _, version, self._tree, self._contents, self._names = self._unpack(_HEADER, 0)
         if version not in (1, 2, 3):
-            raise ValueError(f"{name}: is a Qt resource file of version {version}; versions 1 to 3 can be read")
+            raise UserError(
+                Path(name), None, f"is a Qt resource file of version {version}; versions 1 to 3 can be read"
+            )
         # From version 2 on, each node ends with the file's time.
         self._node_size = _FILE.size + (8 if version >= 2 else 0)
         self._entries: dict[str, _Entry] = {}
@@ -40,25 +45,25 @@ class QtResources:
         return path in self._entries
 
     def read(self, path: str) -> bytes:
-        """Return a file's content. Raises KeyError if there is no such file, ValueError if it is damaged."""
+        """Return a file's content. Raises KeyError if there is no such file, UserError if it is damaged."""
         flags, offset = self._entries[path]
         (length,) = self._unpack(struct.Struct(">I"), offset)
         content = self._slice(offset + 4, length)
         if flags & _COMPRESSED_ZSTD:
-            raise ValueError(f"{self._name}: {path} is compressed with zstd, which cannot be read here")
+            raise UserError(Path(self._name), None, f"{path} is compressed with zstd, which cannot be read here")
         if not flags & _COMPRESSED_ZLIB:
             return content
         try:
             return zlib.decompress(content[4:])  # after the length that it will have
         except zlib.error:
-            raise ValueError(f"{self._name}: {path} is damaged") from None
+            raise UserError(Path(self._name), None, f"{path} is damaged") from None
 
     def _list_folder(self, node: int, prefix: str) -> None:
         offset = self._tree + node * self._node_size
         _, flags, count, first = self._unpack(_FOLDER, offset)
         # Children come after their folder: whatever a damaged file says, this ends.
         if not flags & _IS_FOLDER or (count and first <= node):
-            raise ValueError(f"{self._name}: is damaged")
+            raise UserError(Path(self._name), None, "is damaged")
         for child in range(first, first + count):
             name_offset, flags, _, _, data_offset = self._unpack(_FILE, self._tree + child * self._node_size)
             path = prefix + self._read_name(name_offset)
@@ -78,5 +83,5 @@ class QtResources:
     def _slice(self, offset: int, length: int) -> bytes:
         piece = self._data[offset : offset + length]
         if len(piece) < length:
-            raise ValueError(f"{self._name}: is cut off")
+            raise UserError(Path(self._name), None, "is cut off")
         return piece

@@ -19,6 +19,7 @@ from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
 from i2sb.cli.program import report_errors
+from i2sb.errors import UserError
 from i2sb.images import from_uint8, save_png, to_pil, to_uint8
 from i2sb.sampling.picture_files import read_picture
 
@@ -60,11 +61,11 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the flags ask for. Raises ValueError or OSError naming what is wrong."""
+    """Do what the flags ask for. Raises UserError or OSError naming what is wrong."""
     if options.out.exists():
-        raise ValueError(f"{options.out} is there already: remove it, or name another file")
+        raise UserError(options.out, None, "is there already: remove it, or name another file")
     if options.size < 16:
-        raise ValueError(f"--size {options.size}: must be at least 16")
+        raise UserError("size", options.size, "must be at least 16")
     names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # it is one of the others
     corruptions = [(name, build_corruption(name, options.size)) for name in names]
     clean = load_square(options.image, options.size)

@@ -33,20 +33,25 @@ from studies.settings import Study, read_study
 from studies.timing import estimate
 
 from i2sb.cli.program import report_errors
+from i2sb.errors import require
 
 
 def run_study(study: Study, plan: Plan) -> None:
     """Do all cells that are left, then write tables and pictures."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("the plots need matplotlib: pip install -r scripts/requirements-demo.txt")
+    require(
+        find_spec("matplotlib") is not None,
+        study.folder,
+        None,
+        "its plots need matplotlib: pip install -r scripts/requirements-demo.txt",
+    )
     check_data(plan)
     for cell in plan.cells:
         check_unchanged(cell)
-    found = {id(cell): read_score(cell, study) for cell in plan.cells}
-    done = [score for score in found.values() if score]
+    scores = {id(cell): read_score(cell, study) for cell in plan.cells}
+    done = [score for score in scores.values() if score]
     print(make_table(study, plan, done))
     for number, cell in enumerate(plan.cells, 1):
-        if found[id(cell)] is not None:
+        if scores[id(cell)] is not None:
             continue
         print(f"\n[{number}/{len(plan.cells)}] {', '.join(f'{k} {v}' for k, v in cell.key.items())}", flush=True)
         done.append(do_cell(cell, study))

@@ -6,5 +6,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh requirements.txt tests/requirements.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/lint-imports
 # Two processes, a file of tests at a time; each test computes in one thread.
 .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow" "$@"

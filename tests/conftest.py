@@ -32,7 +32,7 @@ OLD_PROCESSOR = {
 }
 needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others lack such switches")
 
-# After so many seconds a process is taken to hang. No test takes a tenth of it, on the slowest machine known.
+# After so many seconds a process is taken to hang. A minute is much for one, on a slow and busy machine too.
 HANGS = 1200
 
 
@@ -103,6 +103,15 @@ def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(root / "train", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(6)])
     write_images(root / "val", ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"], first=50)
     return root
+
+
+@pytest.fixture(scope="session")
+def lmdb_dir(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared data set, packed by scripts/make_lmdb.py."""
+    out = tmp_path_factory.mktemp("lmdb")
+    for split in ("train", "val"):
+        run_python(ROOT / "scripts/make_lmdb.py", dataset_dir / split, out, "--split", split, "--workers", "1")
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -14,43 +14,46 @@ from PIL import Image
 from corruption import build_corruption
 from i2sb import load_model
 from i2sb.baselines.diffusion import Diffusion
+from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.bridge import Bridge
-from i2sb.config import SampleConfig, TrainConfig
-from i2sb.formulation import (
-    ConditionalDiffusion,
-    Regression,
-    SchroedingerBridge,
-    UnconditionalDiffusion,
-)
+from i2sb.cli.program import describe
+from i2sb.config import SampleConfig, SamplingOptions, TrainConfig
+from i2sb.formulation import SchroedingerBridge
 
 
 def test_samplers_that_differ_are_listed():
-    listed = lambda formulation: [(s.name, s.eta) for s in formulation.list_samplers()]
-    both = [("posterior", 1.0), ("second_order", 1.0)]
+    listed = lambda formulation: [(s.sampler, s.eta) for s in formulation.list_samplers()]
+    both = [("posterior", None), ("second_order", None)]
     assert listed(SchroedingerBridge(Bridge(), ot_ode=True)) == both
-    assert listed(SchroedingerBridge(Bridge())) == [both[0], ("eta", 0.0), ("eta", 0.5), both[1], ("ot_ode", 1.0)]
+    assert listed(SchroedingerBridge(Bridge())) == [both[0], ("eta", 0.0), ("eta", 0.5), both[1], ("ot_ode", None)]
     assert listed(UnconditionalDiffusion(Diffusion()))[:3] == [("ddnm", 0.0), ("ddnm", 0.5), ("ddnm", 0.85)]
 
 
 def test_unclipped_diffusions_are_warned_of():
     formulation = ConditionalDiffusion(Diffusion())
-    assert "counts 157 times" in formulation.advise(formulation.choose_sampler(), 10, clip_denoise=False)
-    assert not formulation.advise(formulation.choose_sampler(), 10, clip_denoise=True)
+    assert "counts 157 times" in formulation.advise(formulation.settle(SamplingOptions()))
+    assert not formulation.advise(formulation.settle(SamplingOptions(clip_denoise=True)))
 
 
-def test_samplers_and_eta_are_chosen_by_name():
+def test_a_formulation_settles_what_is_left_to_it():
     formulation = ConditionalDiffusion(Diffusion())
-    assert formulation.choose_sampler() == ("ancestral", 1.0) and formulation.choose_sampler("ddim") == ("ddim", 0.0)
-    assert formulation.choose_sampler("ddim", 0.5) == ("ddim", 0.5)
-    for arguments, words in (
-        (("posterior",), "--sampler posterior: unknown to this run, which has ancestral, ddim"),
-        (("ancestral", 0.5), "--eta 0.5: --sampler ancestral does not use it; ask for --sampler ddim"),
-        (("ddim", 1.5), "--eta 1.5: must be between 0 and 1"),
+    for asked, nfe, sampler, eta in (
+        (SamplingOptions(), 1000, "ancestral", None),
+        (SamplingOptions(sampler="ddim"), 1000, "ddim", 0.0),
+        (SamplingOptions(nfe=3, sampler="ddim", eta=1), 3, "ddim", 1.0),
+    ):
+        settled = formulation.settle(asked)
+        assert (settled.nfe, settled.sampler, settled.eta) == (nfe, sampler, eta)
+        assert formulation.settle(settled) == settled
+    for options, words in (
+        ({"sampler": "posterior"}, "sampler posterior: unknown to this run, which has ancestral, ddim"),
+        ({"sampler": "ancestral", "eta": 0.5}, "eta 0.5: `sampler` ancestral does not use it; ask for `sampler` ddim"),
+        ({"nfe": 1001}, "nfe 1001: a diffusion of 1000 steps takes between 1 and 1000 evaluations"),
     ):
         with pytest.raises(ValueError, match=words):
-            formulation.choose_sampler(*arguments)
-    with pytest.raises(ValueError, match="--sampler direct does not use it; leave it away"):
-        Regression().choose_sampler(eta=0.5)
+            formulation.settle(SamplingOptions(**options))
+    with pytest.raises(ValueError, match="`sampler` direct does not use it; leave it out"):
+        Regression().settle(SamplingOptions(eta=0.5))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_wrong_settings_are_named_before_anything_is_written(tmp_path, dataset_d
     settings = {**TINY, "name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir, **changes}
     with pytest.raises(ValueError) as error:
         train(read_flags(TrainConfig, as_flags(settings)))
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert words in describe(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -157,7 +160,7 @@ def test_a_run_does_not_go_on_as_another_formulation(trained_run, tmp_path):
 
     saved = trained_run / "config.yaml"
     config = read_config(TrainConfig, saved)
-    with pytest.raises(ValueError, match="--formulation bridge there, regression now"):
+    with pytest.raises(ValueError, match="`formulation` bridge there, regression now"):
         check_resumable(config, replace(config, formulation="regression"), trained_run)
     # Runs of older versions say nothing of formulations: they are bridges.
     lines = [line for line in saved.read_text().splitlines() if not line.startswith(("formulation", "schedule"))]

@@ -67,6 +67,13 @@ def test_cut_off_anywhere_is_named_and_the_one_before_is_used(tmp_path, capsys):
         find_checkpoint(tmp_path)
 
 
+def test_trouble_of_the_disk_is_not_taken_for_a_broken_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, state(1), 1, keep_last=5)
+    (tmp_path / "checkpoint_00000002.pt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        find_checkpoint(tmp_path)
+
+
 def test_code_in_a_checkpoint_does_not_run(tmp_path):
     class Hostile:
         def __reduce__(self):

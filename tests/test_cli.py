@@ -207,9 +207,9 @@ def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
     from i2sb.evaluation.score import run
 
     common = ["--ckpt", trained_run.name, "--results-dir", trained_run.parent, "--device", "cpu"]
-    assert_one_line(*program(EvalConfig, run, common), "--sample-dir is missing: name a folder of restored images")
+    assert_one_line(*program(EvalConfig, run, common), "--sample-dir: is missing; name a folder of restored images")
     assert_one_line(
-        *program(EvalConfig, run, ["--sample-dir", "a"]), "--ckpt is missing: name the run that was trained"
+        *program(EvalConfig, run, ["--sample-dir", "a"]), "--ckpt: is missing; name the run that was trained"
     )
     for wrong in ("a/b", "../a"):
         said = program(EvalConfig, run, [*common, "--sample-dir", wrong])
@@ -228,7 +228,7 @@ def test_wrong_scoring(program, trained_run, tmp_path, dataset_dir):
         (["--require", "best"], "--require best: unknown metric"),
         (["--metrics", "ssim", "--require", "fid"], "--require fid: is not among --metrics ssim"),
         (["--features", "own.py"], "--features own.py: name file and function, as path/to/file.py:function"),
-        (["--require", "features-frechet"], "features-frechet: give the function with --features"),
+        (["--require", "features-frechet"], "--features: is missing; features-frechet needs the function"),
         (["--reference", "nowhere.npz"], "--reference nowhere.npz: there is no such file"),
         (["--make-reference", "a.npz"], "--make-reference a.npz: give --dataset-dir"),
         (["--make-reference", "a.npz", "--dataset-dir", "d"], "--make-reference a.npz: scores nothing, so leave out"),
@@ -279,8 +279,8 @@ def test_scoring_an_unfinished_folder_or_another_data_set(program, trained_run, 
     [
         (None, "holds no settings.yaml"),
         (b"\xca\xfe", "settings.yaml: cannot be read"),
-        (b"seed: 0", "settings.yaml: cannot be read"),
-        (b"[]", "settings.yaml: cannot be read"),
+        (b"seed: 0", "settings.yaml: lacks nfe, clip_denoise, run, iteration"),
+        (b"[]", "settings.yaml: must hold lines of the form"),
     ],
 )
 def test_sample_folder_without_its_settings(program, trained_run, tmp_path, content, words):
@@ -302,7 +302,10 @@ def test_sample_folder_without_its_settings(program, trained_run, tmp_path, cont
     again = program(SampleConfig, restore, [*common, "--nfe", 1])
     assert_one_line(*again, "samples_nfe1", "settings.yaml")
     settings.write_text(whole.replace("image_size: 16", "image_size: null"))
-    assert_one_line(*program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1"]), "image_size: None is no int")
+    assert_one_line(
+        *program(EvalConfig, run, [*common, "--sample-dir", "samples_nfe1"]),
+        "settings.yaml: --image-size null: must be a whole number",
+    )
 
 
 def test_a_fault_of_ours_keeps_its_traceback(program):
@@ -397,3 +400,25 @@ def test_demo_never_trains_on_a_validation_photograph(monkeypatch):
     # A stereo pair is one scene: both sides of it stay on one side of the split.
     scenes = [{name.split("_")[0] for name in photos} for photos in (train, val)]
     assert not scenes[0] & scenes[1]
+
+
+@pytest.mark.parametrize(
+    "raised",
+    ["ValueError('ours')", "KeyError('ours')", "int('banana')", "list(zip([1], [], strict=True))", "(lambda: 1 / 0)()"],
+)
+def test_a_fault_of_our_own_keeps_its_traceback(raised):
+    """Whatever is raised inside our files by mistake, from Python or C: status 1, no line about the user's settings."""
+    script = f"""
+import sys, i2sb.network_sizes
+def spoiled(name):
+    error = {raised}
+    raise error
+spoiled.__code__ = spoiled.__code__.replace(co_filename=i2sb.network_sizes.__file__)
+import i2sb.config
+i2sb.config.find_preset = spoiled
+sys.argv = ["train.py", "--name", "a", "--dataset-dir", "b", "--corrupt", "sr4x-pool", "--dry-run"]
+import runpy
+runpy.run_path("train.py", run_name="__main__")
+"""
+    done = run_python("-c", script, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "train.py: error" not in done.stderr

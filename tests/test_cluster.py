@@ -47,6 +47,13 @@ def records(run_dir: Path, event: str = "train") -> list[dict]:
     return [line for line in lines if line["event"] == event]
 
 
+# With the status that each ends a run with.
+SIGNALS = [
+    ("SIGTERM", STOPPED),
+    pytest.param("SIGUSR1", STOPPED, marks=pytest.mark.slow),
+    ("SIGINT", 130),
+]
+
 # Runs train.py; at the n-th optimizer step, ACTION happens on the processes it is meant for.
 AT_STEP = """
 import os, runpy, signal, sys, time
@@ -94,7 +101,7 @@ def test_killed_at_twenty_random_moments_and_started_again_ends_the_same(tmp_pat
 # --- Signals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", STOPPED), ("SIGUSR1", STOPPED), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "status"), SIGNALS)
 def test_a_signal_lets_the_iteration_finish_and_saves(tmp_path, flags, name, status):
     done = run_with(tmp_path, 3, f"os.kill(os.getpid(), signal.{name})", flags(save_every=100))
     assert done.returncode == status and "Traceback" not in done.stderr
@@ -109,7 +116,7 @@ def test_a_signal_lets_the_iteration_finish_and_saves(tmp_path, flags, name, sta
 WORKERS = "w = [p.pid for p in __import__('multiprocessing').active_children()]; assert w"
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", STOPPED), ("SIGUSR1", STOPPED), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "status"), SIGNALS)
 def test_a_signal_to_the_loader_processes_too_lets_the_iteration_finish(tmp_path, flags, name, status):
     """As a cluster, a terminal and `timeout` send it: to the whole group of processes."""
     # From another process: a loader process takes SIGTERM from its own parent for the end.
@@ -139,7 +146,7 @@ def two_processes(tmp_path_factory, dataset_dir) -> dict:
     return final_state(results / "r")
 
 
-@pytest.mark.parametrize("who", ["rank == 1", "True"], ids=["one", "all"])
+@pytest.mark.parametrize("who", ["rank == 1", pytest.param("True", marks=pytest.mark.slow)], ids=["one", "all"])
 def test_sigterm_under_torchrun_stops_all_processes_at_one_iteration(tmp_path, flags, two_processes, who):
     action = f"if {who}: os.kill(os.getpid(), signal.SIGTERM)"
     done = run_with(tmp_path, 3, action, flags(microbatch=1, save_every=100), *TORCHRUN)
@@ -170,6 +177,7 @@ def test_sigterm_of_torchrun_itself_reaches_the_processes_and_the_state_is_saved
     assert saved >= 3 and saved == records(tmp_path / "run")[-1]["iteration"]
 
 
+@pytest.mark.slow
 def test_a_dying_process_costs_the_iterations_since_the_last_checkpoint(tmp_path, flags, two_processes):
     """torchrun --max-restarts starts all anew; they go on from the last checkpoint."""
     action = "if rank == 1 and restarts == 0: os.kill(os.getpid(), signal.SIGKILL)"
@@ -182,6 +190,7 @@ def test_a_dying_process_costs_the_iterations_since_the_last_checkpoint(tmp_path
 # --- Several machines ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_launchers_make_two_nodes(tmp_path, flags, two_processes):
     """Two agents on this machine stand for two nodes, started with the released program's flags."""
     with socket.socket() as free:
@@ -254,6 +263,7 @@ if os.environ["RANK"] == "0":
 """
 
 
+@pytest.mark.slow
 def test_gradients_are_reduced_once_an_iteration_whatever_the_accumulation(tmp_path, flags, two_processes):
     """Counted by the profiler: every parameter goes over the wire once an iteration, and little else."""
     script, counted = tmp_path / "count.py", {}
@@ -293,7 +303,7 @@ def bad_batches(tmp_path: Path, condition: str) -> str:
     return f"{path}:Bad"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_batch_of_nan_is_skipped_counted_and_logged(tmp_path, flags, precision):
     # One call tries the degradation out, two are made an iteration: the third iteration, its second microbatch.
     name = bad_batches(tmp_path, "Bad.calls == 7")
@@ -324,13 +334,13 @@ def test_nothing_but_nan_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_p
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
-    from i2sb.training.optimizer import build_optimizer, guard_step
+    from i2sb.training.optimizer import build_optimizer, guard_update
 
     parameter = torch.nn.Parameter(torch.zeros(4))
     optimizer = build_optimizer([parameter], lr=0.1, weight_decay=0.0)
     for clip, want in ((0.0, 10.0), (2.0, 2.0), (20.0, 10.0)):
         parameter.grad = torch.full((4,), 5.0)
-        norm, bad = guard_step(optimizer, clip)
+        norm, bad = guard_update(optimizer, clip)
         assert norm == 10 and not bad and parameter.grad.norm().item() == pytest.approx(want, rel=1e-5)
 
 

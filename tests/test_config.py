@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import yaml
+from conftest import run_python
 
+from corruption import build_corruption
 from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, check_resumable
+from i2sb.errors import UserError
 from i2sb.parsing import make_parser, read_config, read_flags, to_yaml
 
 NEEDED = ["--name", "run", "--dataset-dir", "data", "--corrupt", "sr4x-pool"]
@@ -155,7 +159,7 @@ def test_partitions(text, part):
 
 @pytest.mark.parametrize("text", ["4_4", "1", "a_b", "1_0", "-1_4", "1/4"])
 def test_wrong_partitions_are_named(text):
-    with pytest.raises(ValueError, match=f"--partition {text}: write i_n"):
+    with pytest.raises(ValueError, match=f"partition {text}: write i_n"):
         SampleConfig(ckpt="a", partition=text)
 
 
@@ -188,7 +192,8 @@ def test_yaml_is_plain(tmp_path):
 
 def test_help_names_the_networks_and_samplers_there_are():
     """config.py knows neither; what it says of them must still be so."""
-    from i2sb.formulation import ConditionalDiffusion, SchroedingerBridge, UnconditionalDiffusion
+    from i2sb.baselines.formulations import ConditionalDiffusion, UnconditionalDiffusion
+    from i2sb.formulation import SchroedingerBridge
     from i2sb.network_sizes import PRESETS
 
     helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(SampleConfig))}
@@ -205,3 +210,49 @@ def test_help_shows_every_flag_with_its_default_and_no_types(config_class):
         if type(field.default) in (int, float):
             assert f"(default: {field.default})" in text
     assert "type:" not in text and "(default: )" not in text and "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--formulation", "regression", "--ot-ode"], "--ot-ode True: --formulation regression does not use it"),
+        (["--formulation", "regression", "--start-share", "0.3"], "--start-share 0.3: --formulation regression does"),
+        (["--schedule", "cosine"], "--schedule cosine: --formulation bridge does not use it"),
+        (["--formulation", "diffusion", "--cond-x1"], "--cond-x1 True: --formulation diffusion does not use it"),
+        (["--regression-target", "image"], "--regression-target image: --formulation bridge does not use it"),
+        (["--network", "nope"], "--network nope: unknown; choose one of adm256"),
+        (["--network", "unet-48x1-blocks1-attention-heads16"], "48 channels are no multiple of 32"),
+        (["--network", "unet-32x1.3-blocks1-attention-heads64"], "96 channels cannot be split into heads of 64"),
+    ],
+)
+def test_what_nothing_would_use_is_refused_before_anything_is_done(flags, words):
+    refused = run_python("train.py", *NEEDED, *flags, "--dry-run", check=False)
+    assert refused.returncode == 2 and words in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_run_that_was_begun_goes_on_with_settings_that_nothing_uses(tmp_path):
+    """As older versions let it begin; and what it says nothing of was as it was then."""
+    flags = [*NEEDED, "--results-dir", tmp_path, "--formulation", "regression", "--ot-ode"]
+    saved = to_yaml(read_flags(TrainConfig, list(map(str, flags))))
+    run = tmp_path / NEEDED[NEEDED.index("--name") + 1]
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        "".join(line for line in saved.splitlines(True) if "regression_target" not in line)
+    )
+    assert run_python("train.py", *flags, "--dry-run").stdout == saved
+    assert read_config(TrainConfig, run / "config.yaml").regression_target == "image"
+
+
+def test_the_command_line_writes_settings_as_flags():
+    assert (
+        describe(UserError("eval_nfe", 5, "must be below `interval` 5")) == "--eval-nfe 5: must be below --interval 5"
+    )
+    inside = UserError("nfe", 0, "must be at least 1").inside(Path("a.yaml"))
+    assert (
+        describe(inside) == "a.yaml: --nfe 0: must be at least 1"
+        and str(inside) == "a.yaml: `nfe` 0: must be at least 1"
+    )
+    assert describe(UserError("", None, "stop")) == "stop"
+    with pytest.raises(ValueError) as error:
+        build_corruption("jpeg-0")
+    assert describe(error.value) == "--corrupt jpeg-0: the quality must be between 1 and 100"

@@ -136,6 +136,7 @@ def test_help_lists_every_degradation_with_a_line_each():
         assert all(len(line.split()) > 2 for line in lines)
 
 
+@pytest.mark.slow
 def test_contact_sheet_shows_every_degradation(tmp_path, dataset_dir):
     from PIL import Image
 

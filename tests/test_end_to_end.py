@@ -271,6 +271,7 @@ def test_paired_folders_take_the_same_path(tmp_path):
     assert len(list((tmp_path / "pairs-run" / "samples_nfe1" / "000").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_the_study_of_samplers_scores_every_number_of_evaluations(tmp_path, trained_run):
     run = copy_run(trained_run, tmp_path)
     flags = ["--results-dir", tmp_path, "--nfe", 1, 2, "--samplers", "posterior", "eta0", "--images", 2]

@@ -13,20 +13,13 @@ from conftest import ROOT
 
 from corruption import CORRUPTIONS, LinearCorruption, build_corruption
 from i2sb.baselines.diffusion import CLEAN, SCHEDULES, Diffusion, step_grid
+from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.baselines.inverse import DDRM
 from i2sb.batch import Batch
 from i2sb.bridge import Bridge
-from i2sb.config import TrainConfig
+from i2sb.config import SamplingOptions, TrainConfig
 from i2sb.consistency import make_consistency, measure
-from i2sb.formulation import (
-    ConditionalDiffusion,
-    Formulation,
-    Regression,
-    Sampler,
-    SchroedingerBridge,
-    UnconditionalDiffusion,
-    Way,
-)
+from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
 from i2sb.network import build_network
 from i2sb.tasks import FORMULATIONS, build_formulation
 
@@ -61,6 +54,7 @@ FORMULATION_OBJECTS = {
     "bridge": lambda: SchroedingerBridge(Bridge(1000, dtype=FLOAT)),
     "conditional_diffusion": lambda: ConditionalDiffusion(diffusion()),
     "regression": lambda: Regression(),
+    "regression_of_images": lambda: Regression(whole=True),
     "diffusion": lambda: UnconditionalDiffusion(diffusion()),
 }
 MASKED = [name for name in FORMULATION_OBJECTS if name != "diffusion"]
@@ -73,7 +67,7 @@ def exact_net(formulation: Formulation, x0: torch.Tensor):
         if isinstance(formulation, SchroedingerBridge):
             return formulation.bridge.compute_label(step, x0, xt)
         if isinstance(formulation, Regression):
-            return x0
+            return x0 if formulation.whole else xt - x0
         d = formulation.diffusion
         return torch.stack([d.compute_noise(n, xt[i], x0[i]) for i, n in enumerate(step.tolist())])
 
@@ -127,9 +121,9 @@ def test_who_sees_what(batch):
         step = torch.tensor([0, 30, 700, 998]) % formulation.interval
         formulation.loss(net, step, degraded(x1, cond=cond, x0=x0), noise_source())
         in_training, seen[name] = seen[name], None
-        way = Way(1, formulation.choose_sampler())
+        options = formulation.settle(SamplingOptions(nfe=1))
         if name != "diffusion":
-            formulation.sample(net, degraded(x1, cond=cond), way, noise_source())
+            formulation.sample(net, degraded(x1, cond=cond), options, noise_source())
             assert seen[name][1] is in_training[1], name
             assert name != "regression" or seen[name][0] is in_training[0]
         seen[name] = in_training
@@ -143,12 +137,13 @@ def test_who_sees_what(batch):
 def test_known_region_survives_exactly(name, nfe, batch):
     x0, _, _, mask = batch
     formulation = FORMULATION_OBJECTS[name]()
-    if name == "regression" and nfe > 1:
+    if name.startswith("regression") and nfe > 1:
         return
     x1 = (1 - mask) * x0 + mask * torch.randn_like(x0)
     formulation.ot_ode = True  # the bridge's known region is without noise on this way only
-    way = Way(nfe, formulation.choose_sampler(), log_count=10)
-    done = formulation.sample(lambda x, step, cond: 0.1 * x, degraded(x1, mask), way, noise_source())
+    options = formulation.settle(SamplingOptions(nfe=nfe))
+    net = lambda x, step, cond: 0.1 * x
+    done = formulation.sample(net, degraded(x1, mask), options, noise_source(), Hooks(log_count=10))
     torch.testing.assert_close((1 - mask) * done.x0, (1 - mask) * x0, rtol=0, atol=1e-12)
     assert not torch.allclose(mask * done.x0, mask * x1)
     assert done.states.shape == done.pred_x0s.shape == (4, min(nfe, 10), 3, 8, 8)
@@ -165,8 +160,8 @@ def test_predictions_are_clipped_if_asked(name, batch):
     _, x1, _, _ = batch
     formulation = FORMULATION_OBJECTS[name]()
     for clip in (False, True):
-        way = Way(1, formulation.choose_sampler(), clip_denoise=clip)
-        x0 = formulation.sample(lambda x, step, cond: -5 * x, degraded(x1), way, noise_source()).x0
+        options = formulation.settle(SamplingOptions(nfe=1, clip_denoise=clip))
+        x0 = formulation.sample(lambda x, step, cond: -5 * x, degraded(x1), options, noise_source()).x0
         assert (x0.abs().max() < 1.01) == clip  # on the bridge the state at the end has its share
 
 
@@ -256,23 +251,28 @@ def test_conditional_diffusion_reaches_the_posterior_of_a_gaussian(sampler, sche
     x1 = torch.tensor([0.5, -0.4], dtype=FLOAT).view(1, 2, 1, 1).expand(COUNT, -1, -1, -1)
     errors = []
     for nfe in (1, 5, 25, 200):
-        way = Way(nfe, formulation.choose_sampler(sampler))
-        x0 = formulation.sample(task.conditional_net, degraded(x1), way, noise_source(nfe)).x0
+        options = formulation.settle(SamplingOptions(nfe=nfe, sampler=sampler))
+        x0 = formulation.sample(task.conditional_net, degraded(x1), options, noise_source(nfe)).x0
         errors.append(covariance_error(x0, task.conditional_mean(x1[:1])[0], task.conditional))
     assert all(later < 0.9 * earlier for earlier, later in pairwise(errors)), errors
     assert errors[0] > 5 * WITHIN and errors[-1] < WITHIN, errors
 
 
-def test_regression_is_the_posterior_mean_and_has_no_spread():
+@pytest.mark.parametrize("whole", [False, True])
+def test_regression_is_the_posterior_mean_and_has_no_spread(whole):
     task = GaussianTask(diffusion())
-    net = lambda x1, step, cond: task.conditional_mean(x1).view_as(x1)
+    mean = lambda x1: task.conditional_mean(x1).view_as(x1)
+    net = lambda x1, step, cond: mean(x1) if whole else x1 - mean(x1)
     x1 = torch.randn(50, 2, 1, 1, dtype=FLOAT)
-    regression = Regression()
-    way = Way(1, regression.choose_sampler())
-    done = regression.sample(net, degraded(x1), way, noise_source())
-    torch.testing.assert_close(done.x0, net(x1, None, None))
-    with pytest.raises(ValueError, match="--nfe 2: a regression restores in one evaluation"):
-        regression.sample(net, degraded(x1), replace(way, nfe=2), noise_source())
+    regression = Regression(whole=whole)
+    options = regression.settle(SamplingOptions())
+    done = regression.sample(net, degraded(x1), options, noise_source())
+    torch.testing.assert_close(done.x0, mean(x1))
+    # The network that restores exactly is the one whose loss is zero.
+    batch = Batch(x0=mean(x1), x1=x1, mask=None, cond=None, shown=x1)
+    assert regression.loss(net, torch.zeros(50, dtype=torch.long), batch, noise_source()) < 1e-20
+    with pytest.raises(ValueError, match="nfe 2: a regression restores in one evaluation"):
+        regression.sample(net, degraded(x1), replace(options, nfe=2), noise_source())
 
 
 class FirstChannel(LinearCorruption):
@@ -304,9 +304,9 @@ def test_inverse_methods_on_a_gaussian(sampler, eta):
     y = torch.full((COUNT, 1, 1, 1), 1.4, dtype=FLOAT)
     errors = []
     for nfe in (1, 5, 25, 200):
-        way = Way(nfe, Sampler(sampler, eta), corruption=FirstChannel())
-        batch = Batch(x0=None, x1=torch.zeros(COUNT, 2, 1, 1, dtype=FLOAT), mask=None, cond=None, shown=y)
-        x0 = formulation.sample(task.unconditional_net, batch, way, noise_source(nfe)).x0
+        options = SamplingOptions(nfe=nfe, sampler=sampler, eta=eta)
+        batch = replace(degraded(torch.zeros(COUNT, 2, 1, 1, dtype=FLOAT)), shown=y, corruption=FirstChannel())
+        x0 = formulation.sample(task.unconditional_net, batch, options, noise_source(nfe)).x0
         torch.testing.assert_close(x0[:, 0], torch.full_like(x0[:, 0], 0.7))
         second = x0[:, 1].flatten()
         errors.append(max(abs(second.mean().item() + 0.1), abs(second.var().item() - 0.3)))
@@ -328,9 +328,10 @@ def test_restored_images_agree_with_what_was_measured(name, sampler, clip):
     clean = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     shown, mask = corruption(clean, torch.Generator().manual_seed(2))
     formulation = UnconditionalDiffusion(Diffusion())
-    way = Way(3, formulation.choose_sampler(sampler), clip_denoise=clip, corruption=corruption)
+    options = formulation.settle(SamplingOptions(nfe=3, sampler=sampler, clip_denoise=clip))
     net = lambda x, step, cond: 0.9 * x
-    x0 = formulation.sample(net, degraded(shown, mask), way, noise_source()).x0
+    batch = replace(degraded(shown, mask), corruption=corruption)
+    x0 = formulation.sample(net, batch, options, noise_source()).x0
     off = (corruption.A(x0, mask) - corruption.A(clean, mask)).abs().max()
     assert off < 1e-5
     # Without noise the Gaussian blur can be undone at this size: nothing is left to guess.
@@ -343,12 +344,13 @@ def test_consistency_and_callbacks_serve_every_formulation(name, kind):
     corruption = build_corruption("sr4x-bicubic", 16)
     clean = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     shown = corruption(clean).image
-    formulation, nfe, steps = FORMULATION_OBJECTS[name]().float(), 1 if name == "regression" else 3, []
+    formulation, nfe, steps = FORMULATION_OBJECTS[name]().float(), 1 if name.startswith("regression") else 3, []
     refine = make_consistency(kind, corruption, shown)
-    way = Way(nfe, formulation.choose_sampler(), corruption=corruption, refine=refine, callback=steps.append)
+    options = formulation.settle(SamplingOptions(nfe=nfe))
+    hooks, batch = Hooks(refine, steps.append), replace(degraded(shown), corruption=corruption)
     net = lambda x, step, cond: 0.9 * x
-    x0 = formulation.sample(net, degraded(shown), way, noise_source()).x0
-    plain = formulation.sample(net, degraded(shown), replace(way, refine=None), noise_source()).x0
+    x0 = formulation.sample(net, batch, options, noise_source(), hooks).x0
+    plain = formulation.sample(net, batch, options, noise_source(), hooks._replace(refine=None)).x0
     off, off_plain = ((corruption.A(x) - corruption.A(clean)).abs().max() for x in (x0, plain))
     assert off < 1e-5 if kind == "project" else off < off_plain or name == "diffusion"
     assert [(step.number, step.count) for step in steps] == [(i + 1, nfe) for i in range(nfe)] * 2
@@ -406,6 +408,6 @@ def test_ddrm_steps_every_singular_component_as_the_paper_says(name, eta):
 def test_degradations_without_an_operator_are_refused():
     formulation = UnconditionalDiffusion(Diffusion())
     for corruption in (None, build_corruption("jpeg-5", 16), build_corruption("mixture", 16)):
-        with pytest.raises(ValueError, match="--formulation diffusion: .* linear degradation, and \\w+ has none; give"):
+        with pytest.raises(ValueError, match="formulation diffusion: .* linear degradation, and \\w+ has none; give"):
             formulation.check_degradation(corruption)
         FORMULATION_OBJECTS["conditional_diffusion"]().check_degradation(corruption)

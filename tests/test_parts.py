@@ -1,4 +1,4 @@
-"""Small rooms: randomness, pixels, batches, averages, logs, metrics."""
+"""Small rooms: randomness, pixels, batches, averages, logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from PIL import Image
 from corruption import Corrupted, build_corruption
 from i2sb.batch import begin_bridge, make_batch
 from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
-from i2sb.metrics.pixels import psnr, ssim
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.training.ema import ExponentialMovingAverage
@@ -142,14 +141,14 @@ def test_average_follows_its_definition_and_swaps_back():
 def test_learning_rate_falls_in_steps():
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = build_optimizer([parameter], lr=1.0, weight_decay=0.0)
-    scheduler = build_scheduler(optimizer, gamma=0.5, step_size=3)
+    scheduler = build_scheduler(optimizer, gamma=0.5, iterations=3)
     rates = []
     for _ in range(7):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
     assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
-    assert build_scheduler(optimizer, gamma=1.0, step_size=3) is None
+    assert build_scheduler(optimizer, gamma=1.0, iterations=3) is None
 
 
 # --- logs ------------------------------------------------------------------------------------------------------------
@@ -202,74 +201,26 @@ def test_silent_log_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-def test_psnr_agrees_with_torchmetrics_and_closed_forms():
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randint(0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    for i in range(3):
-        want = peak_signal_noise_ratio(a[i].float(), b[i].float(), data_range=255.0)
-        assert psnr(a, b)[i].item() == pytest.approx(want.item(), rel=1e-5)
-    off_by_one = psnr(a.clamp(max=254), a.clamp(max=254) + 1)
-    assert off_by_one.tolist() == pytest.approx([48.1308] * 3, abs=1e-3)  # 20 log10 255
-    assert psnr(a, a).tolist() == [60.0] * 3
-    nearly = a.clone()
-    nearly[:, 0, 0, 0] ^= 1  # one value off by one level: 83 dB without the limit
-    assert psnr(nearly, a).tolist() == [60.0] * 3
-
-
-@pytest.mark.parametrize("size", [(11, 13), (40, 29)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_ssim_is_the_published_one(channels, size):
-    """Of noise, of a flat image that is a little off, and of equal images."""
-    from skimage.metrics import structural_similarity
-
-    generator = torch.Generator().manual_seed(0)
-    clean = torch.randint(0, 256, (3, channels, *size), dtype=torch.uint8, generator=generator)
-    clean[1] = 250
-    images = (clean.float() + torch.randn(clean.shape, generator=generator) * 20).clamp(0, 255).byte()
-    images[1] = 250 + torch.randint(0, 2, images[1].shape, dtype=torch.uint8, generator=generator)
-    images[2] = clean[2]
-    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    want = [
-        structural_similarity(*(x.numpy() for x in pair), channel_axis=0, **settings)
-        for pair in zip(images, clean, strict=True)
-    ]
-    assert want[0] < 1 and want[1] < 1 and want[2] == 1
-    assert ssim(images, clean).tolist() == pytest.approx(want, abs=1e-10)
-
-
-def test_ssim_needs_images_as_large_as_its_window():
-    small = torch.zeros(1, 3, 10, 12, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="^images of 12x10 pixels: SSIM needs 11 a side or more$"):
-        ssim(small, small)
-
-
 # --- validation ------------------------------------------------------------------------------------------------------
 
 
 def test_validation_counts_what_a_classifier_recognises_where_there_is_one(trained_run, dataset_dir, tmp_path):
     from i2sb import load_model
     from i2sb.data.dataset import open_split
-    from i2sb.metrics.feature_networks import FeatureNetwork, Seen
-    from i2sb.training.validation import choose_metrics, find_classifier, summarise, validate
+    from i2sb.metrics.feature_networks import FeatureNetwork, FeatureOutput
+    from i2sb.training.validation import ValidationSet, choose_metrics, find_classifier, summarise, validate
 
     class SaysDog(FeatureNetwork):
         def forward(self, images):
-            return Seen(None, torch.tensor([[0.0, 1.0]]).expand(len(images), 2))
+            return FeatureOutput(None, torch.tensor([[0.0, 1.0]]).expand(len(images), 2))
 
     images = open_split(dataset_dir, "val", image_size=16)  # two cats, three dogs
     assert find_classifier(images, tmp_path, torch.device("cpu")) is None  # two classes are not ImageNet's
     metrics = choose_metrics(SaysDog(), 16)
     found = validate(
         load_model(trained_run),
-        images,
+        ValidationSet(images, build_corruption("sr4x-pool", 16), metrics),
         range(5),
-        build_corruption("sr4x-pool", 16),
-        metrics,
         batch_size=2,
         nfe=2,
         clip_denoise=False,

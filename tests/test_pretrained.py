@@ -17,7 +17,7 @@ from i2sb.config import TrainConfig
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 from i2sb.storage.exported import Exported, read_export, write_export
-from i2sb.training.initial_weights import InitialWeights, begin_with, read_weights
+from i2sb.training.initial_weights import InitialWeights, begin_with, read_initial_weights
 
 FIRST, LAST = "diffusion_model.input_blocks.0.0.weight", "diffusion_model.out.2"
 
@@ -45,7 +45,7 @@ def test_adm_weights_lose_their_variances(tmp_path, legacy):
         weights = torch.load(tmp_path / "adm.pt", weights_only=True)
         torch.save(weights, tmp_path / "adm.pt", _use_new_zipfile_serialization=False)
     net = build()
-    lines = begin_with(net, read_weights(str(tmp_path / "adm.pt"), tmp_path))
+    lines = begin_with(net, read_initial_weights(str(tmp_path / "adm.pt"), tmp_path))
     for name, p in net.state_dict().items():
         assert torch.equal(p, given[name][:3] if name.startswith(LAST) else given[name]), name
     count = len(given)
@@ -63,7 +63,7 @@ def test_weights_behind_other_patches_are_refused(tmp_path):
     lines = begin_with(build(preset="compact", cond_x1=True), initial)
     assert "input_blocks.0.0.weight: 12 of its 12 input channels kept, 12 fresh" in lines
     pixelwise = "unet-32x1.2.4-blocks1-attention-heads32"
-    with pytest.raises(ValueError, match="--network compact sees other patches of pixels"):
+    with pytest.raises(ValueError, match="`network` compact sees other patches of pixels"):
         begin_with(build(preset=pixelwise), initial)
     with pytest.raises(ValueError, match="input_blocks.0.0.weight"):  # a file that does not name its network
         begin_with(there, InitialWeights(build(preset=pixelwise).state_dict(), tmp_path / "a.pt"))
@@ -108,16 +108,16 @@ def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
 @pytest.mark.parametrize(
     ("init", "words"),
     [
-        ("adm", "--init adm: data/weights/256x256_diffusion_uncond.pt is not there; fetch it with"),
-        ("nobody", "--init nobody: give none, adm, a .pt or .safetensors file, or a run (there is no"),
-        ("none.pt", "--init none.pt: there is no such file"),
+        ("adm", "init adm: data/weights/256x256_diffusion_uncond.pt is not there; fetch it with"),
+        ("nobody", "init nobody: give none, adm, a .pt or .safetensors file, or a run (there is no"),
+        ("none.pt", "init none.pt: there is no such file"),
         ("none.safetensors", "none.safetensors: there is no such file"),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path, monkeypatch, init, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as error:
-        read_weights(init, tmp_path)
+        read_initial_weights(init, tmp_path)
     assert words in str(error.value)
 
 
@@ -125,7 +125,7 @@ def test_files_without_weights_are_named(tmp_path):
     for value in ([1], {"a": 1}, {"net": {"a": 1}, "ema": {}}):
         torch.save(value, tmp_path / "a.pt")
         with pytest.raises(ValueError, match="a.pt: holds no weights"):
-            read_weights(str(tmp_path / "a.pt"), tmp_path)
+            read_initial_weights(str(tmp_path / "a.pt"), tmp_path)
 
 
 # --- runs begun with them ---------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_init_acts_when_a_run_begins_and_not_when_it_goes_on(tmp_path, dataset_d
     second, said = train(tmp_path, dataset_dir, capsys, num_itr=2, **flags)
     assert "resumed from" in said
     assert (second["net"][FIRST] - first["net"][FIRST]).abs().max() < 0.01
-    with pytest.raises(ValueError, match="--init .*adm.pt there, none now"):
+    with pytest.raises(ValueError, match="`init` .*adm.pt there, none now"):
         train(tmp_path, dataset_dir, capsys, num_itr=3, cond_x1=True)
 
 
@@ -186,7 +186,7 @@ def test_a_released_run_gives_weights_but_is_not_gone_on_with(tmp_path, dataset_
     state, _ = train(tmp_path, dataset_dir, capsys, init="released", **flags)
     assert all((p - mine).abs().max() < 1e-20 for p, mine in zip(shadow, state["net"].values(), strict=True))
     for changes in ({"name": "released"}, {"name": "other", "ckpt": "released"}):
-        with pytest.raises(ValueError, match="a run of the released program, .* with --init"):
+        with pytest.raises(ValueError, match="a run of the released program, .* with `init`"):
             train(tmp_path, dataset_dir, capsys, **changes)
 
 
@@ -218,7 +218,7 @@ def test_exported_weights_load_alike(tmp_path, trained_run, monkeypatch):
     x = torch.rand(1, 3, 16, 16)
     # Rounding, 6e-8 an operation, through twenty layers and ten evaluations; a step of 8 bits is 8e-3.
     torch.testing.assert_close(model.restore(x), want.restore(x), rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="True.safetensors: exists already; .* --overwrite"):
+    with pytest.raises(ValueError, match="True.safetensors: exists already; .* `overwrite`"):
         export(trained_run, out, raw=False, overwrite=False)
     export(trained_run, out, raw=False, overwrite=True)
     with pytest.raises(ValueError, match="holds averaged weights; the raw ones"):
@@ -252,7 +252,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, trained_r
     for path in (*(tmp_path / "run").glob("*.pt"), tmp_path / "run" / "checkpoints.json"):
         path.unlink()
     torch.save(state, tmp_path / "run" / "checkpoint_00000006.pt")
-    with pytest.raises(ValueError, match="--half: diffusion_model.* is beyond what float16 can hold"):
+    with pytest.raises(ValueError, match="half: diffusion_model.* is beyond what float16 can hold"):
         export(tmp_path / "run", tmp_path / "b.safetensors", raw=False, overwrite=False, half=True)
 
 

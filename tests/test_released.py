@@ -13,11 +13,13 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 from conftest import TINY, golden, run_python, write_images
+from small_data import pack_lmdb
 from test_unet import formula_network
 
 from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig
+from i2sb.errors import UserError
 from i2sb.network import build_network
 from i2sb.network_sizes import PRESETS, find_preset
 from i2sb.parsing import to_yaml
@@ -105,8 +107,8 @@ def test_programs_take_a_released_run(tmp_path):
         ({"interval": "1000"}, "options.pkl: interval is a str, int is wanted"),
         ({"ot_ode": 1}, "options.pkl: ot_ode is a int, bool is wanted"),
         ({"beta_max": None}, "options.pkl: beta_max is a NoneType, float is wanted"),
-        ({"interval": 11}, "options.pkl: --interval 11: must be even"),
-        ({"name": "../up"}, "options.pkl: --name ../up"),
+        ({"interval": 11}, "options.pkl: `interval` 11: must be even"),
+        ({"name": "../up"}, "options.pkl: `name` ../up"),
         ({"seed": [1]}, "options.pkl: seed is a list, int is wanted"),
     ],
 )
@@ -164,7 +166,7 @@ def test_described_networks_read_back():
     for preset in PRESETS.values():
         assert find_preset(preset.describe()) == preset
     for wrong in ("unet-0x1-blocks1-attention-heads1", "unet-32x-blocks1-attention-heads1", "unet-32x1"):
-        with pytest.raises(ValueError, match=f"--network {wrong}: unknown"):
+        with pytest.raises(ValueError, match=f"network {wrong}: unknown"):
             find_preset(wrong)
 
 
@@ -255,23 +257,21 @@ def as_torch_file(content: bytes) -> bytes:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_door_runs_code(tmp_path, name, wrap):
     from i2sb.data.dataset import open_split
-    from i2sb.training.initial_weights import read_weights
+    from i2sb.training.initial_weights import read_initial_weights
 
     trace = tmp_path / "it_ran"
     content = wrap(hostile(trace)[name])
     run = write_released_run(tmp_path / "small")
     whole = {path: path.read_bytes() for path in run.iterdir()}
     write_images(tmp_path / "val", ["a/0.png"])
-    from test_data import pack
-
-    lmdb_path = pack(tmp_path / "val", tmp_path / "lmdb", "val")
+    lmdb_path = pack_lmdb(tmp_path / "val", tmp_path / "lmdb", "val")
 
     doors = {
         run / "options.pkl": lambda path: load_model(run),
         run / "latest.pt": lambda path: load_model(run),
         Path(f"{lmdb_path}.pt"): lambda path: open_split(path.parent, "val", image_size=16),
-        tmp_path / "init.pt": lambda path: read_weights(str(path), tmp_path),
-        tmp_path / "init.safetensors": lambda path: read_weights(str(path), tmp_path),
+        tmp_path / "init.pt": lambda path: read_initial_weights(str(path), tmp_path),
+        tmp_path / "init.safetensors": lambda path: read_initial_weights(str(path), tmp_path),
         tmp_path / "export.safetensors": load_model,
     }
     for path, enter in doors.items():
@@ -301,25 +301,34 @@ def test_large_files_are_refused_unread(tmp_path):
 
 
 def test_a_few_bytes_cannot_claim_much_memory(tmp_path):
-    """A memo index of 16 million in a pickle of ten bytes, for which an array as long would be made."""
-    (tmp_path / "options.pkl").write_bytes(b"\x80\x02Nr\xff\xff\xff\x00.")
+    path = tmp_path / "options.pkl"
     tracemalloc.start()
     try:
-        assert read_pickle(tmp_path / "options.pkl", NAMESPACE, max_bytes=1000) is None
+        path.write_bytes(b"\x80\x02Nr\xff\xff\xff\x00.")  # a memo index of 16 million: an array as long would be made
+        assert read_pickle(path, NAMESPACE, max_bytes=1000) is None
+        path.write_bytes(b"\x80\x05\x96" + (1 << 30).to_bytes(8, "little") + b".")  # a bytearray of a gigabyte
+        with pytest.raises(UserError, match="options.pkl: refused .it holds a bytearray"):
+            read_pickle(path, NAMESPACE, max_bytes=1000)
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
+
+
+def test_trouble_of_the_disk_is_no_refusal(tmp_path):
+    (tmp_path / "options.pkl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        read_pickle(tmp_path / "options.pkl", NAMESPACE, max_bytes=1 << 20)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_pickles_are_read(tmp_path, protocol):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(argparse.Namespace(a=1, b=[(PurePosixPath("/x/y"), 2.5)], c=None), protocol))
-    held = read_pickle(path, NAMESPACE, max_bytes=1000).attributes
+    held = read_pickle(path, NAMESPACE, max_bytes=10_000).attributes
     assert held["a"] == 1 and held["c"] is None and held["b"][0][1] == 2.5
     for zipped in (True, False):
         torch.save({"imgs": [("a", 1)]}, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
-        assert read_pickle(path, IMAGE_FOLDER, max_bytes=1000) == {"imgs": [("a", 1)]}
+        assert read_pickle(path, IMAGE_FOLDER, max_bytes=10_000) == {"imgs": [("a", 1)]}
 
 
 def test_config_of_a_run_runs_nothing(tmp_path, trained_run):

@@ -55,7 +55,7 @@ def test_grid_ends_and_refusals():
     assert step_grid(1000, 999) == list(range(1000))
     assert step_grid(1000, 1) == [0, 999]
     for nfe in (0, -1, 1000):
-        with pytest.raises(ValueError, match=f"--nfe {nfe}: .* between 1 and 999"):
+        with pytest.raises(ValueError, match=f"nfe {nfe}: .* between 1 and 999"):
             step_grid(1000, nfe)
 
 
@@ -311,7 +311,7 @@ def test_steps_without_noise_on_any_bridge():
         ("eta", 0.0, 5, True, "no noise to leave out"),
         ("eta", 1.0, 5, False, "is the posterior itself"),
         ("ot_ode", 1.0, 5, False, "blurry"),
-        ("second_order", 1.0, 5, True, "with --nfe 5: .* may overshoot"),
+        ("second_order", 1.0, 5, True, "with `nfe` 5: .* may overshoot"),
     ],
 )
 def test_samplers_that_cannot_help_or_harm_are_named(sampler, eta, nfe, ot_ode, words):
@@ -347,7 +347,7 @@ def test_callback_and_refinement_see_every_step():
 
 def test_unknown_samplers_are_named():
     bridge, x = Bridge(10), torch.zeros(1, 1, 2, 2)
-    with pytest.raises(ValueError, match="--sampler heun: unknown; choose one of posterior, eta, second_order"):
+    with pytest.raises(ValueError, match="sampler heun: unknown; choose one of posterior, eta, second_order"):
         sample(bridge, lambda x, step, cond: x, x, nfe=1, sampler="heun")
-    with pytest.raises(ValueError, match="--eta 2: must be between 0 and 1"):
+    with pytest.raises(ValueError, match="eta 2: must be between 0 and 1"):
         sample(bridge, lambda x, step, cond: x, x, nfe=1, sampler="eta", eta=2)

@@ -13,7 +13,8 @@ from i2sb.distributed import World
 from i2sb.formulation import SchroedingerBridge
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.storage.checkpoint import read_checkpoint
-from i2sb.training.loop import Trainer, train
+from i2sb.training.loop import train
+from i2sb.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -67,6 +67,10 @@ class Diffusion(nn.Module):
     noise_levels, the network's time input: the index, scaled to a thousand steps as ADM's networks know it.
     """
 
+    std_signal: Tensor
+    std_noise: Tensor
+    noise_levels: Tensor
+
     def __init__(self, interval: int = 1000, schedule: str = "linear", *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.interval, self.schedule = interval, schedule
@@ -172,7 +176,7 @@ def sample(
         return diffusion.compute_pred_x0(step, xt, net(xt, step, cond=cond), clip_denoise=clip_denoise)
 
     def keep_known(nprev: int, xt: Tensor) -> Tensor:
-        if mask is None:
+        if mask is None or known is None:
             return xt
         shown = known
         if nprev != CLEAN:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +12,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from i2sb.cli.launch import hand_over
-from i2sb.config import flag
+from i2sb.config import TrainConfig, refuse_unused, write_flags
 from i2sb.errors import UserError
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
-
-I2SB = Path(__file__).resolve().parent.parent
-OWN_PACKAGES = (I2SB, I2SB.parent / "corruption", I2SB.parent / "scripts")
 
 
 def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
@@ -37,7 +33,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     try:
         options, flags = own.parse_known_args(argv)
     except UserError as error:
-        _fail(error)
+        _fail(describe(error))
     if options.help:
         print(make_parser(config_class).format_help() + "\n" + own.format_help())
         return
@@ -48,6 +44,8 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
         return
     with report_errors(debug=options.pdb):
         config = read_flags(config_class, flags, options.config)
+        if isinstance(config, TrainConfig) and not (config.run_dir / "config.yaml").exists():
+            refuse_unused(config)  # a run that was begun goes on with what it has
         if options.dry_run:
             print(to_yaml(config), end="")
             return
@@ -72,9 +70,10 @@ def report_errors(*, debug: bool = False) -> Iterator[None]:
             traceback.print_exc()
             ipdb.post_mortem(error.__traceback__)
             sys.exit(1)
-        if not _is_message(error):
+        message = describe(error)
+        if not message:
             raise
-        _fail(error)
+        _fail(message)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,34 +84,21 @@ class _Parser(argparse.ArgumentParser):
 
 
 def describe(error: Exception) -> str:
-    """Say in one line what was wrong, settings as the flags that they are on the command line."""
-    if _is_mistake(error):
-        with_settings_quoted = UserError(error.setting, error.value, error.must).inside("").must
-        message = re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), with_settings_quoted)
-    else:
-        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-    return " ".join(message.split())
+    """Say in one line what the user got wrong, with settings as flags, or what the disk refused.
 
-
-def _fail(error: Exception) -> NoReturn:
-    """Say what was wrong, and exit."""
-    print(f"{Path(sys.argv[0]).name}: error: {describe(error)}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _is_mistake(error: Exception) -> bool:
-    """Whether it is a UserError, or the same of the degradations, which do not know that class."""
-    return isinstance(error, UserError) or (isinstance(error, ValueError) and hasattr(error, "must"))
-
-
-def _is_message(error: Exception) -> bool:
-    """Whether an error speaks to the user: a wrong value that this project's own code reported, or a file's trouble.
-
-    A ValueError raised inside a library is a fault of ours, and keeps its traceback.
+    Nothing, if the error is neither: then it is a fault of our own. Degradations tell mistakes in UserError's terms
+    without knowing that class.
     """
-    if _is_mistake(error):
-        return True
     if isinstance(error, OSError):
-        return error.filename is not None
-    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return isinstance(error, ValueError) and any(innermost.is_relative_to(package) for package in OWN_PACKAGES)
+        return "" if error.filename is None else f"{error.filename}: {error.strerror}"
+    setting, value, must = (getattr(error, name, None) for name in ("setting", "value", "must"))
+    if must is None or not isinstance(error, ValueError):
+        return ""
+    mistake = error if isinstance(error, UserError) else UserError(str(setting), value, must)
+    return " ".join(write_flags(mistake.marked).split())
+
+
+def _fail(message: str) -> NoReturn:
+    """Say what was wrong, and exit."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -16,25 +16,28 @@ from torch.utils.data import Dataset
 from torchvision.transforms import functional as TF
 
 from i2sb.data.stores import Store, class_of, open_stores
+from i2sb.errors import UserError
 
 NO_CLASS = -1
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(UserError):
     """An image file that cannot be decoded, or a pair that does not match."""
 
 
 class View(NamedTuple):
-    """How a file is seen. flip: mirrored left to right; place: where its crop begins, down and across, as shares of the
-    room there is, from [0, 1), or None for the centre.
+    """How an image is cut from its file.
+
+    flip: mirrored left to right. crop_at: where the crop begins, down and across, from [0, 1): 0 is the top or left
+    edge, 1 would be the last crop that fits; None: it is the middle.
     """
 
     flip: bool = False
-    place: tuple[float, float] | None = None
+    crop_at: tuple[float, float] | None = None
 
 
 class Item(NamedTuple):
-    """One image of an `Images`."""
+    """One image on its way into a batch; the fields are those of `i2sb.data.loading.Images`."""
 
     image: Tensor
     degraded: Tensor | None
@@ -45,9 +48,15 @@ class Item(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """Carries a failure out of a loader process, where an exception would lose its one-line message."""
+    """Stands for an image that cannot be decoded: a loader process hands it out, where an exception would lose its
+    one-line message. file: as its store describes it."""
 
-    message: str
+    file: str
+    reason: str
+
+    @property
+    def error(self) -> UnreadableImageError:
+        return UnreadableImageError(Path(self.file), None, self.reason)
 
 
 class ImageDataset(Dataset):
@@ -82,33 +91,36 @@ class ImageDataset(Dataset):
     def subset(self, list_file: str | Path) -> ImageDataset:
         """Return the images that a text file lists, a path a line, in its order; only their base names count.
 
-        So lists made elsewhere fit. Raises ValueError counting what is missing, or naming base names that occur twice.
+        So lists made elsewhere fit. Raises UserError counting what is missing, or naming base names that occur twice.
         """
         try:
             lines = Path(list_file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--subset {list_file}: cannot be read ({' '.join(str(error).split())})") from None
+            reason = " ".join(str(error).split())
+            raise UserError("subset", list_file, f"cannot be read ({reason})") from None
         wanted = [line.strip().replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
         if not wanted:
-            raise ValueError(f"--subset {list_file}: lists no images; a path a line is wanted")
+            raise UserError("subset", list_file, "lists no images; a path a line is wanted")
         for name, count in Counter(wanted).items():
             if count > 1:
-                raise ValueError(f"--subset {list_file}: lists {name} {count} times")
-        listed, found = set(wanted), {}
+                raise UserError("subset", list_file, f"lists {name} {count} times")
+        listed, key_of = set(wanted), dict[str, str]()
         for key in self.keys:
             name = key.rpartition("/")[2]
-            if name in listed and found.setdefault(name, key) != key:
-                raise ValueError(
-                    f"--subset {list_file}: lists {name}, but {self.clean.describe()} has {found[name]} and {key}"
+            if name in listed and key_of.setdefault(name, key) != key:
+                raise UserError(
+                    "subset", list_file, f"lists {name}, but {self.clean.path} has {key_of[name]} and {key}"
                 )
-        missing = [name for name in wanted if name not in found]
+        missing = [name for name in wanted if name not in key_of]
         if missing:
-            raise ValueError(
-                f"--subset {list_file}: lists {len(wanted)} images, {len(found)} of them are in "
-                f"{self.clean.describe()}, {len(missing)} are missing, first {missing[0]}"
+            raise UserError(
+                "subset",
+                list_file,
+                f"lists {len(wanted)} images, {len(wanted) - len(missing)} of them are in {self.clean.path}, "
+                f"{len(missing)} are missing, first {missing[0]}",
             )
         chosen = copy.copy(self)
-        chosen.keys = [found[name] for name in wanted]
+        chosen.keys = [key_of[name] for name in wanted]
         return chosen
 
     def label(self, index: int) -> int:
@@ -124,31 +136,35 @@ class ImageDataset(Dataset):
         """
         item = self.items(index, [(index, view)])[0]
         if isinstance(item, Unreadable):
-            raise UnreadableImageError(item.message)
+            raise item.error
         return item.image, item.degraded
 
     def __getitem__(self, index: int) -> Item | Unreadable:
         return self.items(index, [(index, View())])[0]
 
     def items(self, index: int, wanted: Sequence[tuple[int, View]]) -> list[Item | Unreadable]:
-        """Decode a file once and return a view of it for each (number, view), as what `loading` makes batches of."""
+        """Decode a file once, and cut a view of it for each (number, view)."""
         key = self.keys[index]
-        try:
-            image = self._decode(self.clean, key)
-            partner = self._decode(self.degraded, key) if self.degraded is not None else None
-            if partner is not None and partner.size != image.size:
-                raise UnreadableImageError(
-                    f"{self.degraded.describe(key)} is {partner.width}x{partner.height} pixels, its clean partner "
-                    f"{image.width}x{image.height}: pairs must have the same size"
+        image = self._decode(self.clean, key)
+        if isinstance(image, Unreadable):
+            return [image] * len(wanted)
+        enlarged, scaled = int(min(image.size) < self.image_size), self._scale(image)
+        scaled_partner = None
+        if self.degraded is not None:
+            partner = self._decode(self.degraded, key)
+            if not isinstance(partner, Unreadable) and partner.size != image.size:
+                partner = Unreadable(
+                    self.degraded.describe(key),
+                    f"is {partner.width}x{partner.height} pixels, its clean partner {image.width}x{image.height}: "
+                    "pairs must have the same size",
                 )
-        except UnreadableImageError as error:
-            return [Unreadable(str(error))] * len(wanted)
-        enlarged = int(min(image.size) < self.image_size)
-        image, partner = (None if one is None else self._scale(one) for one in (image, partner))
+            if isinstance(partner, Unreadable):
+                return [partner] * len(wanted)
+            scaled_partner = self._scale(partner)
         return [
             Item(
-                self._cut(image, view),
-                None if partner is None else self._cut(partner, view),
+                self._cut(scaled, view),
+                None if scaled_partner is None else self._cut(scaled_partner, view),
                 self.label(index),
                 number,
                 enlarged=enlarged,
@@ -156,17 +172,22 @@ class ImageDataset(Dataset):
             for number, view in wanted
         ]
 
-    def _decode(self, store: Store, key: str) -> Image.Image:
+    def _decode(self, store: Store, key: str) -> Image.Image | Unreadable:
         try:
             image = Image.open(io.BytesIO(store.read(key)))
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"pixels of kind {image.mode}, only 8-bit images are supported")
-            return image.convert(self.mode)
+            if not image.mode.startswith(("I", "F")):
+                return image.convert(self.mode)
+            reason = f"pixels of kind {image.mode}, only 8-bit images are supported"
         except UnidentifiedImageError:
             reason = "not an image, or cut off"
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
             reason = " ".join(str(error).split())
-        raise UnreadableImageError(f"{store.describe(key)}: unreadable image ({reason}); remove or replace it")
+        return Unreadable(store.describe(key), f"unreadable image ({reason}); remove or replace it")
 
     def _scale(self, image: Image.Image) -> Image.Image:
         """Bring the shorter side to the crop's, or leave an image at its own scale if it is large enough for that."""
@@ -176,11 +197,11 @@ class ImageDataset(Dataset):
 
     def _cut(self, image: Image.Image, view: View) -> Tensor:
         side = self.image_size
-        if view.place is None:
+        if view.crop_at is None:
             image = TF.center_crop(image, side)
         else:
-            rooms = (image.height - side + 1, image.width - side + 1)
-            top, left = (int(share * room) for share, room in zip(view.place, rooms, strict=True))
+            down, across = view.crop_at
+            top, left = int(down * (image.height - side + 1)), int(across * (image.width - side + 1))
             image = TF.crop(image, top, left, side, side)
         return TF.pil_to_tensor(TF.hflip(image) if view.flip else image)
 
@@ -190,6 +211,6 @@ def open_split(
 ) -> ImageDataset:
     """Open a split ("train", "val") of a data set folder, in whichever layout it has (i2sb.data.stores).
 
-    native: take images at their own scale. Raises ValueError like `open_stores`.
+    native: take images at their own scale. Raises UserError like `open_stores`.
     """
     return ImageDataset(*open_stores(dataset_dir, split), image_size, image_channels, native=native)

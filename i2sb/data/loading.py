@@ -1,4 +1,4 @@
-"""Batches of images, decoded ahead by other processes."""
+"""Batches of images, which worker processes decode ahead of time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from i2sb.data.dataset import ImageDataset, Unreadable, UnreadableImageError
+from i2sb.data.dataset import ImageDataset, Item, Unreadable
 from i2sb.data.order import TrainingPositions, TrainingStream
 from i2sb.stopping import StopRequest
 
@@ -23,9 +23,9 @@ from i2sb.stopping import StopRequest
 class Images(NamedTuple):
     """A batch as it leaves the loader: 8-bit, on the CPU.
 
-    image: uint8 [B, C, H, W]; degraded: the same or None; label: int64 [B]; numbers: what each image is counted by (its
-    place in the training run, or its index in the split), the source of its randomness; skipped: a message for each
-    unreadable image that another one stands for; enlarged: how many come from files smaller than the crop.
+    image: uint8 [B, C, H, W]. degraded: the same, or None. label: int64 [B]. numbers: the number from which each image
+    gets its randomness: its position in the training run, or its index in the split. skipped: a message for each
+    unreadable image that was replaced. enlarged: how many images come from files smaller than the crop.
     """
 
     image: Tensor
@@ -48,7 +48,7 @@ def load_training(
 ) -> Iterator[Images]:
     """Yield microbatches for ever; each of the `workers` prepares `prefetch` of them ahead.
 
-    crops_per_image: as `TrainingStream` has it.
+    crops_per_image: as in `TrainingStream`.
     Raises UnreadableImageError if many files in a row cannot be decoded; a few are replaced (`Images.skipped`).
     """
     stream = TrainingStream(dataset, seed, batch_size=positions.batch_size, crops_per_image=crops_per_image)
@@ -67,7 +67,7 @@ def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefet
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers, cores)
     if workers:
-        _kill_loader_processes_at_exit()
+        _kill_workers_at_exit()
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -75,28 +75,28 @@ def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefet
         prefetch_factor=prefetch if workers else None,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_main_process,
-        # Not the forkserver of newer Pythons, which does not outlive such signals.
+        worker_init_fn=_ignore_stop_signals,
+        # Newer Pythons would start a fork server, which such a signal kills.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     for batch in loader:
         if isinstance(batch, Unreadable):
-            raise UnreadableImageError(batch.message)
+            raise batch.error
         yield batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Let a loader process live through what a cluster sends to all: the main process ends it when it is done."""
+def _ignore_stop_signals(worker: int) -> None:
+    """Let a worker survive a signal that a cluster sends to all processes: the main one ends it when it is done."""
     for number in StopRequest.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @cache
-def _kill_loader_processes_at_exit() -> None:
-    """Have those killed that are left when the program ends, for Python would ask them by SIGTERM, and wait."""
+def _kill_workers_at_exit() -> None:
+    """Kill the workers that are left when the program ends: Python would send SIGTERM, which they ignore, and wait."""
 
     def kill() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take it for a failure
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a failure
         for process in multiprocessing.active_children():
             if process.daemon:
                 process.kill()
@@ -104,11 +104,19 @@ def _kill_loader_processes_at_exit() -> None:
     atexit.register(kill)
 
 
-def _collate(items: list[Any]) -> Images | Unreadable:
+def _collate(items: list[Item | Unreadable]) -> Images | Unreadable:
+    """Make a batch of its images, or hand on the first that cannot be decoded."""
+    readable: list[Item] = []
     for item in items:
         if isinstance(item, Unreadable):
             return item
-    images, partners, labels, numbers, skipped, enlarged = zip(*items, strict=True)
-    degraded = None if partners[0] is None else torch.stack(partners)
-    messages = tuple(message for several in skipped for message in several)
-    return Images(torch.stack(images), degraded, torch.tensor(labels), list(numbers), messages, sum(enlarged))
+        readable.append(item)
+    partners = [item.degraded for item in readable if item.degraded is not None]
+    return Images(
+        torch.stack([item.image for item in readable]),
+        torch.stack(partners) if partners else None,
+        torch.tensor([item.label for item in readable]),
+        [item.number for item in readable],
+        tuple(message for item in readable for message in item.skipped),
+        sum(item.enlarged for item in readable),
+    )

@@ -15,19 +15,19 @@ from i2sb.randomness import ImageNoise, Purpose, make_seed
 
 
 class TrainingStream(Dataset):
-    """The endless training set: what stands at a position is a function of the seed, the position and the crops alone.
+    """The endless training set: the image at a position depends on nothing but the seed, the position and the settings.
 
-    Crops of images at their own scale lie anywhere, others in the centre. Of a file that was decoded,
-    `crops_per_image` crops are used: the images of a global batch of `batch_size` stay for that many batches.
-    Where an image cannot be read, the next in the epoch's order that can stands for it too.
+    Images at their own scale are cropped anywhere, others in the middle. Each file that is decoded gives
+    `crops_per_image` crops, one in each of as many consecutive global batches of `batch_size` images.
+    An image that cannot be read is replaced by the next in the epoch's order that can.
     """
 
-    ATTEMPTS = 20
+    ATTEMPTS = 20  # unreadable images in a row
 
     def __init__(self, dataset: ImageDataset, seed: int, *, batch_size: int = 1, crops_per_image: int = 1) -> None:
         self.dataset, self.seed = dataset, seed
         self.batch_size, self.crops_per_image = batch_size, crops_per_image
-        self._ready: dict[int, Item | Unreadable] = {}  # crops cut ahead, by position
+        self._ready: dict[int, Item | Unreadable] = {}  # crops that were cut ahead, by position
 
     def __getitem__(self, position: int) -> Item | Unreadable:
         if position not in self._ready:
@@ -35,22 +35,23 @@ class TrainingStream(Dataset):
         return self._ready.pop(position)
 
     def _cut_ahead(self, position: int) -> None:
-        """Make ready what stands at a position, and at those after it where the same file does."""
-        batch, place = divmod(position, self.batch_size)
-        turn = batch // self.crops_per_image
-        first = turn * self.crops_per_image
-        positions = [(first + i) * self.batch_size + place for i in range(self.crops_per_image)]
+        """Make ready the image at a position, and the later crops of the same file."""
+        batch, slot = divmod(position, self.batch_size)
+        group = batch // self.crops_per_image  # of the batches that crop the same files
+        first = group * self.crops_per_image
+        positions = [(first + i) * self.batch_size + slot for i in range(self.crops_per_image)]
         wanted = [(p, self._view(p)) for p in positions if p >= position]
-        epoch, place = divmod(turn * self.batch_size + place, len(self.dataset))
+        epoch, rank_in_epoch = divmod(group * self.batch_size + slot, len(self.dataset))
         order = _shuffle(len(self.dataset), self.seed, epoch)
         skipped: list[str] = []
         for attempt in range(self.ATTEMPTS):
-            items = self.dataset.items(int(order[(place + attempt) % len(order)]), wanted)
-            if isinstance(items[0], Item):
-                items = [item._replace(skipped=tuple(skipped)) for item in items]
+            items = self.dataset.items(int(order[(rank_in_epoch + attempt) % len(order)]), wanted)
+            if isinstance(items[0], Unreadable):
+                skipped.append(str(items[0].error))
+            else:
+                items = [item._replace(skipped=tuple(skipped)) for item in items if isinstance(item, Item)]
                 break
-            skipped.append(items[0].message)
-        # Of several loader processes each meets only some of the positions: what was passed by is never asked for.
+        # A loader process is asked for some of the positions only: those before this one will not come any more.
         self._ready = {p: item for p, item in self._ready.items() if p > position - self.batch_size}
         self._ready.update((p, item) for (p, _), item in zip(wanted, items, strict=True))
 
@@ -62,14 +63,14 @@ class TrainingStream(Dataset):
 
 @lru_cache(maxsize=2)
 def _shuffle(count: int, seed: int, epoch: int) -> Tensor:
-    """Return the epoch's order, a permutation of {0 … count - 1}."""
+    """Return the order of an epoch, a permutation of {0 … count - 1}."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(make_seed(seed, Purpose.ORDER, epoch)))
 
 
 class TrainingPositions(Sampler[list[int]]):
-    """Deals positions to a rank, a microbatch at a time, for ever, from the `first` position on.
+    """Deals out positions to one of several processes, a microbatch at a time, for ever, from the `first` position on.
 
-    Global batch i is the same images whatever the number of ranks; each rank has a slice of it, in microbatches.
+    A global batch holds the same images whatever the number of processes; each has a slice of it, in microbatches.
     """
 
     def __init__(self, first: int, batch_size: int, microbatch: int, rank: int = 0, world_size: int = 1) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from i2sb.errors import UserError
 from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -27,17 +28,17 @@ class FolderStore:
 
     labels: Mapping[str, int] | None = None
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.keys = sort_keys(list_images(root))
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.keys = sort_keys(list_images(path))
 
     def read(self, key: str) -> bytes:
         """Return the encoded file."""
-        return (self.root / key).read_bytes()
+        return (self.path / key).read_bytes()
 
     def describe(self, key: str = "") -> str:
         """Name the store, or one of its files, in a message."""
-        return str(self.root / key)
+        return str(self.path / key)
 
 
 class LmdbStore:
@@ -46,7 +47,7 @@ class LmdbStore:
     labels: the class of each key if a .lmdb.pt beside it lists them (keys are in its order then), or None.
     """
 
-    # LMDB allows a file to be open once a process: stores of the same file share it.
+    # A process may open an LMDB file only once: stores of the same file share it.
     _open_files: ClassVar[dict[str, tuple[int, Any]]] = {}
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +58,7 @@ class LmdbStore:
             with self._begin() as transaction:
                 keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
         except (lmdb.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: is damaged ({error}); copy or make it again") from None
+            raise UserError(path, None, f"is damaged ({error}); copy or make it again") from None
         index = path.with_name(f"{path.name}.pt")
         self.labels = _read_index(index, keys) if index.exists() else None
         self.keys = sort_keys(keys) if self.labels is None else list(self.labels)
@@ -66,21 +67,21 @@ class LmdbStore:
         import lmdb
 
         name = str(self.path.resolve())
-        pid, environment = self._open_files.get(name, (None, None))
-        if pid != os.getpid():
+        pid, environment = self._open_files.get(name, (0, None))
+        if environment is None or pid != os.getpid():
             if environment is not None:
-                environment.close()  # inherited by fork; its owner keeps its own
+                environment.close()  # inherited from the process that forked this one, which keeps its own
             try:
                 environment = lmdb.open(
                     name, subdir=self.path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False
                 )
             except lmdb.Error as error:
-                raise ValueError(f"{self.path}: cannot be opened as LMDB ({error})") from None
+                raise UserError(self.path, None, f"cannot be opened as LMDB ({error})") from None
             file = self.path / "data.mdb" if self.path.is_dir() else self.path
             size, needed = file.stat().st_size, (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
             if size < needed:  # reading beyond the end would kill the process
                 environment.close()
-                raise ValueError(f"{self.path}: is cut off ({size} of {needed} bytes); copy it again")
+                raise UserError(self.path, None, f"is cut off ({size} of {needed} bytes); copy it again")
             self._open_files[name] = (os.getpid(), environment)
         return environment.begin()
 
@@ -105,7 +106,7 @@ Store = FolderStore | LmdbStore
 def _read_index(path: Path, keys: Sequence[str]) -> dict[str, int]:
     """Read the class of each image from a .lmdb.pt, a pickled torchvision ImageFolder, without running anything.
 
-    Raises ValueError naming the file if it is none, or lists other images than the `keys` of the LMDB.
+    Raises UserError naming the file if it is none, or lists other images than the `keys` of the LMDB.
     """
     folder = read_pickle(path, IMAGE_FOLDER, max_bytes=_MAX_INDEX_BYTES)
     images = folder.attributes.get("imgs") if isinstance(folder, Bare) else None
@@ -113,29 +114,31 @@ def _read_index(path: Path, keys: Sequence[str]) -> dict[str, int]:
         isinstance(image, tuple) and len(image) == 2 and type(image[0]) is str and type(image[1]) is int
         for image in images
     ):
-        raise ValueError(f"{path}: holds no ImageFolder whose imgs are (path, class) pairs; delete it to do without")
+        raise UserError(path, None, "holds no ImageFolder whose imgs are (path, class) pairs; delete it to do without")
     labels = dict(images)
-    there = set(keys)
-    missing = [key for key in labels if key not in there]
+    stored = set(keys)
+    missing = [key for key in labels if key not in stored]
     if missing or len(labels) != len(keys) or len(labels) != len(images):
         first = f", first {missing[0]}" if missing else ""
-        raise ValueError(
-            f"{path}: lists {len(images)} images, its LMDB holds {len(keys)}, and {len(missing)} of the listed are not "
-            f"among them{first}; both must come from the same place"
+        raise UserError(
+            path,
+            None,
+            f"lists {len(images)} images, its LMDB holds {len(keys)}, and {len(missing)} of the listed are not among "
+            f"them{first}; both must come from the same place",
         )
     return labels
 
 
 def list_images(root: Path) -> list[str]:
     """Return the paths of all image files below `root`, relative to it, with forward slashes."""
-    found = []
+    images = []
     for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
-        found += [
+        images += [
             Path(folder, name).relative_to(root).as_posix()
             for name in names
             if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")
         ]
-    return found
+    return images
 
 
 def _raise(error: OSError) -> None:
@@ -158,11 +161,11 @@ def class_of(key: str) -> str | None:
 def open_stores(dataset_dir: str | Path, split: str) -> tuple[Store, Store | None]:
     """Return where the images of a split ("train", "val") lie, and where their degraded partners do, if it is paired.
 
-    Raises ValueError saying what is there instead if there is no such data, none in it, or pairs do not match.
+    Raises UserError if there are no images there, saying what there is instead, or if pairs do not match.
     """
     root = Path(dataset_dir)
     if not root.is_dir():
-        raise ValueError(f"--dataset-dir {root}: there is no such folder")
+        raise UserError("dataset_dir", root, "there is no such folder")
     lmdb_path, folder = root / f"{split}_faster_imagefolder.lmdb", root / split
     degraded: Store | None = None
     if lmdb_path.exists():
@@ -174,10 +177,10 @@ def open_stores(dataset_dir: str | Path, split: str) -> tuple[Store, Store | Non
         clean = FolderStore(folder)
         _check_flat_or_classes(clean)
     else:
-        found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-        raise ValueError(f"--dataset-dir {root}: needs {lmdb_path.name} or a folder {split}/; found {found}")
+        content = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
+        raise UserError("dataset_dir", root, f"needs {lmdb_path.name} or a folder {split}/; found {content}")
     if not clean.keys:
-        raise ValueError(f"{clean.describe()}: holds no images (looked for {', '.join(sorted(IMAGE_ENDINGS))})")
+        raise UserError(clean.path, None, f"holds no images (looked for {', '.join(sorted(IMAGE_ENDINGS))})")
     return clean, degraded
 
 
@@ -185,16 +188,20 @@ def _check_pairs(clean: FolderStore, degraded: FolderStore) -> None:
     for one, other in ((clean, degraded), (degraded, clean)):
         missing = sorted(set(one.keys) - set(other.keys))
         if missing:
-            raise ValueError(
-                f"{other.root}: lacks {len(missing)} of the {len(one.keys)} images in {one.root}, first {missing[0]}; "
-                "partners need the same name"
+            raise UserError(
+                other.path,
+                None,
+                f"lacks {len(missing)} of the {len(one.keys)} images in {one.path}, first {missing[0]}; partners need "
+                "the same name",
             )
 
 
 def _check_flat_or_classes(store: FolderStore) -> None:
     loose = [key for key in store.keys if class_of(key) is None]
     if loose and len(loose) != len(store.keys):
-        raise ValueError(
-            f"{store.root}: holds images both beside and inside folders ({loose[0]}, {store.keys[-1]}); "
-            "put them all in class folders, or none"
+        raise UserError(
+            store.path,
+            None,
+            f"holds images both beside and inside folders ({loose[0]}, {store.keys[-1]}); put them all in class "
+            "folders, or none",
         )

@@ -78,7 +78,7 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
     Raises UserError if there are none, some are missing, or they do not fit the data set.
     """
     path = config.run_dir / config.sample_dir
-    if not (path / SETTINGS).exists() and (files := ReconFiles.found(path)):
+    if not (path / SETTINGS).exists() and (files := ReconFiles.find(path)):
         return _open_released(config, path, files)
     folder = SampleFolder.open(path)
     settings = folder.settings

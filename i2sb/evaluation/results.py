@@ -22,6 +22,7 @@ from i2sb.metrics.feature_networks import (
     UnavailableError,
     Weights,
 )
+from i2sb.metrics.kid import choose_pool
 from i2sb.metrics.meters import ImageMeter, NetworkMeter
 from i2sb.metrics.reference import MadeFrom, Reference
 from i2sb.metrics.table import COLUMNS, METRICS, Metric, Summary
@@ -118,7 +119,7 @@ def build_meters(
                 count,
                 reference=_check_reference(config, images, reference, network),
                 uses_clean=any(metric.uses_clean for metric in metrics),
-                uses_pool=any(metric.uses_pool for metric in metrics),
+                pool=choose_pool(count, config.seed) if any(metric.uses_pool for metric in metrics) else None,
                 seed=config.seed,
                 labels=images.labels() if any(metric.classes for metric in metrics) else None,
             )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from i2sb.metrics.feature_networks import FeatureNetwork, as_colour
 from i2sb.metrics.frechet import Gaussian, Moments, frechet_distance
-from i2sb.metrics.kid import KernelDistance, choose_pool, kernel_distance
+from i2sb.metrics.kid import KernelDistance, kernel_distance
 from i2sb.metrics.reference import Reference
 from i2sb.metrics.table import CLEAN, COLUMNS
 
@@ -62,9 +62,9 @@ class NetworkMeter:
     """What a network says of the images: moments of its features, features of a pool of them, classes.
 
     count: images in all, over all processes. reference: statistics to compare with instead of the clean images.
-    uses_clean: whether the network sees the clean images even so. uses_pool: whether the features of a pool of images
-    are kept for the kernel distance, which draws it and the subsets by `seed`. labels: the class of each image, int64
-    [count], for the accuracy.
+    uses_clean: whether the network sees the clean images even so. pool: the indices of the images whose features are
+    kept for the kernel distance, int64 [pool_size], or None. seed: of its subsets. labels: the class of each image,
+    int64 [count], for the accuracy.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class NetworkMeter:
         *,
         reference: Reference | None = None,
         uses_clean: bool = True,
-        uses_pool: bool = False,
+        pool: Tensor | None = None,
         seed: int = 0,
         labels: Tensor | None = None,
     ) -> None:
@@ -83,8 +83,7 @@ class NetworkMeter:
         self._classes = torch.zeros(len(self.columns), count, dtype=torch.int64)
         self._moments = {column: Moments() for column in self.columns}
         self._gaussians: dict[str, Gaussian] = {}
-        pool = choose_pool(count, seed).tolist() if uses_pool else []
-        self._pool_rows = {number: row for row, number in enumerate(pool)}
+        self._pool_rows = {} if pool is None else {number: row for row, number in enumerate(pool.tolist())}
         self._pool: dict[str, Tensor] = {}
 
     def add(self, batch: EvaluationBatch) -> None:

@@ -10,20 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from i2sb.data.stores import IMAGE_ENDINGS, list_images
+from i2sb.errors import UserError, require
 from i2sb.files import write_atomically
 from i2sb.images import to_pil
 
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
 GREY_MODES = ("1", "L", "LA")
 ALPHA_ENDINGS = (".png", ".webp", ".tif", ".tiff")
-_SAVE_OPTIONS = {
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
     "TIFF": {"compression": "tiff_deflate"},
@@ -40,28 +42,25 @@ class Picture:
     profile: bytes | None
 
 
-def find_pictures(place: Path, flag: str = "--input") -> dict[str, Path]:
-    """Return the pictures that `place` is or holds, by their names relative to it, in order.
+def find_pictures(path: Path, setting: str = "input") -> dict[str, Path]:
+    """Return the pictures that `path` is or holds, by their names relative to it, in order.
 
-    Raises ValueError naming the flag if it is no picture, no folder, or holds none.
+    Raises UserError naming the setting if it is no picture, no folder, or holds none.
     """
     endings = ", ".join(sorted(IMAGE_ENDINGS))
-    if place.is_dir():
-        found = {name: place / name for name in sorted(list_images(place))}
-        if not found:
-            raise ValueError(f"{flag} {place}: holds no pictures (looked for {endings})")
-        return found
-    if not place.exists():
-        raise ValueError(f"{flag} {place}: there is no such file or folder")
-    if place.suffix.lower() not in IMAGE_ENDINGS:
-        raise ValueError(f"{flag} {place}: pictures end in one of {endings}")
-    return {place.name: place}
+    if path.is_dir():
+        pictures = {name: path / name for name in sorted(list_images(path))}
+        require(bool(pictures), setting, path, f"holds no pictures (looked for {endings})")
+        return pictures
+    require(path.exists(), setting, path, "there is no such file or folder")
+    require(path.suffix.lower() in IMAGE_ENDINGS, setting, path, f"pictures end in one of {endings}")
+    return {path.name: path}
 
 
 def check_picture(path: Path, channels: int) -> tuple[int, int]:
     """Return the height and width of a picture as people see it, without decoding it.
 
-    channels: of the network, 1 or 3. Raises ValueError naming the file if it is of a kind that cannot be restored.
+    channels: of the network, 1 or 3. Raises UserError naming the file if it is of a kind that cannot be restored.
     """
     with _open(path, channels) as image:
         width, height = image.size
@@ -70,7 +69,7 @@ def check_picture(path: Path, channels: int) -> tuple[int, int]:
 
 
 def read_picture(path: Path, channels: int) -> Picture:
-    """Decode a picture for a network of 1 or 3 channels. Raises ValueError naming the file if that cannot be done."""
+    """Decode a picture for a network of 1 or 3 channels. Raises UserError naming the file if that cannot be done."""
     with _open(path, channels) as opened:
         profile = opened.info.get("icc_profile")
         image = ImageOps.exif_transpose(opened)
@@ -102,45 +101,57 @@ def write_picture(path: Path, image: Tensor, like: Picture, *, colours: bool = F
 def read_mask(path: Path, height: int, width: int) -> Tensor:
     """Return a hole, float32 [1, H, W]: 1 where the picture at `path` is white, 0 where it is black.
 
-    Raises ValueError naming the file unless it has these sides and a hole that leaves something.
+    Raises UserError naming the file unless it has these sides and a hole that leaves something.
     """
-    picture = read_picture(path, 3)
-    if picture.image.shape[1:] != (height, width):
-        found = f"{picture.image.shape[2]}x{picture.image.shape[1]}"
-        raise ValueError(f"{path}: the mask is {found} pixels, its picture {width}x{height}: they must be the same")
-    mask = (picture.image.float().mean(0, keepdim=True) >= 127.5).to(torch.float32)
-    if mask.min() == 1 or mask.max() == 0:
-        raise ValueError(f"{path}: the mask is {'white' if mask.min() == 1 else 'black'} all over; white is missing")
+    image = read_picture(path, 3).image
+    sides = f"{image.shape[2]}x{image.shape[1]}"
+    require(
+        image.shape[1:] == (height, width),
+        path,
+        None,
+        f"the mask is {sides} pixels, its picture {width}x{height}: they must be the same",
+    )
+    mask = (image.float().mean(0, keepdim=True) >= 127.5).to(torch.float32)
+    if mask.min() == mask.max():
+        colour = "white" if mask.min() == 1 else "black"
+        raise UserError(path, None, f"the mask is {colour} all over; white is missing")
     return mask
 
 
 @contextmanager
 def _open(path: Path, channels: int) -> Iterator[Image.Image]:
+    require(path.exists(), path, None, "there is no such file")
     try:
         with Image.open(path) as image:
             _refuse_kinds(image, path, channels)
             yield image
-        return
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
-    except UnidentifiedImageError:
-        reason = "not an image, or cut off"
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-    raise ValueError(f"{path}: unreadable picture ({reason}); remove or replace it")
+        if getattr(error, "errno", None) is not None:  # the disk's trouble, not the file's
+            raise
+        broken = isinstance(error, UnidentifiedImageError)
+        reason = "not an image, or cut off" if broken else " ".join(str(error).split())
+        raise UserError(path, None, f"unreadable picture ({reason}); remove or replace it") from None
 
 
 def _refuse_kinds(image: Image.Image, path: Path, channels: int) -> None:
-    if getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"{path}: holds {image.n_frames} pictures; give one by one what is to be restored")
-    if image.mode.startswith(("I", "F")) or _is_deep(image):
-        raise ValueError(f"{path}: has more than 8 bits a channel; convert it to 8 bits first")
-    if image.mode not in COLOUR_MODES + GREY_MODES:
-        raise ValueError(f"{path}: has {image.mode} colours; convert it to RGB first")
-    if channels == 1 and image.mode not in GREY_MODES:
-        raise ValueError(f"{path}: is in colour, but this run restores grey pictures; convert it to grey first")
-    if _is_transparent(image) and path.suffix.lower() not in ALPHA_ENDINGS:
-        raise ValueError(f"{path}: is transparent, which {path.suffix} files cannot be; save it as .png first")
+    frames = getattr(image, "n_frames", 1)
+    require(frames <= 1, path, None, f"holds {frames} pictures; give one by one what is to be restored")
+    deep = image.mode.startswith(("I", "F")) or _is_deep(image)
+    require(not deep, path, None, "has more than 8 bits a channel; convert it to 8 bits first")
+    known = image.mode in COLOUR_MODES + GREY_MODES
+    require(known, path, None, f"has {image.mode} colours; convert it to RGB first")
+    require(
+        channels != 1 or image.mode in GREY_MODES,
+        path,
+        None,
+        "is in colour, but this run restores grey pictures; convert it to grey first",
+    )
+    require(
+        not _is_transparent(image) or path.suffix.lower() in ALPHA_ENDINGS,
+        path,
+        None,
+        f"is transparent, which {path.suffix} files cannot be; save it as .png first",
+    )
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -149,9 +160,9 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def _is_deep(image: Image.Image) -> bool:
     """Whether the file has more than 8 bits a channel; Pillow would cut those of colour pictures without a word."""
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (1,))) > 8
-    for tile in image.tile:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if image.format == "PPM":
             return any(type(argument) is int and argument > 255 for argument in arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image
@@ -52,7 +53,7 @@ class TrajectoryRecorder:
         write_atomically(trajectory_paths(stem)[1], lambda file: _write_webp(frames, times, file), sync=False)
 
 
-def _write_webp(frames: list[Image.Image], times: list[int], file: object) -> None:
+def _write_webp(frames: list[Image.Image], times: list[int], file: IO[bytes]) -> None:
     frames[0].save(file, format="WEBP", save_all=True, append_images=frames[1:], duration=times, loop=0, quality=90)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from i2sb.errors import UserError
 from i2sb.files import PARTIAL, write_atomically, write_text
 from i2sb.tensor_files import UnreadableFileError, describe_shape, is_named_tensors, read_tensors
 
@@ -26,11 +27,14 @@ MANIFEST = "checkpoints.json"
 FORMAT = 1
 PARTS = ("net", "ema", "optimizer", "sched", "progress")
 _NAME = "checkpoint_{:08d}.pt"
-_PATTERN = re.compile(r"checkpoint_(\d+)\.pt")
+_PATTERN = re.compile(r"checkpoint_\d+\.pt")
 
 
-class BrokenCheckpointError(ValueError):
-    """A checkpoint file that is cut off or no checkpoint at all."""
+class BrokenCheckpointError(UserError):
+    """A checkpoint file that is cut off, damaged, or no checkpoint at all."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, None, reason)
 
 
 def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_last: int) -> Path:
@@ -41,7 +45,7 @@ def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_l
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     os.replace(link, run_dir / LATEST)
-    # Those beyond it are broken ones that were passed over: not ours to delete, nor to count.
+    # Those of later iterations are broken and were passed over: they are neither counted nor deleted.
     reached = [other for other in _list_checkpoints(run_dir) if _iteration(other) <= iteration]
     for old in reached[keep_last:]:
         old.unlink()
@@ -53,28 +57,30 @@ def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_l
 def find_checkpoint(
     run_dir: Path, *, mmap: bool = False, parts: Sequence[str] = PARTS
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Load the newest checkpoint of a run that is whole; None if it has none. `mmap`, `parts` as in read_checkpoint.
+    """Load the newest checkpoint of a run that is whole; None if the run has none yet. Arguments as `read_checkpoint`.
 
-    A broken one is named on standard error and passed over. Raises BrokenCheckpointError if all are broken.
+    A broken one is named on standard error and passed over. Raises BrokenCheckpointError if all are broken, OSError if
+    the disk cannot read one.
     """
     candidates = _list_checkpoints(run_dir)
     if not candidates and (run_dir / LATEST).exists():
         candidates = [run_dir / LATEST]
     if not candidates and (run_dir / LATEST).is_symlink():
-        raise BrokenCheckpointError(f"{run_dir / LATEST}: points to {os.readlink(run_dir / LATEST)}, which is gone")
+        raise BrokenCheckpointError(run_dir / LATEST, f"points to {os.readlink(run_dir / LATEST)}, which is gone")
     sizes = _read_manifest(run_dir)
     for path in candidates:
         try:
             size = path.stat().st_size
             if size != sizes.get(path.name, size):
-                raise BrokenCheckpointError(f"{path}: broken checkpoint ({size} of {sizes[path.name]} bytes)")
+                raise BrokenCheckpointError(path, f"broken checkpoint ({size} of {sizes[path.name]} bytes)")
             return path, read_checkpoint(path, mmap=mmap, parts=parts)
         except BrokenCheckpointError as error:
             print(f"warning: {error}; passed over", file=sys.stderr)
     if candidates:
         raise BrokenCheckpointError(
-            f"{run_dir}: none of its {len(candidates)} checkpoints is whole; restore one from a backup, "
-            "or give another --name to start anew"
+            run_dir,
+            f"none of its {len(candidates)} checkpoints is whole; restore one from a backup, or give another `name` to "
+            "start anew",
         )
     return None
 
@@ -83,50 +89,55 @@ def read_checkpoint(path: Path, *, mmap: bool = False, parts: Sequence[str] = PA
     """Load one checkpoint onto the CPU; `parts` are what it must hold.
 
     With `mmap` tensors come into memory as they are used: for taking some of them, while the file stays in place.
-    Raises BrokenCheckpointError naming the file if it cannot be read, ValueError if a newer version wrote it.
+    Raises BrokenCheckpointError if the file is damaged or no checkpoint, UserError if a newer version wrote it, OSError
+    if the disk cannot read it.
     """
     try:
         state = read_tensors(path, mmap=mmap)
     except UnreadableFileError as error:
-        raise BrokenCheckpointError(f"{path}: broken checkpoint ({error.reason})") from None
-    version = state.get("format", FORMAT) if isinstance(state, dict) else FORMAT
+        raise BrokenCheckpointError(path, f"broken checkpoint ({error.reason})") from None
+    if not isinstance(state, dict):
+        state = {}
+    version = state.get("format", FORMAT)
     if version != FORMAT:
-        raise ValueError(f"{path}: is of format {version}, this version of the program reads {FORMAT}: use a newer one")
-    missing = [part for part in parts if not isinstance(state, dict) or part not in state]
-    dicts = [state[part] for part in parts if part in ("net", "ema", "progress")] if not missing else []
-    if missing or not all(isinstance(part, dict) for part in dicts) or not is_named_tensors(state["net"]):
-        raise BrokenCheckpointError(
-            f"{path}: is no checkpoint of this program (lacks {', '.join(missing) or 'tensors'})"
+        raise UserError(
+            path, None, f"is of format {version}, this version of the program reads {FORMAT}: use a newer one"
         )
+    missing = [part for part in parts if part not in state]
+    dicts = [state[part] for part in ("net", "ema", "progress") if part in parts and not missing]
+    if missing or not all(isinstance(part, dict) for part in dicts) or not is_named_tensors(state["net"]):
+        lacking = ", ".join(missing) or "tensors"
+        raise BrokenCheckpointError(path, f"is no checkpoint of this program (lacks {lacking})")
     return state
 
 
 def averaged_weights(state: dict[str, Any], source: Path) -> dict[str, Tensor]:
     """Return a checkpoint's averaged weights under the names of `net`, in whose order they are kept.
 
-    Raises ValueError naming the `source` if they are not there or are of other shapes.
+    Raises UserError naming the file `source` if they are not there or are of other shapes.
     """
     shadow = state["ema"].get("shadow_params")
     shapes = [describe_shape(p) for p in state["net"].values()]
     if not isinstance(shadow, list) or [describe_shape(p) for p in shadow] != shapes:
-        raise ValueError(f"{source}: its averaged weights (ema) are not those of its network (net)")
+        raise UserError(source, None, "its averaged weights (ema) are not those of its network (net)")
     return dict(zip(state["net"], shadow, strict=True))
 
 
 def _read_manifest(run_dir: Path) -> dict[str, int]:
-    """Return the sizes of the checkpoints that were written; the files themselves count if the manifest is gone."""
+    """Return the sizes of checkpoints by name; none if the manifest is gone or spoiled: the files can do without it."""
     try:
-        sizes = json.loads((run_dir / MANIFEST).read_text())["bytes"]
-        return {name: size for name, size in sizes.items() if type(size) is int}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = json.loads((run_dir / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError):
         return {}
+    sizes = manifest.get("bytes") if isinstance(manifest, dict) else None
+    return {name: size for name, size in sizes.items() if type(size) is int} if isinstance(sizes, dict) else {}
 
 
 def _list_checkpoints(run_dir: Path) -> list[Path]:
     """Return the run's checkpoint files, newest first."""
-    found = [path for path in run_dir.glob("checkpoint_*.pt") if _PATTERN.fullmatch(path.name)]
-    return sorted(found, key=_iteration, reverse=True)
+    files = [path for path in run_dir.glob("checkpoint_*.pt") if _PATTERN.fullmatch(path.name)]
+    return sorted(files, key=_iteration, reverse=True)
 
 
 def _iteration(path: Path) -> int:
-    return int(_PATTERN.fullmatch(path.name)[1])
+    return int(path.stem.removeprefix("checkpoint_"))

@@ -1,14 +1,15 @@
-"""Files fetched over the net: what there is to fetch, and fetching it so that an interruption costs nothing.
+"""What others publish, and fetching it over the net so that an interruption costs nothing.
 
-A file appears under its name only when it is whole and what it should be. Until then `.NAME.partial` grows beside it,
-and `.NAME.partial.json` says from where; the next call goes on with it if the server still has the same file.
+Not by pooch, which begins anew after an interruption, and does not check a size or the beginning of a hash.
+
+A file appears under its name only when it is whole and the right one. Until then `.NAME.partial` grows beside it, and
+`.NAME.partial.json` says where it comes from; the next call goes on with it if the server still has the same file.
 Proxies are taken from the environment (https_proxy, no_proxy).
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -24,10 +25,11 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from i2sb.files import PARTIAL, write_atomically
+from i2sb.errors import UserError
+from i2sb.files import PARTIAL, hash_file, write_atomically
 
 _CHUNK = 1 << 20
-# Answers that another try may change; other errors of the caller (400 … 499) will stay.
+# Answers after which another try may succeed; the others from 400 to 499 will stay.
 _PASSING = frozenset((408, 425, 429))
 
 
@@ -35,8 +37,8 @@ _PASSING = frozenset((408, 425, 429))
 class Item:
     """A file that others publish.
 
-    url: empty where this project knows no address that stays; `about` then says who announces one. sha256: the digest's
-    beginning, where it is known.
+    url: empty where this project knows no lasting address; `about` then says who announces one. sha256: the beginning
+    of the digest, where it is known.
     """
 
     file: str
@@ -132,13 +134,13 @@ def fetch(
     A try fails when the connection breaks or is silent for `stall_seconds`; the next one waits `retry_delay` seconds,
     twice as long each time. After `tries` in a row that brought nothing new, gives up and keeps what is there. size,
     sha256 (or its beginning): what the file must have, where that is known.
-    Raises ValueError saying what happened, also if `target` exists: nothing is ever overwritten.
+    Raises UserError saying what happened, also if `target` exists: nothing is ever overwritten.
     """
     if target.exists():
-        raise ValueError(f"{target}: exists already; delete it first to fetch it anew")
+        raise UserError(target, None, "exists already; delete it first to fetch it anew")
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"--url {url}: give an address that begins with https:// or http://")
+        raise UserError("url", url, "give an address that begins with https:// or http://")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}{PARTIAL}")
     with _open_alone(partial) as file:
@@ -154,12 +156,12 @@ def fetch(
 
 @contextmanager
 def _open_alone(partial: Path) -> Iterator[BinaryIO]:
-    """Open a partial file for going on with; ValueError if another process has it open."""
+    """Open a partial file to go on with it. Raises UserError if another process has it open."""
     with open(partial, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{partial}: another process is fetching this file") from None
+        except BlockingIOError:
+            raise UserError(partial, None, "another process is fetching this file") from None
         try:
             yield file
         finally:
@@ -187,43 +189,48 @@ def _fetch_with_retries(
             furthest = max(furthest, reached)
             reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
             if failures >= tries:
-                raise ValueError(
-                    f"{url}: gave up after {failures} tries that brought nothing new ({reason}); {reached} bytes are "
-                    "kept, the same command goes on with them"
+                raise _refuse(
+                    url,
+                    f"gave up after {failures} tries that brought nothing new ({reason}); {reached} bytes are kept, "
+                    "the same command goes on with them",
                 ) from None
             delay = retry_delay * 2 ** max(failures - 1, 0)
             tqdm.write(f"{reason}: trying again in {delay:g} s")
             time.sleep(delay)
 
 
+def _refuse(url: str, reason: str) -> UserError:
+    return UserError("", None, f"{url}: {reason}")
+
+
 def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
     """Make one request, for what is missing; returns when the file is complete."""
-    there = file.seek(0, os.SEEK_END)
+    kept = file.seek(0, os.SEEK_END)
     validator = _read_source(partial).get("validator") if _read_source(partial).get("url") == url else None
     headers = {"User-Agent": "i2sb-download", "Accept-Encoding": "identity"}
-    if there and validator:
+    if kept and validator:
         # If the file has changed since, the server sends it whole.
-        headers |= {"Range": f"bytes={there}-", "If-Range": validator}
+        headers |= {"Range": f"bytes={kept}-", "If-Range": validator}
     try:
         # An opener of its own: the shared one would keep the proxies of the process's first request.
         opener = urllib.request.build_opener()
         response = opener.open(urllib.request.Request(url, headers=headers), timeout=stall_seconds)
     except urllib.error.HTTPError as error:
         if error.code == 416:
-            if error.headers.get("Content-Range") == f"bytes */{there}":
+            if error.headers.get("Content-Range") == f"bytes */{kept}":
                 return  # stopped after the last byte, before the file got its name
             file.truncate(0)
             raise _TryAgain("the file on the server has changed") from None
         if error.code < 500 and error.code not in _PASSING:
-            raise ValueError(f"{url}: the server answers {error.code} {error.reason}; is the address right?") from None
+            raise _refuse(url, f"the server answers {error.code} {error.reason}; is the address right?") from None
         raise _TryAgain(f"the server answers {error.code} {error.reason}") from None
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise ValueError(f"{url}: is a web page, not the file; give the address that the page downloads from")
+            raise _refuse(url, "is a web page, not the file; give the address that the page downloads from")
         begin, total = _extent(response)
-        if begin != there:
+        if begin != kept:
             if begin:
-                raise _TryAgain(f"the server sent bytes from {begin} on, {there} was asked for")
+                raise _TryAgain(f"the server sent bytes from {begin} on, {kept} was asked for")
             file.truncate(0)
         strong = response.headers.get("ETag", "")
         validator = strong if strong.startswith('"') else response.headers.get("Last-Modified")
@@ -242,8 +249,8 @@ def _write(file: BinaryIO, chunk: bytes, partial: Path) -> None:
     try:
         file.write(chunk)
         file.flush()
-    except OSError as error:  # the disk, not the net: another try would not help
-        raise ValueError(f"{partial}: cannot be written ({error.strerror})") from None
+    except OSError as error:  # the file's name tells trouble of the disk from trouble of the net
+        raise OSError(error.errno, error.strerror, str(partial)) from None
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
@@ -270,27 +277,22 @@ def _fetch_from_drive(url: str, partial: Path) -> None:
     try:
         import gdown
     except ImportError:
-        raise ValueError(f"--url {url}: files on Google Drive need gdown: pip install gdown") from None
+        raise UserError("url", url, "files on Google Drive need gdown: pip install gdown") from None
     try:
         done = gdown.download(url, str(partial), fuzzy=True)
     except Exception as error:  # whatever the service or gdown makes of it
-        raise ValueError(f"--url {url}: gdown failed: {' '.join(str(error).split())}") from None
+        raise UserError("url", url, f"gdown failed: {' '.join(str(error).split())}") from None
     if done is None or not partial.exists():
-        raise ValueError(f"--url {url}: gdown fetched nothing; is the file shared with everyone?")
+        raise UserError("url", url, "gdown fetched nothing; is the file shared with everyone?")
 
 
 def _check(file: BinaryIO, url: str, partial: Path, size: int | None, sha256: str) -> None:
-    """Compare what was fetched with what is known of it; what is wrong is deleted."""
-    with open(partial, "rb") as fetched:
-        reached = os.fstat(fetched.fileno()).st_size
-        digest = hashlib.sha256()
-        while sha256 and (chunk := fetched.read(_CHUNK)):
-            digest.update(chunk)
-    wrong = ""
+    """Compare what was fetched with what is known of it; delete it if it is wrong."""
+    reached, wrong = partial.stat().st_size, ""
     if reached == 0 or (size is not None and reached != size):
         wrong = f"{reached} bytes came, {size if size is not None else 'more'} are right"
-    elif not digest.hexdigest().startswith(sha256.lower()):
-        wrong = f"its SHA-256 begins with {digest.hexdigest()[: max(8, len(sha256))]}, {sha256} is right"
+    elif sha256 and not (digest := hash_file(partial)).startswith(sha256.lower()):
+        wrong = f"its SHA-256 begins with {digest[: max(8, len(sha256))]}, {sha256} is right"
     if wrong:
         file.truncate(0)
-        raise ValueError(f"{url}: is not the file that was wanted ({wrong}); nothing was kept")
+        raise _refuse(url, f"is not the file that was wanted ({wrong}); nothing was kept")

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from i2sb.config import TrainConfig
+from i2sb.errors import UserError
 from i2sb.files import write_atomically
 from i2sb.parsing import from_yaml, to_yaml
 
@@ -28,13 +29,13 @@ class Exported:
 
 
 def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> None:
-    """Write a .safetensors file. Raises ValueError if it has another ending, or is there already."""
+    """Write a .safetensors file. Raises UserError if it has another ending, or is there already."""
     from safetensors.torch import save_file
 
     if path.suffix != ENDING:
-        raise ValueError(f"{path}: the name must end in {ENDING}")
+        raise UserError(path, None, f"the name must end in {ENDING}")
     if path.exists() and not overwrite:
-        raise ValueError(f"{path}: exists already; delete it first, or allow it with --overwrite")
+        raise UserError(path, None, "exists already; delete it first, or allow it with `overwrite`")
     metadata = {
         "format": "pt",
         "config": to_yaml(exported.config),
@@ -48,7 +49,7 @@ def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> 
 def read_export(path: Path) -> Exported:
     """Read what `write_export` wrote; its tensors come into memory as they are used.
 
-    Raises ValueError naming the file if it is missing, broken, or without the settings.
+    Raises UserError naming the file if it is missing, broken, or without the settings.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -57,11 +58,11 @@ def read_export(path: Path) -> Exported:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: broken file of weights ({' '.join(str(error).split())[:100]})") from None
+        raise UserError(path, None, "there is no such file") from None
+    except SafetensorError as error:
+        raise UserError(path, None, f"broken file of weights ({' '.join(str(error).split())[:100]})") from None
     iteration, kind = metadata.get("iteration", ""), metadata.get("weights")
     if "config" not in metadata or not iteration.isdecimal() or kind not in ("averaged", "raw"):
-        raise ValueError(f"{path}: lacks the settings that scripts/export.py writes, so its network is unknown")
+        raise UserError(path, None, "lacks the settings that scripts/export.py writes, so its network is unknown")
     config = from_yaml(TrainConfig, metadata["config"], path)
     return Exported(weights, config, int(iteration), averaged=kind == "averaged")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from i2sb.errors import UserError
 from i2sb.files import PARTIAL, write_atomically
 from i2sb.images import to_uint8
 from i2sb.storage.sample_folder import SampleFolder
@@ -35,13 +36,13 @@ class ReconFiles:
         self._images = [part["arr"] for part in parts]
         shapes = {tuple(images.shape[1:]) for images in self._images}
         if len(shapes) > 1:
-            raise ValueError(f"{path}: the parts hold images of different sizes ({sorted(shapes)})")
+            raise UserError(path, None, f"the parts hold images of different sizes ({sorted(shapes)})")
         self.labels = torch.cat([part["label_arr"] for part in parts])
         self.channels, self.height, self.width = next(iter(shapes))
 
     @staticmethod
-    def found(path: Path) -> list[Path]:
-        """Return the files in a folder, in the order of their images. Raises ValueError if parts of a set are gone."""
+    def find(path: Path) -> list[Path]:
+        """Return the files in a folder, in the order of their images. Raises UserError if parts of a set are gone."""
         if (path / WHOLE).exists():
             return [path / WHOLE]
         matches = [match for file in path.glob("recon_*.pt") if (match := _PART.fullmatch(file.name))]
@@ -49,26 +50,27 @@ class ReconFiles:
         if not counts:
             return []
         if len(counts) > 1:
-            raise ValueError(f"{path}: holds parts of several sets (of {', '.join(map(str, sorted(counts)))} parts)")
+            sets = ", ".join(map(str, sorted(counts)))
+            raise UserError(path, None, f"holds parts of several sets (of {sets} parts)")
         count = counts.pop()
         missing = sorted(set(range(count)) - {int(match[1]) for match in matches})
         if missing:
-            raise ValueError(f"{path}: lacks {len(missing)} of {count} parts, first recon_{missing[0]}_{count}.pt")
+            raise UserError(path, None, f"lacks {len(missing)} of {count} parts, first recon_{missing[0]}_{count}.pt")
         return [path / f"recon_{i}_{count}.pt" for i in range(count)]
 
     def __len__(self) -> int:
         return sum(map(len, self._images))
 
     def load(self, index: int) -> Tensor:
-        """Return image number `index`, uint8 [C, H, W]. Raises ValueError naming the file if it is not finite."""
-        place = index
+        """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it is not finite."""
+        row = index
         for file, images in zip(self.files, self._images, strict=True):
-            if place < len(images):
-                image = images[place]
+            if row < len(images):
+                image = images[row]
                 if not image.isfinite().all():
-                    raise ValueError(f"{file}: image {place} holds values that are not finite")
+                    raise UserError(file, None, f"image {row} holds values that are not finite")
                 return to_uint8(image)
-            place -= len(images)
+            row -= len(images)
         raise IndexError(index)
 
 
@@ -77,21 +79,23 @@ def _read(file: Path) -> dict[str, Any]:
     images = part.get("arr") if isinstance(part, dict) else None
     labels = part.get("label_arr") if isinstance(part, dict) else None
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise ValueError(f"{file}: holds no restored images (a dict of the tensors arr and label_arr is wanted)")
+        raise UserError(file, None, "holds no restored images (a dict of the tensors arr and label_arr is wanted)")
     fits = images.ndim == 4 and images.dtype == torch.float32 and labels.shape == images.shape[:1]
     if not fits or labels.dtype != torch.int64:
-        raise ValueError(
-            f"{file}: arr is {images.dtype} {list(images.shape)}, label_arr {labels.dtype} {list(labels.shape)}; "
-            "float32 [M, 3, H, W] and int64 [M] are wanted"
+        raise UserError(
+            file,
+            None,
+            f"arr is {images.dtype} {list(images.shape)}, label_arr {labels.dtype} {list(labels.shape)}; "
+            "float32 [M, 3, H, W] and int64 [M] are wanted",
         )
     return part
 
 
 def write_recon(path: Path, folder: SampleFolder, indices: Sequence[int], labels: Tensor) -> None:
-    """Write the images `indices` of a folder, all there, and their labels int64 [M].
+    """Write the images `indices` of a folder, which must all exist, and their labels int64 [M].
 
     An 8-bit value stands for the middle of the numbers that it was cut down from, so that cutting again gives it back.
-    The array grows in a file beside `path`, as large as itself, and not in memory. Raises ValueError if an image is
+    The array grows in a file beside `path`, as large as itself, and not in memory. Raises UserError if an image is
     unreadable.
     """
     shape = (len(indices), *folder.load(indices[0]).shape)
@@ -100,8 +104,8 @@ def write_recon(path: Path, folder: SampleFolder, indices: Sequence[int], labels
         pixels.unlink(missing_ok=True)
         arr = torch.from_file(str(pixels), shared=True, size=math.prod(shape))
         arr = arr.view(shape)
-        for place, index in enumerate(indices):
-            arr[place] = ((folder.load(index).float() + 0.5) / 127.5 - 1).clamp(max=1)
+        for row, index in enumerate(indices):
+            arr[row] = ((folder.load(index).float() + 0.5) / 127.5 - 1).clamp(max=1)
         write_atomically(path, lambda file: torch.save({"arr": arr, "label_arr": labels}, file))
     finally:
         pixels.unlink(missing_ok=True)
@@ -109,4 +113,4 @@ def write_recon(path: Path, folder: SampleFolder, indices: Sequence[int], labels
 
 def recon_path(folder: Path, partition: str) -> Path:
     """Return where the file of a --partition, or of the whole split, lies."""
-    return folder / (f"recon_{partition}.pt" if partition else "recon.pt")
+    return folder / (f"recon_{partition}.pt" if partition else WHOLE)

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
 from i2sb.config import TrainConfig
+from i2sb.errors import UserError
 from i2sb.network_sizes import PRESETS, Preset
 from i2sb.unpickle import NAMESPACE, Bare, as_text, read_pickle
 
 OPTIONS = "options.pkl"
-# Parts of a released checkpoint, and flags that decide what its weights mean: a default in their place could be wrong.
+# Parts of a released checkpoint.
 PARTS = ("net", "ema", "optimizer", "sched")
+# Flags that decide what the weights mean, so that no default may take their place.
 NEEDED = ("corrupt", "image_size", "interval", "beta_max", "t0", "T", "ot_ode", "cond_x1", "add_x1_noise")
-# What else has the same name and meaning here, taken where it is there.
+# Other flags that have the same name and meaning here, and may be missing.
 TAKEN = ("seed", "batch_size", "microbatch", "num_itr", "lr", "lr_gamma", "lr_step", "l2_norm", "ema", "clip_denoise")
 
 _MAX_OPTIONS_BYTES = 1 << 20
@@ -35,42 +37,42 @@ def read_options(run_dir: Path, network: str = "adm256") -> TrainConfig:
     """Read options.pkl, without running anything from it, into the settings of this project.
 
     The network's size is not among the flags: it is ADM-256 unless the weights say otherwise (`recognise_network`).
-    Raises ValueError naming the file and what is missing or of another type than it should be.
+    Raises UserError naming the file and what is missing or of another type than it should be.
     """
     path = run_dir / OPTIONS
     options = read_pickle(path, NAMESPACE, max_bytes=_MAX_OPTIONS_BYTES)
     if not isinstance(options, Bare) or type(options).__name__ != "Namespace":
-        raise ValueError(f"{path}: holds no argparse.Namespace, which the released program saves")
+        raise UserError(path, None, "holds no argparse.Namespace, which the released program saves")
     given = options.attributes
     dataset_dir = as_text(given.get("dataset_dir"))
     missing = [name for name in ("name", *NEEDED) if name not in given] + ["dataset_dir"] * (dataset_dir is None)
     if missing:
-        raise ValueError(f"{path}: lacks {', '.join(missing)}; take the file that was saved with these weights")
-    values = {name: given[name] for name in ("name", *NEEDED, *TAKEN) if name in given}
+        raise UserError(path, None, f"lacks {', '.join(missing)}; take the file that was saved with these weights")
+    values: dict[str, Any] = {name: given[name] for name in ("name", *NEEDED, *TAKEN) if name in given}
     types = get_type_hints(TrainConfig)
     for name, value in values.items():
         fits = type(value) is types[name] or (types[name] is float and type(value) is int)
         if not fits:
-            raise ValueError(f"{path}: {name} is a {type(value).__name__}, {types[name].__name__} is wanted")
+            raise UserError(path, None, f"{name} is a {type(value).__name__}, {types[name].__name__} is wanted")
         values[name] = types[name](value)
-    place = {"results_dir": str(run_dir.parent), "dataset_dir": dataset_dir, "network": network}
+    values |= {"results_dir": str(run_dir.parent), "dataset_dir": dataset_dir, "network": network}
     try:
-        return TrainConfig(**values, **place)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        return TrainConfig(**values)
+    except UserError as error:
+        raise error.inside(path) from None
 
 
 def recognise_network(net: Mapping[str, Tensor], source: Path) -> str:
-    """Return the `--network` whose weights have the names and shapes of `net`.
+    """Return the name of the network (TrainConfig.network) whose weights have the names and shapes of `net`.
 
     Shapes tell all but the heads of attention. A size that a preset has is that preset; any other has ADM's 64 channels
-    a head, fewer where attention would not have ADM's usual four heads. Raises ValueError if `net` is no such U-Net.
+    a head, fewer where attention would not have ADM's usual four heads. Raises UserError if `net` is no such U-Net.
     """
     shapes = {name.removeprefix("diffusion_model."): tuple(tensor.shape) for name, tensor in net.items()}
     try:
         return _describe(shapes)
-    except (KeyError, IndexError, ZeroDivisionError, ValueError):
-        raise ValueError(f"{source}: its {len(net)} tensors are no U-Net of ADM's kind") from None
+    except (KeyError, IndexError, ZeroDivisionError):  # a tensor is missing or of another shape
+        raise UserError(source, None, f"its {len(net)} tensors are no U-Net of ADM's kind") from None
 
 
 def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from i2sb.errors import UserError
+
 LOCK = ".lock"
 
 
@@ -21,7 +23,7 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        """Take the lock. Raises ValueError if another process has it; warns where the file system has no locks."""
+        """Take the lock. Raises UserError if another process has it; warns where the file system has no locks."""
         run_dir.mkdir(parents=True, exist_ok=True)
         self._file = open(run_dir / LOCK, "a+", encoding="utf-8")
         try:
@@ -31,8 +33,8 @@ class RunLock:
             holder = self._file.read().strip() or "another process"
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 self._file.close()
-                raise ValueError(
-                    f"{run_dir}: {holder} trains this run already; stop it first, or give another --name"
+                raise UserError(
+                    run_dir, None, f"{holder} trains this run already; stop it first, or give another `name`"
                 ) from None
             print(f"warning: {run_dir}: not guarded against a second run ({error.strerror})", file=sys.stderr)
         self._file.truncate(0)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class ExponentialMovingAverage:
@@ -28,6 +28,7 @@ class ExponentialMovingAverage:
         """Move the shadow towards the parameters as they stand."""
         self.num_updates += 1
         keep = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        # One call for all tensors, a kernel for many; torch's own averages (torch.optim.swa_utils) use it as well.
         torch._foreach_lerp_(self.shadow_params, [p.detach().float() for p in self.parameters], 1.0 - keep)
 
     @contextmanager
@@ -55,16 +56,10 @@ class ExponentialMovingAverage:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved average. The decay stays the one given now."""
-        load_shadow(self.shadow_params, state["shadow_params"])
+        """Take over a saved average. The decay stays the one given now. Raises ValueError if it does not match."""
+        saved = state["shadow_params"]
+        if [s.shape for s in saved] != [s.shape for s in self.shadow_params]:
+            raise ValueError("the averaged weights (ema) are not those of this network")
+        for shadow, value in zip(self.shadow_params, saved, strict=True):
+            shadow.copy_(value)
         self.num_updates = state["num_updates"]
-
-
-@torch.no_grad()
-def load_shadow(parameters: Iterable[Tensor], shadow_params: Iterable[Tensor]) -> None:
-    """Copy averaged weights, a list in parameter order, into `parameters`. Raises ValueError if they do not match."""
-    parameters, shadow_params = list(parameters), list(shadow_params)
-    if [p.shape for p in parameters] != [s.shape for s in shadow_params]:
-        raise ValueError("the averaged weights (ema) are not those of this network")
-    for parameter, shadow in zip(parameters, shadow_params, strict=True):
-        parameter.copy_(shadow)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from i2sb.errors import UserError
 from i2sb.network import BridgeNetwork
 from i2sb.network_sizes import find_preset
 from i2sb.restore import read_averaged
@@ -25,33 +26,33 @@ _CHANNELS = {f"{_PREFIX}input_blocks.0.0.weight": 1, f"{_PREFIX}out.2.weight": 0
 
 
 class InitialWeights(NamedTuple):
-    """Weights under the names of a checkpoint's `net`, where they were found, and the network they are of, if known."""
+    """Weights under the names of a checkpoint's `net`, the file or run they come from, and their network if known."""
 
     weights: Mapping[str, Tensor]
     source: Path
     network: str = ""
 
 
-def read_weights(init: str, results_dir: Path) -> InitialWeights:
-    """Return the weights that `--init` names.
+def read_initial_weights(init: str, results_dir: Path) -> InitialWeights:
+    """Return the weights that the setting `init` names.
 
     init: "adm"; a .pt file (ADM's weights, or a checkpoint: its averaged weights); a .safetensors file; a run's folder,
-    or its name in `results_dir` (its averaged weights). Raises ValueError if there is nothing of that name, or it
-    cannot be read.
+    or its name in `results_dir` (its averaged weights). Raises UserError if there is nothing of that name, or it cannot
+    be read.
     """
     if init == "adm":
         if not ADM_FILE.exists():
-            raise ValueError(f"--init adm: {ADM_FILE} is not there; fetch it with python scripts/download.py adm256")
+            raise UserError("init", init, f"{ADM_FILE} is not there; fetch it with python scripts/download.py adm256")
         return InitialWeights(_read_file(ADM_FILE), ADM_FILE)
     path = Path(init)
     if path.suffix in (".pt", ".pth") and not path.is_dir():
         if not path.exists():
-            raise ValueError(f"--init {init}: there is no such file")
+            raise UserError("init", init, "there is no such file")
         return InitialWeights(_read_file(path), path)
     if path.suffix != ENDING and not path.is_dir():
         path = results_dir / init
         if not path.is_dir():
-            raise ValueError(f"--init {init}: give none, adm, a .pt or {ENDING} file, or a run (there is no {path})")
+            raise UserError("init", init, f"give none, adm, a .pt or {ENDING} file, or a run (there is no {path})")
     averaged = read_averaged(path)
     return InitialWeights(averaged.weights, path, averaged.config.network)
 
@@ -61,40 +62,41 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if isinstance(weights, dict) and is_named_tensors(weights.get("net")) and isinstance(weights.get("ema"), dict):
         return averaged_weights(weights, path)
     if not is_named_tensors(weights):
-        raise ValueError(f"{path}: holds no weights (names with tensors)")
+        raise UserError(path, None, "holds no weights (names with tensors)")
     return {name if name.startswith(_PREFIX) else _PREFIX + name: tensor for name, tensor in weights.items()}
 
 
 @torch.no_grad()
 def begin_with(network: BridgeNetwork, initial: InitialWeights) -> list[str]:
-    """Copy weights into a freshly drawn network; returns what was kept and what stayed fresh, a line each.
+    """Copy weights into a network that was just built; returns a line on what was kept, and one for each misfit.
 
     Where the images have other channels than the source's, the first of those are kept: rows of the last convolution
-    (ADM has three more, for variances) and inputs of the first one. Inputs beyond them stay as they were drawn from the
-    run's seed, outputs beyond them at zero. Raises ValueError listing names and shapes if anything else differs.
+    (ADM has three more, for variances) and inputs of the first one. Further inputs stay as they were drawn from the
+    run's seed, further outputs at zero. Raises UserError listing names and shapes if anything else differs.
     """
-    own, fitted, lines = network.state_dict(), dict(initial.weights), []
+    drawn, fitted, lines = network.state_dict(), dict(initial.weights), []
     pixels = network.patch_size**2
     if initial.network and find_preset(initial.network).patch_size != network.patch_size:
-        raise ValueError(
-            f"{initial.source}: --network {initial.network} sees other patches of pixels than this run's, whose side "
-            f"is {network.patch_size}; take weights of one that sees the same"
+        raise UserError(
+            initial.source,
+            None,
+            f"`network` {initial.network} sees other patches of pixels than this run's, whose side is "
+            f"{network.patch_size}; take weights of one that sees the same",
         )
     for name, dim in _CHANNELS.items():
-        given, mine = fitted.get(name), own[name]
-        if given is None or given.ndim != mine.ndim or given.shape[dim] == mine.shape[dim]:
+        given, fresh = fitted.get(name), drawn[name]
+        if given is None or given.ndim != fresh.ndim or given.shape[dim] == fresh.shape[dim]:
             continue
-        there, wanted = given.shape[dim], mine.shape[dim]
-        if there % pixels:
+        available, wanted = given.shape[dim], fresh.shape[dim]
+        if available % pixels or given.select(dim, 0).shape != fresh.select(dim, 0).shape:
             continue
-        kept = min(there, wanted)
-        if given.select(dim, 0).shape == mine.select(dim, 0).shape:
-            fitted[name] = mine.clone()
-            fitted[name].narrow(dim, 0, kept).copy_(given.narrow(dim, 0, kept))
-            what = "input channels" if dim == 1 else "rows"
-            fresh = f", {wanted - kept} fresh" if wanted > kept else ""
-            lines.append(f"{name.removeprefix(_PREFIX)}: {kept} of its {there} {what} kept{fresh}")
-    check_shapes(own, fitted, initial.source)
+        kept = min(available, wanted)
+        fitted[name] = fresh.clone()
+        fitted[name].narrow(dim, 0, kept).copy_(given.narrow(dim, 0, kept))
+        what = "input channels" if dim == 1 else "rows"
+        more = f", {wanted - kept} fresh" if wanted > kept else ""
+        lines.append(f"{name.removeprefix(_PREFIX)}: {kept} of its {available} {what} kept{more}")
+    check_shapes(drawn, fitted, initial.source)
     network.load_state_dict(fitted)
-    whole = len(own) - len(lines)
-    return [f"{whole} of {len(own)} parameters kept as they are", *lines]
+    whole = len(drawn) - len(lines)
+    return [f"{whole} of {len(drawn)} parameters kept as they are", *lines]

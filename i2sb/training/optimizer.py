@@ -12,12 +12,12 @@ from torch.optim.lr_scheduler import StepLR
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> AdamW:
-    """Return AdamW over `parameters`, fused: it changes nothing in a step where its `found_inf` is 1 (`guard_step`)."""
+    """Return AdamW over `parameters`, fused, so that `guard_update` can stop it."""
     return AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def guard_step(optimizer: AdamW, grad_clip: float) -> tuple[Tensor, Tensor]:
-    """Clip the gradients to the norm `grad_clip` (0: not at all); if they are not finite the next step does nothing.
+def guard_update(optimizer: AdamW, grad_clip: float) -> tuple[Tensor, Tensor]:
+    """Clip the gradients to the norm `grad_clip` (0: not at all); if they are not finite the next update does nothing.
 
     Returns the norm before clipping and whether it is infinite or NaN, on the gradients' device: nothing here waits
     for a GPU. Processes that share their gradients agree.
@@ -25,18 +25,19 @@ def guard_step(optimizer: AdamW, grad_clip: float) -> tuple[Tensor, Tensor]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf)
     bad = ~norm.isfinite()
-    optimizer.found_inf = bad.float()  # as torch's own gradient scaler tells a fused optimizer
+    # How torch's own gradient scaler tells a fused optimizer to change nothing; it has no public name.
+    vars(optimizer)["found_inf"] = bad.float()
     return norm, bad
 
 
-def build_scheduler(optimizer: AdamW, *, gamma: float, step_size: int) -> StepLR | None:
-    """Return what multiplies the learning rate by `gamma` every `step_size` iterations; None if it never changes."""
-    return StepLR(optimizer, step_size=step_size, gamma=gamma) if gamma < 1.0 else None
+def build_scheduler(optimizer: AdamW, *, gamma: float, iterations: int) -> StepLR | None:
+    """Return what multiplies the learning rate by `gamma` after so many iterations each; None if it never changes."""
+    return StepLR(optimizer, step_size=iterations, gamma=gamma) if gamma < 1.0 else None
 
 
 @contextmanager
 def scaled_rate(optimizer: AdamW, factor: float) -> Iterator[float]:
-    """Take the optimizer's step within at `factor` times its learning rate, which is handed out."""
+    """For the length of a `with` block, scale the learning rate by `factor`; hands out the scaled rate."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = factor * rate

@@ -1,6 +1,6 @@
-"""What a training run tells: JSON lines in log.jsonl, curves in TensorBoard or W&B, progress on the terminal.
+"""The log of a training run: JSON lines in log.jsonl, curves in TensorBoard or W&B, progress on the terminal.
 
-No trouble with a log, such as a full disk, stops a run: it is said once, and the run goes on.
+A log that cannot be written, to a full disk for instance, does not stop a run: there is one warning.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from i2sb.config import write_flags
+from i2sb.errors import UserError
 from i2sb.images import save_png
 from i2sb.progress import progress_bar
 
@@ -86,24 +88,25 @@ class WandbCurves:
 def choose_curves(
     writer: str, folder: Path, *, name: str, project: str, user: str, settings: dict[str, Any]
 ) -> Callable[[int], Curves] | None:
-    """Return what makes, from the iteration a run begins at, the curves that --log-writer asks for; None for none.
+    """Return a function that opens the curves that `log_writer` asks for, given the iteration that the run begins at.
 
-    Raises ValueError if W&B is asked for and not installed; without TensorBoard, the default, there is a warning.
+    None if it asks for none. Raises UserError if W&B is asked for and not installed; without TensorBoard, the default,
+    there is a warning.
     """
     if writer == "wandb":
         if find_spec("wandb") is None:
-            raise ValueError("--log-writer wandb: is not installed: pip install wandb")
+            raise UserError("log_writer", writer, "is not installed: pip install wandb")
         return lambda iteration: WandbCurves(folder, name, project, user, settings)
     if writer == "tensorboard" and find_spec("tensorboard") is None:
-        print("warning: --log-writer tensorboard: not installed, only log.jsonl is written", file=sys.stderr)
+        print("warning: tensorboard is not installed, so only log.jsonl is written", file=sys.stderr)
         return None
     return (lambda iteration: TensorBoardCurves(folder, iteration)) if writer == "tensorboard" else None
 
 
 class RunLog:
-    """Writes records of a run; on a process that is not the main one it stays silent.
+    """Writes the records of a run; does nothing on a process that is not the main one.
 
-    Resumed runs append: a line {"event": "resumed", "iteration": …} makes void what was logged beyond it before.
+    Resumed runs append: a line {"event": "resumed", "iteration": …} makes void what was logged of later iterations.
     """
 
     def __init__(
@@ -148,26 +151,26 @@ class RunLog:
             self._bar.update(iteration - self._bar.n)
 
     def warn(self, message: str) -> None:
-        """Print a line on standard error, whichever process this is."""
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+        """Print a line on standard error, whichever process this is; settings in backticks become flags."""
+        tqdm.write(f"warning: {write_flags(message)}", file=sys.stderr)
 
     def record(self, event: str, iteration: int, values: dict[str, float]) -> None:
         """Write one record of numbers; `event` names the group ("train", "validation")."""
         if self.silent:
             return
         self._write_line({"event": event, "iteration": iteration, **values})
-        if self._curves is not None:
+        if (curves := self._curves) is not None:
             named = {f"{event}/{name}": value for name, value in values.items()}
-            self._guard("curves", lambda: self._curves.numbers(named, iteration))
+            self._guard("curves", lambda: curves.numbers(named, iteration))
         if event == "train":
             self._bar.set_postfix_str(
                 f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s", refresh=False
             )
 
     def picture(self, name: str, iteration: int, image: Image.Image) -> None:
-        """Hand a picture to the curves' program."""
-        if self._curves is not None:
-            self._guard("curves", lambda: self._curves.picture(name, image, iteration))
+        """Show a picture beside the curves."""
+        if (curves := self._curves) is not None:
+            self._guard("curves", lambda: curves.picture(name, image, iteration))
 
     def save_picture(self, image: Image.Image, path: Path) -> None:
         """Write a PNG."""
@@ -179,7 +182,7 @@ class RunLog:
         self._guard("log.jsonl", lambda: (self._file.write(json.dumps(plain) + "\n"), self._file.flush()))
 
     def _guard(self, what: str, write: Callable[[], object]) -> None:
-        """Write; if the disk or the network refuses, say so the first time."""
+        """Call `write`; the first time that the disk or the network refuses, warn."""
         try:
             write()
         except OSError as error:
@@ -189,7 +192,7 @@ class RunLog:
 
 
 def _open_lines(path: Path) -> Any:
-    """Open a file of lines for appending; a last line that a killed run left unfinished gets its end."""
+    """Open a file of lines for appending; if a killed run left its last line unfinished, end that line."""
     unfinished = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
     file = open(path, "a", encoding="utf-8")
     if unfinished:

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from corruption import Corruption
+from i2sb.config import SamplingOptions
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
-from i2sb.formulation import Way
 from i2sb.images import draw_grid, draw_strip, to_uint8
 from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_resnet50
 from i2sb.metrics.pixels import SSIM_WINDOW, psnr, ssim
@@ -26,11 +26,11 @@ STRIP_STATES = 6
 
 
 class Validation(NamedTuple):
-    """What one process found.
+    """The results of one process.
 
     sums: float64, over its images: for each metric the degraded and the restored value, then the number of images.
-    grid: degraded, restored and clean images side by side; strip: the first one's way over the bridge; None without
-    images.
+    grid: degraded, restored and clean images side by side; strip: the first one's way over the bridge; both None if the
+    process had no images.
     """
 
     sums: Tensor
@@ -45,20 +45,22 @@ Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def choose_metrics(classifier: FeatureNetwork | None, image_size: int) -> dict[str, Metric]:
     """Return METRICS, but SSIM where images are smaller than its window; and accuracy in percent with a classifier."""
-    metrics: dict[str, Metric] = {
-        name: lambda images, clean, label, metric=metric: metric(images, clean)
-        for name, metric in METRICS.items()
-        if name != "ssim" or image_size >= SSIM_WINDOW
+    metrics = {
+        name: _without_label(metric) for name, metric in METRICS.items() if name != "ssim" or image_size >= SSIM_WINDOW
     }
     if classifier is not None:
         metrics["accuracy"] = lambda images, clean, label: 100.0 * (classifier(images).scores.argmax(1) == label)
     return metrics
 
 
+def _without_label(metric: Callable[[Tensor, Tensor], Tensor]) -> Metric:
+    return lambda images, clean, label: metric(images, clean)
+
+
 def find_classifier(images: ImageDataset, weights_dir: Path, device: torch.device) -> FeatureNetwork | None:
     """Return the published accuracy's ResNet-50 if the images have ImageNet's classes and its weights are here.
 
-    Raises ValueError naming the file of weights if it is broken.
+    Raises UserError naming the file of weights if it is broken.
     """
     if len(images.classes) != IMAGENET_CLASSES or images.mode != "RGB":
         return None
@@ -74,13 +76,19 @@ def choose_images(available: int, wanted: int) -> list[int]:
     return [i * available // count for i in range(count)]
 
 
+class ValidationSet(NamedTuple):
+    """The images that validation restores, what degrades them (None: they are pairs), and what they are scored by."""
+
+    images: ImageDataset
+    corruption: Corruption | None
+    metrics: Mapping[str, Metric]
+
+
 @torch.no_grad()
 def validate(
     model: RestorationModel,
-    images: ImageDataset,
+    validation_set: ValidationSet,
     numbers: Sequence[int],
-    corruption: Corruption | None,
-    metrics: Mapping[str, Metric],
     *,
     batch_size: int,
     nfe: int,
@@ -88,25 +96,21 @@ def validate(
     seed: int,
 ) -> Validation:
     """Restore the images of these numbers and compare them with the clean ones."""
-    device, sampler = model.device, model.formulation.choose_sampler()
+    images, corruption, metrics = validation_set
+    device, options = model.device, SamplingOptions(nfe=nfe, clip_denoise=clip_denoise, seed=seed)
     sums = torch.zeros(2 * len(metrics) + 1, dtype=torch.float64, device=device)
     drawn: list[tuple[Tensor, ...]] = []
     strip = None
     for part in load_in_order(images, numbers, batch_size=batch_size):
         noise = ImageNoise(seed, Purpose.SAMPLE, part.numbers)
         batch = make_task_batch(model.config, part, corruption, noise, device, evaluation=True)
-        first = strip is None
-        path = model.follow_batch(
-            batch,
-            noise,
-            Way(nfe, sampler, clip_denoise, corruption, log_count=min(STRIP_STATES, nfe) if first else None),
-        )
+        path = model.restore_batch(batch, noise, options, states=min(STRIP_STATES, nfe) if strip is None else None)
         shown, restored, clean = to_uint8(batch.shown), to_uint8(path.x0), part.image.to(device)
         label = part.label.to(device)
         values = [metric(image, clean, label) for metric in metrics.values() for image in (shown, restored)]
         sums += torch.stack([*(value.double().sum() for value in values), sums.new_tensor(len(batch))])
         drawn.append((shown, restored, clean))
-        if first:
+        if path.states is not None and path.pred_x0s is not None:
             strip = draw_strip(to_uint8(path.states[0]), to_uint8(path.pred_x0s[0]), to_uint8(batch.x1[:1])[0])
     if not drawn:
         return Validation(sums, None, None)

@@ -16,6 +16,8 @@ import torch
 
 from i2sb import load_model
 from i2sb.bridge import Bridge
+from i2sb.config import write_flags
+from i2sb.errors import UserError
 from i2sb.network import build_network
 from i2sb.precision import advise_precision, prepare
 
@@ -52,7 +54,7 @@ def measure_run(run_dir: Path, image_size: int, nfe: int, precision: str, device
 def benchmark_memory(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """Load a run and restore an image in a fresh process, which this one's memory does not count for."""
     if advice := advise_precision(options.precision, device):
-        print(f"warning: {advice}", file=sys.stderr)
+        print(f"warning: {write_flags(advice)}", file=sys.stderr)
     fresh = multiprocessing.get_context("spawn")
     results = fresh.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +66,7 @@ def benchmark_memory(options: argparse.Namespace, device: torch.device) -> dict[
         process.start()
         process.join()
     if process.exitcode:
-        raise ValueError(f"{run_dir}: could not be measured; the reason stands above")
+        raise UserError(run_dir, None, "could not be measured; the reason stands above")
     figures = results.get()
     for name, value in figures.items():
         print(f"{name:18}{value:.2f}" if isinstance(value, float) else f"{name:18}{value}")

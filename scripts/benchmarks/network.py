@@ -15,12 +15,13 @@ from benchmarks.released import MICROBATCH, use_released_settings
 from benchmarks.timing import compare, matrix_peak, out_of_time, print_table
 from corruption import build_corruption
 from i2sb.bridge import Bridge
+from i2sb.config import write_flags
 from i2sb.loss import bridge_loss
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.precision import advise_precision, prepare
 from i2sb.sampler import sample
 from i2sb.training.ema import ExponentialMovingAverage
-from i2sb.training.optimizer import build_optimizer, guard_step
+from i2sb.training.optimizer import build_optimizer, guard_update
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def choose_variants(options: argparse.Namespace, device: torch.device) -> list[V
 
 def find_reason_to_skip(variant: Variant, options: argparse.Namespace, device: torch.device) -> str:
     """Return why a variant is not measured, or nothing: time is over, or this processor only emulates its numbers."""
-    return out_of_time(options.deadline) or advise_precision(variant.precision, device)
+    return out_of_time(options.deadline) or write_flags(advise_precision(variant.precision, device))
 
 
 def make_network(options: argparse.Namespace, device: torch.device) -> tuple[Bridge, BridgeNetwork]:
@@ -139,7 +140,7 @@ def _time_training(
                 step = torch.randint(bridge.interval, (size,), device=part.device)
                 loss = bridge_loss(bridge, varied, step, part, corruption(part).image)
                 (loss if how.released else loss * size / len(images)).backward()
-            guard_step(optimizer, 0.0)
+            guard_update(optimizer, 0.0)
             optimizer.step()
             average.update()
             if how.released:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from i2sb import load_model
-from i2sb.config import TrainConfig, check_resumable
+from i2sb.config import SamplingOptions, TrainConfig, check_resumable
 from i2sb.data.dataset import ImageDataset
+from i2sb.errors import UserError, require
 from i2sb.evaluation import score as evaluation
 from i2sb.files import write_text
 from i2sb.network_sizes import check_image_size
@@ -30,24 +31,14 @@ from studies.settings import Study
 ROOT = Path(__file__).resolve().parent.parent.parent
 # In a folder of restored images, once it is scored: with which settings, and what it took.
 SCORED = "scored.json"
-# Settings of sample.py that decide what images look like, under the names they have in the folder's own settings.
-_SAME_IMAGES = (
-    "clip_denoise",
-    "use_fp16",
-    "precision",
-    "seed",
-    "subset",
-    "eta",
-    "consistency",
-    "consistency_weight",
-    "image_size",
-)
+# Settings of sample.py that decide what images look like, besides the sampling options.
+_NETWORK_AND_DATA = ("use_fp16", "precision", "subset", "image_size")
 
 
 def do_cell(cell: Cell, study: Study) -> dict[str, Any]:
     """Do what is left to do; returns what `read_score` then finds.
 
-    Raises StoppedError if it was asked to stop, ValueError if something cannot be done.
+    Raises StoppedError if it was asked to stop, UserError if something cannot be done.
     """
     run = cell.run.config
     model = load_model(run.run_dir) if find_iteration(run) else None
@@ -70,7 +61,9 @@ def do_cell(cell: Cell, study: Study) -> dict[str, Any]:
     write_text(cell.folder / SCORED, json.dumps(note, indent=2))
     score = read_score(cell, study)
     if score is None:
-        raise ValueError(f"{cell.folder}: was scored, but its {SCORED} does not say so: are two studies at work here?")
+        raise UserError(
+            cell.folder, None, f"was scored, but its {SCORED} does not say so: are two studies at work here?"
+        )
     return score
 
 
@@ -87,7 +80,7 @@ def _run_program(program: str, main: Callable[[Any], None], config: Any, flags: 
     if status in (75, 130):
         raise StoppedError(f"{program} was stopped", status)
     if status:
-        raise ValueError(f"{program}: failed with status {status}; the reason stands above")
+        raise UserError(ROOT / program, None, f"failed with status {status}; the reason stands above")
 
 
 def _run_process(command: list[str]) -> int:
@@ -136,16 +129,16 @@ def open_images(cell: Cell) -> ImageDataset:
 
 
 def check_data(plan: Plan) -> None:
-    """Raise ValueError if a run or a cell cannot have its images."""
-    trained, restored = set(), set()
+    """Raise UserError if a run or a cell cannot have its images."""
+    checked_runs, checked_data = set(), set()
     for cell in plan.cells:
         run, config = cell.run.config, cell.config
-        if run.name not in trained:
-            trained.add(run.name)
+        if run.name not in checked_runs:
+            checked_runs.add(run.name)
             open_task_split(run, run.dataset_dir, "train", run.image_size)
         key = (run.name, config.corrupt, config.dataset_dir, config.subset, config.image_size)
-        if key not in restored:
-            restored.add(key)
+        if key not in checked_data:
+            checked_data.add(key)
             size = config.image_size or run.restored_size
             check_image_size(run.network, size)
             corruption = build_task_corruption(replace(run, corrupt=config.corrupt or run.corrupt, mask_file=""), size)
@@ -155,25 +148,31 @@ def check_data(plan: Plan) -> None:
 
 
 def check_unchanged(cell: Cell) -> None:
-    """Raise ValueError if a run or images are there that were made with other settings than the study now asks for."""
-    run = cell.run.config
+    """Raise UserError if a run or images exist that were made with other settings than the study now asks for."""
+    run, anew = cell.run.config, "give another results_dir to start anew"
     if (run.run_dir / "config.yaml").exists():
         check_resumable(read_config(TrainConfig, run.run_dir / "config.yaml"), run, run.run_dir)
-    if find_iteration(run) > run.num_itr:
-        raise ValueError(
-            f"{run.run_dir}: was trained to iteration {find_iteration(run)}, beyond num_itr {run.num_itr}: "
-            "give another results_dir to start anew"
+    iteration = find_iteration(run)
+    require(
+        iteration <= run.num_itr,
+        run.run_dir,
+        None,
+        f"was trained to iteration {iteration}, beyond num_itr {run.num_itr}: {anew}",
+    )
+    if not (cell.folder / SETTINGS).exists():
+        return
+    before, config = SampleFolder.open(cell.folder).settings, cell.config
+    require(
+        before.iteration == run.num_itr,
+        cell.folder,
+        None,
+        f"was restored at iteration {before.iteration}, num_itr is {run.num_itr} now: {anew}",
+    )
+    for name in (*(f.name for f in fields(SamplingOptions)), *_NETWORK_AND_DATA):
+        value, value_before = getattr(config, name), getattr(before, name)
+        require(
+            value is None or value == value_before,
+            cell.folder,
+            None,
+            f"was restored with {name} {value_before}, it is {value} now: {anew}",
         )
-    if (cell.folder / SETTINGS).exists():
-        there, config = SampleFolder.open(cell.folder).settings, cell.config
-        if there.iteration != run.num_itr:
-            raise ValueError(
-                f"{cell.folder}: was restored at iteration {there.iteration}, num_itr is {run.num_itr} now: "
-                "give another results_dir to start anew"
-            )
-        for name in _SAME_IMAGES:
-            if getattr(config, name) is not None and getattr(there, name) != getattr(config, name):
-                raise ValueError(
-                    f"{cell.folder}: was restored with {name} {getattr(there, name)}, it is {getattr(config, name)} "
-                    "now: give another results_dir to start anew"
-                )

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
 from i2sb.consistency import check_consistency
+from i2sb.errors import UserError, require
 from i2sb.formulation import Formulation
 from i2sb.parsing import C, read_config, read_flags
 from i2sb.tasks import build_formulation, build_task_corruption
@@ -48,10 +50,9 @@ class Cell:
 
     def scoring(self, score: Settings) -> tuple[EvalConfig, list[str]]:
         """Return how its images are scored, with the study's settings of compute_metrices.py; and as flags."""
-        config = self.config
-        own = {"ckpt": config.ckpt, "results_dir": config.results_dir, "sample_dir": config.sample_dir}
-        of_task = {"corrupt": config.corrupt, "mask_file": config.mask_file}
-        return make_config(EvalConfig, {**score, **own, **{k: v for k, v in of_task.items() if v}}, "score")
+        names = ("ckpt", "results_dir", "sample_dir", "corrupt", "mask_file")
+        decided = {name: getattr(self.config, name) for name in names}
+        return make_config(EvalConfig, {**score, **{name: value for name, value in decided.items() if value}}, "score")
 
 
 @dataclass(frozen=True)
@@ -62,36 +63,38 @@ class Plan:
     left_out: list[dict[str, Any]]
 
 
-def make_config(config_class: type[C], settings: Settings, where: str) -> tuple[C, list[str]]:
-    """Check settings; returns them as a config and as flags. Raises ValueError saying where they come from."""
+def make_config(config_class: type[C], settings: Settings, section: str) -> tuple[C, list[str]]:
+    """Check settings of a section of the study; returns them as a config and as flags. Raises UserError naming both."""
     flags: list[str] = []
-    for name, value in settings.items():
-        if isinstance(value, bool):
-            flags.append(flag(name) if value else flag(f"no_{name}"))
-        elif value is None:
-            raise ValueError(f"{where}: {name}: has no value; give one, or leave the line out")
-        else:
-            flags += [flag(name), str(value)]
     try:
+        for name, value in settings.items():
+            if isinstance(value, bool):
+                flags.append(flag(name) if value else flag(f"no_{name}"))
+            elif value is None:
+                raise UserError(name, None, "has no value; give one, or leave the line out")
+            else:
+                flags += [flag(name), str(value)]
         return read_flags(config_class, flags), flags
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    except UserError as error:
+        raise error.inside(Path(section)) from None
 
 
 def make_plan(study: Study, source: Path) -> Plan:
-    """List the cells of a study. Raises ValueError naming the `source` if settings are wrong."""
+    """List the cells of a study. Raises UserError naming the `source` if settings are wrong."""
     cells: list[Cell] = []
     left_out: list[dict[str, Any]] = []
     for seed in study.seeds:
         for task in study.tasks:
             for name in study.formulations:
                 try:
-                    for found in _plan_formulation(study, task, name, seed):
-                        (cells if isinstance(found, Cell) else left_out).append(found)
-                except ValueError as error:
-                    raise ValueError(f"{source}: tasks, {task}, with {name}: {error}") from None
-    if not cells:
-        raise ValueError(f"{source}: nothing can be done: {left_out[0]['reason']}")
+                    for planned in _plan_formulation(study, task, name, seed):
+                        if isinstance(planned, Cell):
+                            cells.append(planned)
+                        else:
+                            left_out.append(planned)
+                except UserError as error:
+                    raise UserError(source, None, f"tasks, {task}, with {name}: {error.marked}") from None
+    require(bool(cells), source, None, f"nothing can be done: {left_out[0]['reason'] if left_out else ''}")
     return Plan(cells, left_out)
 
 
@@ -106,8 +109,9 @@ def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator
             try:
                 formulation.check_degradation(degradation)
                 formulation.check_nfe(nfe)
-            except ValueError as error:
-                yield {**key, "reason": str(error)}
+            except UserError as error:
+                # A sentence on the number of evaluations is the same sentence for all of them.
+                yield {**key, "reason": error.must if error.setting == "nfe" else describe(error)}
                 continue
             settings = {
                 "ckpt": run.config.name,
@@ -121,7 +125,7 @@ def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator
                 "sample_dir": f"{task}_{sampler}_nfe{nfe}",
             }
             config, flags = make_config(SampleConfig, settings, "sample")
-            formulation.choose_sampler(sampler, config.eta)
+            formulation.settle(config.sampling)
             check_consistency(config.consistency, task_config.corrupt, degradation)
             cell = Cell(**key, run=run, config=config, flags=flags)
             cell.scoring(study.score)
@@ -132,14 +136,14 @@ def _plan_run(study: Study, task: str, name: str, seed: int) -> tuple[Run, Formu
     settings = {"results_dir": study.results_dir, "seed": seed, "formulation": name, **study.train}
 
     def make(of_task: Settings, run_name: str) -> tuple[Run, Formulation]:
-        own = {**of_task, **study.of_formulation(name, "train"), "name": run_name}
-        config, flags = make_config(TrainConfig, {**settings, **own}, "train")
+        changes = {**of_task, **study.of_formulation(name, "train"), "name": run_name}
+        config, flags = make_config(TrainConfig, {**settings, **changes}, "train")
         formulation = build_formulation(config)
         if config.eval_every:
             try:
                 formulation.check_nfe(config.eval_nfe)
-            except ValueError as error:
-                raise ValueError(f"--eval-{str(error).removeprefix('--')}; or train with eval_every: 0") from None
+            except UserError as error:
+                raise UserError("eval_nfe", error.value, f"{error.must}; or train with eval_every: 0") from None
         return Run(config, flags), formulation
 
     run, formulation = make(study.of_task(task), f"{task}/{name}/seed{seed}")
@@ -155,6 +159,6 @@ def _plan_run(study: Study, task: str, name: str, seed: int) -> tuple[Run, Formu
         try:
             formulation.check_degradation(build_task_corruption(run.config, run.config.restored_size))
             break
-        except ValueError:
+        except UserError:
             continue
     return run, formulation

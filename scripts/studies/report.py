@@ -84,9 +84,7 @@ def make_table(study: Study, plan: Plan, scores: list[Score]) -> str:
     lines.append(f"{done} of {len(plan.cells)} done, {len(plan.cells) - done} to do")
     reasons: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for left in plan.left_out:
-        # A sentence that begins with the number of evaluations is the same sentence for all of them.
-        reason = left["reason"].split(": ", 1)[-1] if left["reason"].startswith("--nfe") else left["reason"]
-        reasons[left["task"], left["formulation"], reason].append(left["nfe"])
+        reasons[left["task"], left["formulation"], left["reason"]].append(left["nfe"])
     for (task, formulation, reason), nfes in reasons.items():
         shown = ", ".join(map(str, sorted(set(nfes))))
         lines.append(f"left out: {task}, {formulation}, NFE {shown}: {reason}")

@@ -15,6 +15,8 @@ import yaml
 from conftest import ENVIRONMENT, ROOT, TINY, run_python
 from PIL import Image
 
+from i2sb.cli.program import describe
+
 NOT_OF_TRAINING = ("corrupt", "num_itr", "eval_every")
 
 
@@ -215,7 +217,7 @@ def plan(tmp_path, monkeypatch):
         ({"sample": {"corrupt": "decolor"}}, "sample: corrupt is a task's own: put it under tasks"),
         ({"formulations": {"bridge": {"train": {"corrupt": "decolor"}}}}, "train: corrupt is a task's own"),
         ({"sample": {5: 3}}, "sample: 5: is no setting"),
-        ({"score": {"metrics": None}}, "score: metrics: has no value; give one, or leave the line out"),
+        ({"score": {"metrics": None}}, "score: --metrics: has no value; give one, or leave the line out"),
         ({"sample": {"limit": 2}}, "sample: limit is what the study decides"),
         ({"sample": {"eta": 0.5}}, "with bridge: --eta 0.5: --sampler posterior does not use it"),
         ({"sample": {"consistency": "gradient"}}, "tasks, jpeg, with bridge: --consistency gradient: the rounding of"),
@@ -235,13 +237,14 @@ def plan(tmp_path, monkeypatch):
 def test_wrong_studies_are_named(tmp_path, dataset_dir, plan, change, words):
     with pytest.raises(ValueError) as error:
         plan({**settings(tmp_path, dataset_dir), **change})
-    assert str(error.value).startswith(f"{tmp_path}/study.yaml: ") and words in str(error.value)
+    said = describe(error.value)
+    assert said.startswith(f"{tmp_path}/study.yaml: ") and words in said
 
 
 def test_validation_that_a_formulation_cannot_do_is_refused_before_anything_is_trained(tmp_path, dataset_dir, plan):
     study = settings(tmp_path, dataset_dir)
     study["train"] |= {"eval_every": 2, "eval_nfe": 2}
-    with pytest.raises(ValueError, match="with regression: --eval-nfe 2: a regression restores in one evaluation"):
+    with pytest.raises(ValueError, match="with regression: `eval_nfe` 2: a regression restores in one evaluation"):
         plan(study)
     plan({**study, "train": {**study["train"], "eval_nfe": 1}})
 

@@ -12,19 +12,21 @@ import pytest
 import torch
 from conftest import ROOT, run_python, write_images
 from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.functional import pil_to_tensor
 
 from corruption import build_corruption
 from i2sb import load_model
 from i2sb.config import EvalConfig, SampleConfig
 from i2sb.data.dataset import open_split
-from i2sb.evaluation import measures
+from i2sb.errors import UserError
 from i2sb.evaluation import score as evaluation
-from i2sb.metrics.feature_networks import FeatureNetwork, Seen
+from i2sb.metrics.feature_networks import NETWORKS, FeatureNetwork, FeatureOutput
 from i2sb.metrics.frechet import Gaussian
 from i2sb.metrics.reference import MadeFrom, read_reference, write_reference
+from i2sb.metrics.table import INCEPTION, METRICS, RESNET50, Metric
 from i2sb.sampling import split as sampling
-from i2sb.training.validation import choose_metrics, summarise, validate
+from i2sb.training.validation import ValidationSet, choose_metrics, summarise, validate
 
 CHEAP = "psnr,ssim,mae,features-frechet"
 
@@ -109,11 +111,11 @@ def test_a_released_file_scores_as_the_images_it_was_made_from(config, results, 
 def test_a_released_folder_needs_no_settings_of_ours(config, results, dataset_dir, tmp_path):
     write_recon(tmp_path / "theirs" / "samples_nfe2", pixels=restored_pixels(results))
     theirs = replace(config, ckpt="theirs", results_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="does not say what it was restored from: give --corrupt and --dataset-dir"):
+    with pytest.raises(UserError, match="does not say what it was restored from: give `corrupt` and `dataset_dir`"):
         score(theirs)
     flags = {"corrupt": "sr4x-pool", "dataset_dir": str(dataset_dir)}
     assert score(replace(theirs, **flags))["metrics"] == score(config)["metrics"]
-    with pytest.raises(ValueError, match="give the published masks that .* used with --mask-file"):
+    with pytest.raises(UserError, match="give the published masks that .* used with `mask_file`"):
         score(replace(theirs, **{**flags, "corrupt": "inpaint-freeform1020"}))
 
 
@@ -130,7 +132,7 @@ def test_a_released_file_of_listed_images(config, tmp_path):
         "corrupt": "jpeg-10",
         "dataset_dir": str(tmp_path / "data"),
     }
-    with pytest.raises(ValueError, match="holds 4 images, .* 2: give the --dataset-dir, and the --subset"):
+    with pytest.raises(UserError, match=": holds 4 images, .* 2: give the `dataset_dir`, and the `subset`"):
         score(replace(config, **places))
     report = score(replace(config, subset=str(tmp_path / "list.txt"), **places))
     assert report["images"] == 2 and report["metrics"]["mae"]["restored"] == 0
@@ -159,13 +161,13 @@ class KnowsBrightness(FeatureNetwork):
 
     def forward(self, images):
         brightness = images.double().mean(dim=(1, 2, 3))
-        return Seen(None, torch.stack([127.5 - brightness, brightness - 127.5], dim=1))
+        return FeatureOutput(None, torch.stack([127.5 - brightness, brightness - 127.5], dim=1))
 
 
 def test_accuracy_is_100_on_images_the_classifier_knows(tmp_path, monkeypatch, results):
     """The whole way: class folders, labels, restored PNGs, the table."""
-    monkeypatch.setattr(measures, "IMAGENET_CLASSES", 2)
-    monkeypatch.setattr(measures, "build_resnet50", lambda weights_dir: KnowsBrightness())
+    monkeypatch.setitem(METRICS, "ca", replace(METRICS["ca"], classes=2))
+    monkeypatch.setitem(NETWORKS, RESNET50, lambda options: KnowsBrightness())
     for name, level in (("a_dark", 20), ("b_bright", 240)):
         (tmp_path / "data" / "val" / name).mkdir(parents=True)
         for i in range(3):
@@ -205,23 +207,23 @@ def test_reference_of_the_scored_split_gives_what_its_clean_images_give(config, 
     got = score(replace(config, reference=str(reference), reference_split="val"))["metrics"]["features-frechet"]
     assert got["restored"] == pytest.approx(want["restored"], rel=1e-9)
     assert got["reference"] == {"file": str(reference), "made_from": vars(made_from)}
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(UserError, match="is there already"):
         make_reference(config, reference, dataset_dir=str(dataset_dir))
 
 
 def test_reference_of_something_else_is_refused(config, dataset_dir, tmp_path, own):
     """By default super-resolution is compared with the training set, as published."""
     reference = make_reference(config, tmp_path / "val.npz", dataset_dir=str(dataset_dir))
-    with pytest.raises(ValueError, match=r"val.npz: made from something else \(split val there, train wanted\)"):
+    with pytest.raises(UserError, match=r"val.npz: made from something else \(split val there, train wanted\)"):
         score(replace(config, reference=str(reference)))
     train = {"dataset_dir": str(dataset_dir), "reference_split": "train"}
     larger = make_reference(config, tmp_path / "larger.npz", **{**train, "image_size": 20})
-    with pytest.raises(ValueError, match="image size 20 there, 16 wanted"):
+    with pytest.raises(UserError, match="image size 20 there, 16 wanted"):
         score(replace(config, reference=str(larger)))
     score(replace(config, reference=str(make_reference(config, tmp_path / "train.npz", **train))))
-    with pytest.raises(ValueError, match=f"made with {own}; give --features"):
+    with pytest.raises(UserError, match=f"made with {own}; give `features`"):
         score(replace(config, features="", metrics="psnr", reference=str(reference)))
-    with pytest.raises(ValueError, match="but --metrics psnr leaves out features-frechet"):
+    with pytest.raises(UserError, match="but `metrics` psnr leaves out features-frechet"):
         score(replace(config, metrics="psnr", reference=str(reference)))
 
 
@@ -231,60 +233,39 @@ def test_reference_of_another_mode_or_network_is_refused(config, tmp_path, incep
     path = tmp_path / "a.npz"
     right = MadeFrom(network="Inception", mode="legacy_pytorch", split="train", image_size=16)
     for made_from, words in (
-        (replace(right, mode="clean"), "--mode clean there, legacy_pytorch wanted"),
+        (replace(right, mode="clean"), "`mode` clean there, legacy_pytorch wanted"),
         (replace(right, weights="0123456789abcdef"), "weights 0123456789abcdef there"),
     ):
         write_reference(path, statistics, made_from)
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(UserError, match=words):
             score(replace(config, reference=str(path)))
     write_reference(path, Gaussian(torch.zeros(3).double(), torch.eye(3).double()), right)
-    with pytest.raises(ValueError, match="holds 3 features, Inception has 2048"):
+    with pytest.raises(UserError, match="holds 3 features, Inception has 2048"):
         score(replace(config, reference=str(path)))
 
 
-def test_statistics_as_adm_keeps_them(config, tmp_path, inception_dir, capsys, monkeypatch):
-    """mu and sigma alone: known by name, or taken as they are with a warning. A quick distance saves time."""
-    monkeypatch.setattr(
-        "i2sb.evaluation.scores.frechet_distance", lambda one, other: float(len(other.mean))
-    )  # to save time
-    config = replace(config, metrics="fid", weights_dir=str(inception_dir))
+class SmallInception(FeatureNetwork):
+    """Six features in place of Inception's 2048, to save time."""
+
+    name, dim = INCEPTION, 6
+
+    def forward(self, images):
+        return FeatureOutput(adaptive_avg_pool2d(images.double() / 255, (1, 2)).flatten(1), None)
+
+
+def test_statistics_as_adm_keeps_them(config, tmp_path, monkeypatch, capsys):
+    """mu and sigma alone: known by name, or taken as they are with a warning."""
+    monkeypatch.setitem(NETWORKS, INCEPTION, lambda options: SmallInception())
+    config = replace(config, metrics="fid")
     known, unknown = tmp_path / "VIRTUAL_imagenet256_labeled.npz", tmp_path / "statistics.npz"
     for path in (known, unknown):
-        np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32), arr_0=np.zeros(3, dtype=np.uint8))
-    with pytest.raises(ValueError, match="image size 256 there, 16 wanted"):
+        np.savez(path, mu=np.zeros(6), sigma=np.eye(6, dtype=np.float32), arr_0=np.zeros(3, dtype=np.uint8))
+    with pytest.raises(UserError, match="image size 256 there, 16 wanted"):
         score(replace(config, reference=str(known)))
     fid = score(replace(config, reference=str(unknown)))["metrics"]["fid"]
     assert "does not say what it was made from" in capsys.readouterr().err
-    assert (
-        fid["restored"] == 2048
-        and fid["reference"]["made_from"] == "not said"
-        and "statistics.npz" in fid["definition"]
-    )
-    assert "5 images are few for 2048 features" in fid["definition"]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        (None, "there is no such file"),
-        (b"PK\x03\x04 cut off", "cannot be used"),
-        ({"mean": np.zeros(2)}, "it holds mean; mu and sigma are wanted"),
-        ({"mu": np.zeros(2), "sigma": np.eye(3)}, r"mu \[2\] and sigma \[3, 3\]"),
-        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "not finite"),
-        ({"mu": np.zeros(2), "sigma": np.array([[1, 2], [3, 4]])}, "sigma is not symmetric"),
-        ({"mu": np.array([{}, {}]), "sigma": np.eye(2)}, "cannot be used"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "made_from": "{}["}, "cannot be used"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "made_from": '{"split": 3}'}, "split 3 is no str"),
-    ],
-)
-def test_broken_references_are_named(tmp_path, arrays, words):
-    path = tmp_path / "a.npz"
-    if isinstance(arrays, bytes):
-        path.write_bytes(arrays)
-    elif arrays:
-        np.savez(path, **arrays)
-    with pytest.raises(ValueError, match=f"--reference .*a.npz: .*{words}"):
-        read_reference(path)
+    assert fid["restored"] > 0 and fid["reference"]["made_from"] == "not said" and "statistics.npz" in fid["definition"]
+    assert "5 images are few for 6 features" in fid["definition"]
 
 
 class Hostile:
@@ -295,11 +276,11 @@ class Hostile:
 def test_references_and_released_files_cannot_run_code(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "a.npz", mu=np.array([Hostile(), 1], dtype=object), sigma=np.eye(2))
-    with pytest.raises(ValueError, match="a.npz: cannot be used"):
+    with pytest.raises(UserError, match="a.npz: cannot be used"):
         read_reference(tmp_path / "a.npz")
     (tmp_path / "theirs" / "samples_nfe2").mkdir(parents=True)
     torch.save({"arr": Hostile()}, tmp_path / "theirs" / "samples_nfe2" / "recon.pt")
-    with pytest.raises(ValueError, match="recon.pt: cannot be read"):
+    with pytest.raises(UserError, match="recon.pt: cannot be read"):
         score(replace(config, ckpt="theirs", results_dir=str(tmp_path)))
     assert not Path("hostile_was_here").exists()
 
@@ -309,12 +290,12 @@ def test_references_and_released_files_cannot_run_code(config, tmp_path, monkeyp
 
 def test_what_is_missing_is_said_and_the_rest_computed(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    config = replace(config, metrics="ssim,fid,kid,ca,lpips-alex", weights_dir=str(tmp_path))
+    config = replace(config, metrics="ssim,fid,kid,ca,lpips-vgg", weights_dir=str(tmp_path))
     report = score(config)
     assert set(report["metrics"]) == {"psnr", "ssim"}
     reasons = report["not_computed"]
     assert "needs pt_inception-2015-12-05-6726825d.pth in" in reasons["fid"] == reasons["kid"]
-    assert "needs alexnet-owt-7be5be79.pth" in reasons["lpips-alex"]
+    assert "needs vgg16-397923af.pth" in reasons["lpips-vgg"]
     assert "needs the 1000 class folders of ImageNet, the data set has 2" in reasons["ca"]
     assert "fid not computed: needs" in capsys.readouterr().out
     score(replace(config, require="ssim"))
@@ -328,8 +309,8 @@ def test_what_is_missing_is_said_and_the_rest_computed(config, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labels": (0, 0, 1, 1, 0)}, "image 4 is of class 1, in .* of class 0 \\(1 differ\\)"),
-        ({"pixels": torch.zeros(4, 3, 16, 16), "labels": (0, 0, 1, 1)}, "val holds 5 images, .* 4: give the"),
+        ({"labels": (0, 0, 1, 1, 0)}, "val: image 4 is of class 1, in .* of class 0 \\(1 differ\\)"),
+        ({"pixels": torch.zeros(4, 3, 16, 16), "labels": (0, 0, 1, 1)}, "val: holds 5 images, .* 4: give the"),
         ({"pixels": torch.full((5, 3, 16, 16), torch.nan)}, "recon.pt: image 0 holds values that are not finite"),
         ({"pixels": torch.zeros(5, 3, 16, 12)}, "12x16 pixels, square ones are wanted"),
         ({"pixels": torch.zeros(5, 48, 16)}, r"arr is torch.float32 \[5, 48, 16\]"),
@@ -338,7 +319,7 @@ def test_what_is_missing_is_said_and_the_rest_computed(config, tmp_path, monkeyp
 def test_released_files_that_do_not_fit(config, tmp_path, results, dataset_dir, changes, words):
     write_recon(tmp_path / "theirs" / "samples_nfe2", **{"pixels": torch.zeros(5, 3, 16, 16), **changes})
     places = {"ckpt": "theirs", "results_dir": str(tmp_path), "corrupt": "sr4x-pool", "dataset_dir": str(dataset_dir)}
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         score(replace(config, **places))
 
 
@@ -348,20 +329,20 @@ def test_released_files_that_are_broken_or_gone(config, tmp_path, results):
     config = replace(config, results_dir=str(tmp_path))
     write_recon(folder, slice(0, 2), slice(2, 4), slice(4, 5), pixels=restored_pixels(results))
     (folder / "recon_1_3.pt").unlink()
-    with pytest.raises(ValueError, match="lacks 1 of 3 parts, first recon_1_3.pt"):
+    with pytest.raises(UserError, match="lacks 1 of 3 parts, first recon_1_3.pt"):
         score(config)
     write_recon(folder, slice(0, 5), slice(5, 5), pixels=restored_pixels(results))
-    with pytest.raises(ValueError, match=r"holds parts of several sets \(of 2, 3 parts\)"):
+    with pytest.raises(UserError, match=r"holds parts of several sets \(of 2, 3 parts\)"):
         score(config)
     for content in (b"", b"PK\x03\x04", b"\x80\x04K\x01."):
         (folder / "recon.pt").write_bytes(content)
-        with pytest.raises(ValueError, match=r"recon.pt: cannot be read"):
+        with pytest.raises(UserError, match=r"recon.pt: cannot be read"):
             score(config)
     torch.save({"arr": Path("x")}, folder / "recon.pt")
-    with pytest.raises(ValueError, match=r"recon.pt: cannot be read \(it holds more than tensors"):
+    with pytest.raises(UserError, match=r"recon.pt: cannot be read \(it holds more than tensors"):
         score(config)
     torch.save({"arr": torch.zeros(1)}, folder / "recon.pt")
-    with pytest.raises(ValueError, match="holds no restored images"):
+    with pytest.raises(UserError, match="holds no restored images"):
         score(config)
 
 
@@ -382,14 +363,14 @@ def test_a_flat_image_does_not_carry_the_mean(config, tmp_path, trained_run):
     clean = torch.stack([images.read(i)[0] for i in range(2)])
     write_recon(tmp_path / "flat" / "samples_nfe1", pixels=torch.stack([clean[0], clean[1] ^ 1]), labels=(0, 0))
     places = {"results_dir": str(tmp_path), "dataset_dir": str(tmp_path / "data"), "sample_dir": "samples_nfe1"}
-    found = score(replace(config, ckpt="flat", corrupt="sr4x-pool", metrics="psnr", **places))["metrics"]["psnr"]
-    assert found["restored"] == pytest.approx((60 + 20 * np.log10(255)) / 2)
-    assert found["images_at_limit"] == {"degraded": 1, "restored": 1} and "at most 60 dB" in found["definition"]
+    psnr = score(replace(config, ckpt="flat", corrupt="sr4x-pool", metrics="psnr", **places))["metrics"]["psnr"]
+    assert psnr["restored"] == pytest.approx((60 + 20 * np.log10(255)) / 2)
+    assert psnr["images_at_limit"] == {"degraded": 1, "restored": 1} and "at most 60 dB" in psnr["definition"]
 
     metrics, settings = choose_metrics(None, 16), {"batch_size": 2, "nfe": 1, "clip_denoise": False, "seed": 0}
-    degrade = build_corruption("sr4x-pool", 16)
-    validation = validate(load_model(trained_run), images, [0, 1], degrade, metrics, **settings)
-    assert summarise(validation.sums, metrics)[0]["psnr_degraded"] == pytest.approx(found["degraded"])
+    validation_set = ValidationSet(images, build_corruption("sr4x-pool", 16), metrics)
+    validation = validate(load_model(trained_run), validation_set, [0, 1], **settings)
+    assert summarise(validation.sums, metrics)[0]["psnr_degraded"] == pytest.approx(psnr["degraded"])
 
 
 def test_images_under_11_pixels_have_no_ssim(config, tmp_path):
@@ -399,3 +380,39 @@ def test_images_under_11_pixels_have_no_ssim(config, tmp_path):
     report = score(replace(config, ckpt="small", corrupt="sr4x-pool", metrics="ssim", **places))
     assert report["not_computed"] == {"ssim": "not computed: needs images of 11 pixels a side or more"}
     assert report["metrics"]["psnr"]["n"] == 2
+
+
+def test_a_row_in_the_table_is_all_that_a_metric_takes(config, monkeypatch, capsys):
+    rmse = Metric(
+        "RMSE",
+        "Root mean squared error in 8-bit levels, mean over images",
+        compare=lambda images, clean: (images.double() - clean.double()).square().flatten(1).mean(dim=1).sqrt(),
+        digits=3,
+        higher_is_better=False,
+    )
+    monkeypatch.setitem(METRICS, "rmse", rmse)
+    value = score(replace(config, metrics="mae,rmse", require="rmse"))["metrics"]["rmse"]
+    assert value["restored"] > 0 and value["definition"] == rmse.definition and value["n"] == 5
+    assert f"RMSE{value['degraded']:16.3f}{value['restored']:10.3f}" in capsys.readouterr().out
+    assert "RMSE ↓" in (config.run_dir / "samples_nfe2" / "report.html").read_text()
+
+
+def test_images_too_small_for_a_network_are_no_fault_of_ours(config):
+    report = score(replace(config, metrics="lpips-alex"))
+    assert report["not_computed"] == {"lpips-alex": "not computed: needs images of 31 pixels a side or more"}
+
+
+def test_released_images_need_the_published_masks_where_their_degradation_has_some(config, tmp_path, dataset_dir):
+    """The mixture has: without them its degraded images would be others. A user's class has none, whatever its name."""
+    write_recon(tmp_path / "theirs" / "samples_nfe2", pixels=torch.zeros(5, 3, 16, 16))
+    file = tmp_path / "my_freeform.py"
+    file.write_text(
+        "from corruption import Corrupted, Corruption\n"
+        "class Dark(Corruption):\n"
+        "    def degrade(self, clean, draws): return Corrupted(clean * 0.5)\n"
+    )
+    theirs = replace(config, ckpt="theirs", results_dir=str(tmp_path), dataset_dir=str(dataset_dir), metrics="psnr")
+    for corrupt in ("mixture", "jpeg-10,inpaint-freeform2030"):
+        with pytest.raises(UserError, match=f"corrupt {corrupt}: give the published masks that"):
+            score(replace(theirs, corrupt=corrupt))
+    assert score(replace(theirs, corrupt=f"{file}:Dark"))["metrics"]["psnr"]["n"] == 5

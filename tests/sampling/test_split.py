@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.transforms.functional import pil_to_tensor
 
 from i2sb import load_model
-from i2sb.config import SampleConfig
+from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.data.dataset import open_split
 from i2sb.images import from_uint8, to_uint8
 from i2sb.sampling import split as sampling
@@ -152,7 +153,7 @@ def test_checkpoints_by_name_and_path(restore, trained_run):
     first = load_model(trained_run, checkpoint="checkpoint_00000004.pt")
     assert first.iteration == 4 and load_model(trained_run).iteration == 6
     assert load_model(trained_run, checkpoint=trained_run / "checkpoint_00000004.pt").iteration == 4
-    with pytest.raises(ValueError, match="--ckpt-file best.pt: there is no such file; checkpoints in .*checkpoint_0"):
+    with pytest.raises(ValueError, match="ckpt_file best.pt: there is no such file; checkpoints in .*checkpoint_0"):
         restore(limit=1, ckpt_file="best.pt")
     assert not (run / "samples_nfe2_best").exists()
 
@@ -183,14 +184,14 @@ def test_python_restores_a_split_as_the_command_does(restore, dataset_dir, train
     folder = restore(sampler="eta", eta=0.25, consistency="project", seed=5) / "samples_nfe2_eta0.25_project"
     model, images = load_model(trained_run), open_split(dataset_dir, "val", image_size=16)
     degraded = build_corruption("sr4x-pool", 16)(from_uint8(torch.stack([images.read(i)[0] for i in (3, 1)]))).image
-    way = {"nfe": 2, "seed": 5, "sampler": "eta", "eta": 0.25, "consistency": "project", "numbers": [3, 1]}
+    options = SamplingOptions(nfe=2, seed=5, sampler="eta", eta=0.25, consistency="project")
     steps = []
-    restored = model.restore(degraded, **way, callback=steps.append)
+    restored = model.restore(degraded, **asdict(options), numbers=[3, 1], callback=steps.append)
     for image, index in zip(to_uint8(restored), (3, 1), strict=True):
         with Image.open(folder / f"000/{index:06d}.png") as there:
             assert (pil_to_tensor(there).int() - image.int()).abs().max() <= 1
     assert [step.number for step in steps] == [1, 2] and torch.equal(steps[-1].state, restored)
-    path = model.follow(degraded, **way, states=2)
+    path = model.follow(degraded, options, numbers=[3, 1], states=2)
     assert torch.equal(path.x0, restored) and path.states.shape == path.pred_x0s.shape == (2, 2, 3, 16, 16)
     assert torch.equal(path.states[:, 0], restored)
     with pytest.raises(ValueError, match="numbers: 1 for 2 images"):

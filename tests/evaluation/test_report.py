@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from i2sb.evaluation.scores import Result
 from PIL import Image
 
 from i2sb.evaluation.report import Example, write_report
+from i2sb.evaluation.results import Result
+from i2sb.metrics.table import METRICS
 
 NASTY = "<script>alert('a&b')</script>"
 
@@ -25,15 +26,14 @@ def page(tmp_path):
             "title": NASTY,
             "summary": "2 images",
             "results": [
-                Result("PSNR", 20.0, 25.125, 2, "a definition", unit="dB"),
+                Result(METRICS["psnr"], "PSNR", "a definition", {"degraded": 20.0, "restored": 25.125}, 2),
                 Result(
+                    METRICS["kid"],
                     "KID",
-                    0.5,
-                    0.75,
-                    2,
                     "b",
-                    higher_is_better=False,
-                    details={"spread": {"degraded": 0.125, "restored": 0.25}},
+                    {"degraded": 0.5, "restored": 0.75},
+                    2,
+                    {"spread": {"degraded": 0.125, "restored": 0.25}},
                 ),
             ],
             "not_computed": {"fid": f"not computed: needs {NASTY}"},
@@ -89,9 +89,10 @@ def test_report_shows_every_number(page):
     row = text[text.index("PSNR ↑") : text.index("KID ↓")]
     assert "20.00" in row and "25.12" in row and 'class="better">+5.12' in row and "a definition" in row
     kid = text[text.index("KID ↓") : text.index("</tbody>")]
-    assert "± 0.12" in kid and "± 0.25" in kid and 'class="worse">+0.25' in kid
+    assert "± 0.12500" in kid and "± 0.25000" in kid and 'class="worse">+0.25000' in kid
     assert "20.00 → 60.00 dB" in text and "<b>7</b>" in text
-    assert "<td>–</td><td>1.00</td>" in page(results=[Result("FID", float("nan"), 1.0, 2, "c")])
+    unknown = Result(METRICS["fid"], "FID", "c", {"degraded": float("nan"), "restored": 1.0}, 2)
+    assert "<td>–</td>\n<td>1.00</td>" in page(results=[unknown])
     assert "Trajectories" in text and "000003" in text
     assert "Trajectories" not in page(strips=[])
 

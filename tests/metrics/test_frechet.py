@@ -1,30 +1,21 @@
-"""Distances between sets of features: Fréchet and kernel, against closed forms and other people's functions."""
+"""The Fréchet distance, against closed forms and other people's functions."""
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import ortho_group
+from small_features import draw
 
 from i2sb.metrics.frechet import Gaussian, Moments, frechet_distance
-from i2sb.metrics.kid import choose_pool, kernel_distance
-
-
-def draw(count: int, dim: int, seed: int, shift: float = 0.0) -> torch.Tensor:
-    """Features whose dimensions depend on each other."""
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
-    return torch.randn(count, dim, generator=generator, dtype=torch.float64) @ mix + shift
 
 
 def moments(*parts: torch.Tensor) -> Moments:
-    found = Moments()
+    summed = Moments()
     for part in parts:
-        found.add(part)
-    return found
+        summed.add(part)
+    return summed
 
 
 def test_moments_are_those_of_all_features_at_once():
@@ -82,39 +73,3 @@ def test_frechet_distance_of_few_images():
     want = (one.mean(dim=0) - other.mean(dim=0)).square().sum() + traces
     assert got == pytest.approx(want.item(), rel=1e-6)
     assert frechet_distance(moments(one).gaussian(), moments(one).gaussian()) == pytest.approx(0, abs=1e-5)
-
-
-def slow_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """The definition, a pair at a time."""
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> float:
-        return (float(a @ b) / len(a) + 1) ** 3
-
-    within = [np.mean([kernel(a, b) for a, b in itertools.permutations(z, 2)]) for z in (x, y)]
-    return sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in y])
-
-
-def test_kernel_distance_follows_its_definition():
-    x, y = draw(20, 6, seed=6), draw(20, 6, seed=7, shift=0.5)
-    got = kernel_distance(x, y, seed=0, subsets=3)  # every subset is the whole set
-    assert got.mean == pytest.approx(slow_mmd(x.numpy(), y.numpy()), rel=1e-9)
-    assert got.spread == pytest.approx(0, abs=1e-12) and got.subset_size == 20
-
-
-def test_kernel_distance_is_a_mean_over_seeded_subsets():
-    x, y = draw(60, 6, seed=8), draw(50, 6, seed=9, shift=0.2)
-    got = kernel_distance(x, y, seed=5, subsets=8, subset_size=20)
-    generator, values = torch.Generator().manual_seed(5), []
-    for _ in range(8):
-        chosen = [z[torch.randperm(len(z), generator=generator)[:20]].numpy() for z in (x, y)]
-        values.append(slow_mmd(*chosen))
-    assert got.mean == pytest.approx(np.mean(values), rel=1e-9)
-    assert got.spread == pytest.approx(np.std(values), rel=1e-9)
-    assert kernel_distance(x, y, seed=6, subsets=8, subset_size=20).mean != got.mean
-
-
-def test_features_of_a_bounded_number_of_images_are_kept():
-    assert choose_pool(7, seed=0).tolist() == list(range(7))
-    pool = choose_pool(1000, seed=3, size=50).tolist()
-    assert len(set(pool)) == 50 and pool == sorted(pool) and pool == choose_pool(1000, seed=3, size=50).tolist()
-    assert max(pool) > 800 and min(pool) < 200

@@ -1,0 +1,337 @@
+"""The parts of a training run: how they are built, taken up again, saved, and moved on by an iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from corruption import Corruption
+from i2sb.config import TrainConfig, check_resumable
+from i2sb.data.loading import Images
+from i2sb.distributed import World
+from i2sb.errors import UserError
+from i2sb.files import PARTIAL, find_os_error
+from i2sb.network import BridgeNetwork, build_network
+from i2sb.network_sizes import check_image_size
+from i2sb.parsing import read_config
+from i2sb.precision import make_scaler, prepare
+from i2sb.randomness import ImageNoise, Purpose, make_seed
+from i2sb.restore import RestorationModel
+from i2sb.storage.checkpoint import find_checkpoint, save_checkpoint
+from i2sb.storage.released import is_released
+from i2sb.storage.run_lock import LOCK
+from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch, open_task_split
+from i2sb.tensor_files import load_weights
+from i2sb.training.ema import ExponentialMovingAverage
+from i2sb.training.initial_weights import begin_with, read_initial_weights
+from i2sb.training.optimizer import build_optimizer, build_scheduler, guard_update, scaled_rate
+from i2sb.training.run_log import RunLog
+from i2sb.training.validation import ValidationSet, choose_images, choose_metrics, find_classifier, summarise, validate
+
+
+@dataclass
+class Progress:
+    """How far a run has come: all that weights and optimizer do not hold. Checkpoints keep it under these names.
+
+    There is no random state to keep: every draw is made from the seed (a setting) and one of these numbers.
+    bad_steps: iterations without an update so far. world_size, microbatch: how the last batches were divided, which
+    decides in what order their losses were added.
+    """
+
+    iteration: int = 0
+    num_images_seen: int = 0
+    bad_steps: int = 0
+    world_size: int = 0
+    microbatch: int = 0
+
+
+class IterationResult(NamedTuple):
+    """loss: this process's mean loss, and grad_norm: the gradient's norm before it was clipped, both on the device;
+    lr: the learning rate."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+
+
+class Trainer:
+    """The parts of a run, as they stand after `progress.iteration` optimizer iterations."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config, self.world = config, world
+        check_image_size(config.network, config.image_size)
+        check_image_size(config.network, config.restored_size, "eval_image_size")
+        images_at_once = config.microbatch * world.world_size
+        if config.batch_size % images_at_once:
+            raise UserError(
+                "batch_size",
+                config.batch_size,
+                f"must be a multiple of `microbatch` {config.microbatch} times {world.world_size} processes, "
+                f"such as {-(-config.batch_size // images_at_once) * images_at_once}",
+            )
+        self.accumulation = config.batch_size // images_at_once
+        self.formulation = build_formulation(config).to(world.device)
+        self.train_corruption = build_task_corruption(config, config.image_size, world.device, setting="image_size")
+        val_corruption = build_task_corruption(config, config.restored_size, world.device, setting="eval_image_size")
+        if config.eval_every:
+            self._check_validation(val_corruption)
+
+        self.train_images = open_task_split(config, config.dataset_dir, "train", config.image_size)
+        self.validation: ValidationSet | None = None
+        if config.eval_every:
+            val_images = open_task_split(config, config.dataset_dir, "val", config.restored_size)
+            classifier = find_classifier(val_images, Path(config.weights_dir), world.device)
+            (lacking,) = world.any(classifier is None)  # all machines compute the same metrics
+            metrics = choose_metrics(None if lacking else classifier, val_images.image_size)
+            self.validation = ValidationSet(val_images, val_corruption, metrics)
+        if len(self.train_images) < config.batch_size and not self.train_images.native:
+            raise UserError(
+                "batch_size",
+                config.batch_size,
+                f"larger than the {len(self.train_images)} images in {self.train_images.clean.path}",
+            )
+
+        torch.manual_seed(make_seed(config.seed, Purpose.WEIGHTS, 0))
+        self.network: BridgeNetwork = build_network(
+            config.network,
+            self.formulation.noise_levels,
+            image_channels=config.image_channels,
+            cond_x1=self.formulation.cond_x1,
+        ).to(world.device)
+        prepare(
+            self.network,
+            config.precision,
+            channels_last=config.channels_last,
+            compile=config.compile,
+            grad_checkpoint=config.grad_checkpoint,
+        )
+        self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
+        self.optimizer = build_optimizer(self.network.parameters(), lr=config.lr, weight_decay=config.l2_norm)
+        self.scheduler = build_scheduler(self.optimizer, gamma=config.lr_gamma, iterations=config.lr_step)
+        self.scaler = make_scaler(config.precision, world.device)
+        self.progress = Progress()
+        self.saved_iteration = 0
+        # Iterations without an update, in a row and since the start: on the device, so that nobody waits for them.
+        self.bad_in_a_row = torch.zeros((), dtype=torch.int64, device=world.device)
+        self.bad_iterations = torch.zeros_like(self.bad_in_a_row)
+        self.begun_with = ["random weights"]
+
+    def _check_validation(self, val_corruption: Corruption | None) -> None:
+        """Raise UserError if validation cannot restore its images."""
+        try:
+            self.formulation.check_degradation(val_corruption)
+            self.formulation.check_nfe(self.config.eval_nfe)
+        except UserError as error:
+            setting = "eval_nfe" if error.setting == "nfe" else error.setting
+            raise UserError(
+                setting, error.value, f"{error.must}; or train without validation, `eval_every` 0"
+            ) from None
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a checkpoint holds."""
+        self.progress.bad_steps = int(self.bad_iterations)
+        self.progress.world_size, self.progress.microbatch = self.world.world_size, self.config.microbatch
+        return {
+            "net": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sched": None if self.scheduler is None else self.scheduler.state_dict(),
+            "progress": asdict(self.progress),
+            "scaler": self.scaler.state_dict(),  # empty unless in fp16
+        }
+
+    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+        """Take over a checkpoint read from the file `source`. Raises UserError if it does not fit."""
+        load_weights(self.network, state["net"], source)
+        parts: dict[str, Any] = {"ema": self.ema, "optimizer": self.optimizer}
+        if self.scheduler is not None:
+            parts["sched"] = self.scheduler
+        if state.get("scaler") and self.scaler.is_enabled():  # older runs have none, nor those in other precisions
+            parts["scaler"] = self.scaler
+        name = ""
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            name = "progress"
+            self.progress = Progress(**state[name])
+            self.bad_iterations.fill_(self.progress.bad_steps)
+        except torch.cuda.OutOfMemoryError:  # a RuntimeError
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(source, None, f"its {name} does not fit this run ({reason})") from error
+
+    def resume(self) -> Path | None:
+        """Take up the newest whole checkpoint of this run, or of `ckpt`; returns its path, None when starting anew.
+
+        A new run takes the weights of `init`. Raises UserError if the run was made with settings that do not agree, or
+        those weights do not fit.
+        """
+        config = self.config
+        run_dirs = [config.run_dir]
+        if config.ckpt:
+            run_dirs.append(Path(config.results_dir) / config.ckpt)
+        for run_dir in run_dirs:
+            if is_released(run_dir):
+                raise UserError(
+                    run_dir,
+                    None,
+                    "a run of the released program, which cannot be gone on with; begin a run of another `name` from "
+                    f"its weights with `init` {run_dir}",
+                )
+            newest = find_checkpoint(run_dir)
+            if newest is None:
+                continue
+            path, state = newest
+            check_resumable(read_config(TrainConfig, run_dir / "config.yaml"), config, run_dir)
+            self.load_state_dict(state, path)
+            self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0
+            return path
+        if config.ckpt:
+            raise UserError("ckpt", config.ckpt, f"there is no run {run_dirs[1]} with a checkpoint")
+        names = {path.name for path in config.run_dir.glob("*") if path.suffix != PARTIAL and path.name != LOCK}
+        if names and "config.yaml" not in names:
+            raise UserError(config.run_dir, None, "holds files but no config.yaml, so no run: give another `name`")
+        if config.init != "none":
+            initial = read_initial_weights(config.init, Path(config.results_dir))
+            self.begun_with = [str(initial.source), *begin_with(self.network, initial)]
+            self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
+        return None
+
+    def save(self, log: RunLog, *, must: bool = True) -> None:
+        """Write a checkpoint, unless this very state is on the disk already.
+
+        If the disk refuses, the older checkpoints stay as they are. With `must` that is a UserError saying what to do;
+        without, it is a warning, and the next time is another chance.
+        """
+        iteration = self.progress.iteration
+        if self.saved_iteration == iteration:
+            return
+        try:
+            save_checkpoint(self.config.run_dir, self.state_dict(), iteration, self.config.keep_last)
+        except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of what the disk says
+            refused = find_os_error(error)
+            if refused is None:
+                raise
+            message = f"the checkpoint of iteration {iteration} was not written ({refused})"
+            if must:
+                raise UserError(
+                    self.config.run_dir,
+                    None,
+                    f"{message}; make room and run the same command again: it goes on from the last one",
+                ) from None
+            log.warn(
+                f"{self.config.run_dir}: {message}; the older ones are as they were, and the next `save_every` tries "
+                "again"
+            )
+        else:
+            self.saved_iteration = iteration
+
+    # --- one iteration -----------------------------------------------------------------------------------------------
+
+    def iterate(self, net: nn.Module, stream: Iterator[Images]) -> IterationResult:
+        """Make one optimizer iteration over the next global batch, without waiting for the GPU anywhere.
+
+        net: the network, or what shares its gradients with other processes. If the loss of any process, or the
+        gradient, is infinite or NaN, nothing is learned from this batch.
+        """
+        # Nothing below draws from torch's global random state; what might (dropout, a degradation of the user's own)
+        # draws the same after a restart.
+        number = self.progress.iteration * self.world.world_size + self.world.rank
+        torch.manual_seed(make_seed(self.config.seed, Purpose.GLOBAL, number))
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.world.device)
+        for count in range(1, self.accumulation + 1):
+            images = next(stream)
+            noise = ImageNoise(self.config.seed, Purpose.TRAIN, images.numbers, self.world.device)
+            batch = make_task_batch(self.config, images, self.train_corruption, noise, self.world.device)
+            # Gradients are averaged over the microbatches, and over the processes once, after the last of them.
+            with self._gradients_kept_here(net) if count < self.accumulation else nullcontext():
+                step = self._draw_steps(noise)
+                loss = self.formulation.loss(net, step, batch, noise.randn_like)
+                # One process's bad loss must spoil the gradient that all share, or their weights would differ.
+                loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+                self.scaler.scale(loss / self.accumulation).backward()
+            total += loss.detach() / self.accumulation
+        self.scaler.unscale_(self.optimizer)
+        grad_norm, bad = guard_update(self.optimizer, self.config.grad_clip)
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
+        self.bad_iterations += bad
+        with scaled_rate(self.optimizer, self.cooldown) as lr:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.ema.update()
+        self.progress.iteration += 1
+        self.progress.num_images_seen += self.config.batch_size
+        return IterationResult(total, grad_norm, lr)
+
+    @staticmethod
+    def _gradients_kept_here(net: nn.Module) -> AbstractContextManager[object]:
+        """Return a context in which no gradients are shared with other processes."""
+        return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+
+    def _draw_steps(self, noise: ImageNoise) -> Tensor:
+        """Return a step for each image, int64 [B]: any, but for a `start_share` that begins where restorations do."""
+        interval, share = self.formulation.interval, self.config.start_share
+        step = noise.randint(interval)
+        return torch.where(noise.rand() < share, interval - 1, step) if share else step
+
+    @property
+    def cooldown(self) -> float:
+        """The share of the learning rate that is left, from 1 down to (never quite) 0 over the last iterations."""
+        left = self.config.num_itr - self.progress.iteration
+        return min(1.0, left / self.config.lr_cooldown) if self.config.lr_cooldown else 1.0
+
+    def check_health(self) -> None:
+        """Raise UserError after too many iterations in a row without an update; waits for the GPU."""
+        in_a_row = int(self.bad_in_a_row)
+        if in_a_row >= self.config.max_bad_steps:
+            good = self.progress.iteration - in_a_row
+            raise UserError(
+                self.config.run_dir,
+                None,
+                f"{in_a_row} iterations in a row had an infinite or NaN loss or gradient; nothing was learned after "
+                f"iteration {good}, and the checkpoints are good: try a lower `lr`, `grad_clip` 1, or `precision` fp32",
+            )
+
+    def validate(self, log: RunLog) -> None:
+        """Restore some validation images with the averaged weights; record how well, and draw them."""
+        assert self.validation is not None, "a run without validation"
+        config, world, iteration = self.config, self.world, self.progress.iteration
+        numbers = choose_images(len(self.validation.images), config.eval_images)
+        model = RestorationModel(self.network, self.formulation, config, iteration)
+        self.network.eval()
+        with self.ema.applied():
+            result = validate(
+                model,
+                self.validation,
+                numbers[world.rank :: world.world_size],
+                batch_size=config.microbatch,
+                nfe=config.eval_nfe,
+                clip_denoise=config.clip_denoise,
+                seed=config.seed,
+            )
+        self.network.train()
+        values, count = summarise(world.sum(result.sums), self.validation.metrics)
+        log.record("validation", iteration, values)
+        log.say(
+            f"iteration {iteration}: PSNR {values['psnr_restored']:.2f} dB restored, "
+            f"{values['psnr_degraded']:.2f} dB degraded ({count} val images, NFE {config.eval_nfe})"
+        )
+        if world.is_main:
+            for name, picture in (("iteration", result.grid), ("bridge", result.strip)):
+                if picture is not None:
+                    log.save_picture(picture, config.run_dir / "validation" / f"{name}_{iteration:08d}.png")
+                    log.picture(f"validation/{name}", iteration, picture)

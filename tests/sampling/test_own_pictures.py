@@ -1,0 +1,250 @@
+"""One's own pictures: restored whole or in tiles, and never over what is not this program's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, make_image
+from PIL import Image
+
+from corruption import build_corruption
+from i2sb import load_model
+from i2sb.config import SampleConfig, TrainConfig
+from i2sb.images import from_uint8, to_uint8
+from i2sb.sampling import own_pictures
+from i2sb.sampling import split as sampling
+from i2sb.sampling.picture_files import read_mask, read_picture
+from i2sb.tiles import pad_reflect
+from i2sb.training.loop import train
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    make_image(1, 37, 21).save(folder / "a.png")
+    make_image(2, 5, 90).save(folder / "b.png")
+    make_image(3, 30, 30).convert("L").save(folder / "more" / "c.jpg")
+    return folder
+
+
+@pytest.fixture
+def restore(trained_run, tmp_path):
+    """Restore pictures of one's own in this process; returns the folder they go to."""
+
+    def run(source: Path, run: Path = trained_run, out: str = "out", **changes) -> Path:
+        common = {"ckpt": run.name, "results_dir": str(run.parent), "device": "cpu", "nfe": 2}
+        sampling.run(SampleConfig(input=str(source), output=str(tmp_path / out), **{**common, **changes}))
+        return tmp_path / out
+
+    return run
+
+
+def pixels(path: Path) -> torch.Tensor:
+    return read_picture(path, 3).image
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_command_and_python_give_the_same(restore, photos, trained_run, tile):
+    out = restore(photos, tile=tile, overlap=6, sampler="eta", eta=0.5, seed=4)
+    model = load_model(trained_run)
+    for name in ("a.png", "b.png"):
+        degraded = from_uint8(pixels(photos / name))[None]
+        restored = model.restore(degraded, nfe=2, seed=4, sampler="eta", eta=0.5, tile=tile, overlap=6)
+        assert restored.shape == degraded.shape
+        assert torch.equal(to_uint8(restored)[0], pixels(out / name))
+    with Image.open(out / "more" / "c.jpg") as image:
+        assert image.size == (30, 30) and image.mode == "L"
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == ["a.png", "b.png", "more/c.jpg"]
+    assert lines[0]["settings"]["tile"] == tile and (lines[1]["height"], lines[1]["width"]) == (90, 5)
+
+
+def test_tiles_hardly_change_what_is_seen(restore, photos):
+    whole, cut = (
+        pixels(restore(photos / "a.png") / "a.png"),
+        pixels(restore(photos / "a.png", out="cut", tile=16, overlap=8) / "a.png"),
+    )
+    assert (whole.int() - cut.int()).abs().float().mean() < 8
+
+
+def test_large_pictures_are_tiled_by_default(restore, photos, monkeypatch):
+    monkeypatch.setattr(own_pictures, "LARGE_PIXELS", 700)
+    out = restore(photos)
+    tiles = [json.loads(line)["settings"]["tile"] for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert tiles == [256, 0, 256]
+
+
+def test_a_picture_is_restored_as_if_alone(restore, photos):
+    together, alone = restore(photos), restore(photos / "b.png", out="alone", batch_size=1)
+    assert (together / "b.png").read_bytes() == (alone / "b.png").read_bytes()
+
+
+def test_the_same_command_goes_on_and_others_are_refused(restore, photos, tmp_path):
+    out = restore(photos)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (out / "b.png").unlink()
+    times = {path: path.stat().st_mtime_ns for path in before if path.name != "manifest.jsonl" and path.exists()}
+    (out / "manifest.jsonl").write_bytes(before[out / "manifest.jsonl"] + b'{"file": "more/c')  # cut off
+    restore(photos)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert times == {path: path.stat().st_mtime_ns for path in times}, "made again"
+
+    with pytest.raises(ValueError, match=r"a.png: was made with other settings \(nfe 2 there, 3 now\)"):
+        restore(photos, nfe=3)
+    make_image(7, 37, 21).save(photos / "a.png")
+    with pytest.raises(ValueError, match="a.png: was restored from another a.png"):
+        restore(photos)
+    restore(photos, overwrite=True, nfe=3)
+    assert (out / "b.png").read_bytes() != before[out / "b.png"]
+
+
+def test_nothing_of_the_users_is_replaced(restore, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.png").write_text("mine")
+    with pytest.raises(ValueError, match="out/b.png: exists already and is not listed in manifest.jsonl"):
+        restore(photos)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
+    assert (tmp_path / "out" / "b.png").read_text() == "mine"
+    with pytest.raises(ValueError, match="a.png: is the picture itself; name another `output`"):
+        restore(photos / "a.png", out="photos", overwrite=True)
+    with pytest.raises(ValueError, match="output .*lies in `input`"):
+        restore(photos, out="photos/restored")
+    with pytest.raises(ValueError, match="output .*name a folder"):
+        restore(photos / "a.png", out="restored.jpg")
+
+
+def train_tiny(results: Path, dataset_dir: Path, **changes) -> Path:
+    settings = {**TINY, "num_itr": 1, "eval_every": 0, "results_dir": str(results), "dataset_dir": str(dataset_dir)}
+    config = TrainConfig(**{**settings, **changes})
+    train(config)
+    return config.run_dir
+
+
+@pytest.fixture(scope="module")
+def inpainting_run(tmp_path_factory, dataset_dir) -> Path:
+    changes = {"corrupt": "inpaint-center", "ot_ode": True, "cond_x1": True, "num_itr": 2}
+    return train_tiny(tmp_path_factory.mktemp("holes"), dataset_dir, name="holes", **changes)
+
+
+def test_holes_are_filled_and_the_rest_is_kept(restore, photos, tmp_path, inpainting_run):
+    with pytest.raises(ValueError, match="mask: is missing: holes fills holes .inpaint-center."):
+        restore(photos / "a.png", inpainting_run)
+    (tmp_path / "masks").mkdir()
+    hole = Image.new("L", (37, 21))
+    hole.paste(255, (5, 4, 20, 15))
+    hole.save(tmp_path / "masks" / "a.webp", lossless=True)
+    out = restore(photos / "a.png", inpainting_run, mask=str(tmp_path / "masks"))
+    before, after = pixels(photos / "a.png").int(), pixels(out / "a.png").int()
+    assert (before - after)[:, :, 20:].abs().max() <= 1 and (before - after)[:, 4:15, 5:20].abs().float().mean() > 5
+    with pytest.raises(ValueError, match="mask .*masks: lacks 2 of 3 masks, first that of b.png"):
+        restore(photos, inpainting_run, mask=str(tmp_path / "masks"))
+    model = load_model(inpainting_run)
+    x, mask = from_uint8(pixels(photos / "a.png"))[None], read_mask(tmp_path / "masks" / "a.webp", 21, 37)[None]
+    assert torch.equal(to_uint8(model.restore(x, mask=mask, nfe=2))[0], pixels(out / "a.png"))
+    other = model.restore(x, mask=mask, cond=torch.zeros_like(x), nfe=2)
+    assert not torch.equal(to_uint8(other)[0], pixels(out / "a.png")), "the condition does nothing"
+
+
+def test_degrading_first_and_consistency(restore, photos, trained_run, capsys):
+    out = restore(photos, corrupt="sr4x-pool", consistency="project", save_trajectory=True)
+    clean = pad_reflect(from_uint8(pixels(photos / "a.png"))[None], 16)
+    degraded = build_corruption("sr4x-pool", 32)(clean).image
+    restored = load_model(trained_run).restore(degraded, nfe=2, consistency="project")[..., :21, :37]
+    assert torch.equal(to_uint8(restored)[0], pixels(out / "a.png"))
+    with Image.open(out / "trajectories" / "a.png.webp") as animation, Image.open(out / "a.png") as image:
+        assert animation.n_frames == 3 and animation.size == image.size
+    assert (out / "trajectories" / "more" / "c.jpg.png").exists()
+    with pytest.raises(ValueError, match=r"a.png: images of 32x48 pixels, 3 channels: the published blur"):
+        restore(photos, out="blur", corrupt="blur-uni")
+    assert "3 pictures" in capsys.readouterr().out
+
+
+def test_own_settings_and_the_split_do_not_mix():
+    for changes, words in [
+        ({"input": "a.png"}, "output: is missing"),
+        ({"output": "b"}, "output b: needs `input`"),
+        ({"overlap": 64}, "overlap 64: needs `input`"),
+        ({"tile": 64}, "tile 64: needs `input`"),
+        ({"input": "a", "output": "b", "subset": "c"}, "subset c: is about the val split"),
+        ({"input": "a", "output": "b", "mask": "c", "corrupt": "d"}, "mask c: choose it or `corrupt` d"),
+        ({"input": "a", "output": "b", "corrupt": "paired"}, "corrupt paired: pictures of `input` are degraded"),
+        ({"input": "a", "output": "b", "tile": 16, "overlap": 16}, "overlap 16: must be below `tile` 16"),
+        ({"sampler": "eta", "eta": 2.0}, "eta 2.0: must be between 0 and 1"),
+        (
+            {"consistency": "project", "consistency_weight": 2.0},
+            "consistency_weight 2.0: only `consistency` gradient",
+        ),
+        ({"limit": 0}, "limit 0: must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            SampleConfig(ckpt="run", **changes)
+
+
+def test_pictures_of_a_mixture_are_restored_whether_they_get_a_hole_or_not(restore, photos):
+    """The picture is image 0 of an evaluation, so the first part of the mixture is its degradation: it gets no hole."""
+    out = restore(photos / "a.png", corrupt="sr4x-pool,inpaint-center")
+    clean = pad_reflect(from_uint8(pixels(photos / "a.png"))[None], 16)
+    degraded = to_uint8(build_corruption("sr4x-pool", 32)(clean).image)[0, :, :21, :37]
+    assert (pixels(out / "a.png").int() - degraded.int()).abs().float().mean() > 3, "taken for known all over"
+
+
+# It makes holes and its name says nothing of it.
+OWN_HOLES = """
+import torch
+from corruption import Corrupted, Corruption
+
+class Patch(Corruption):
+    def degrade(self, clean, draws):
+        mask = torch.zeros_like(clean[:, :1])
+        mask[..., 4:8, 4:8] = 1
+        return Corrupted(clean * (1 - mask), mask)
+"""
+
+
+def test_what_a_run_was_trained_on_says_itself_whether_it_fills_holes(
+    restore, photos, tmp_path, dataset_dir, trained_run, inpainting_run, capsys
+):
+    hole = Image.new("L", (37, 21))
+    hole.paste(255, (5, 4, 20, 15))
+    hole.save(tmp_path / "hole.png")
+    (tmp_path / "own.py").write_text(OWN_HOLES)
+    own = f"{tmp_path}/own.py:Patch"
+    results = tmp_path / "results"
+    runs = {
+        "sr": (trained_run, True),
+        "holes": (inpainting_run, False),
+        "code": (train_tiny(results, dataset_dir, name="code", corrupt=own), False),  # who knows
+        "mixed": (train_tiny(results, dataset_dir, name="mixed", corrupt="jpeg-5,inpaint-center"), False),
+    }
+    for name, (run, warned) in runs.items():
+        restore(photos / "a.png", run, out=f"{name}-masked", mask=str(tmp_path / "hole.png"))
+        assert ("not to fill holes" in capsys.readouterr().err) == warned, name
+        if name != "holes":  # of a mixture not every picture has a hole
+            restore(photos / "a.png", run, out=f"{name}-whole")
+    restore(photos / "a.png", runs["code"][0], out="degraded", corrupt=own)  # code that is named is run
+
+
+def test_grey_pictures_come_back_in_colour_where_that_was_learned(restore, photos, tmp_path, dataset_dir, trained_run):
+    make_image(1, 16, 16).convert("L").save(tmp_path / "grey.png")
+    mixed = train_tiny(tmp_path / "results", dataset_dir, name="mixed", corrupt="jpeg-5,decolor")
+    for run, mode in ((mixed, "RGB"), (trained_run, "L")):
+        with Image.open(restore(tmp_path / "grey.png", run, out=run.name) / "grey.png") as image:
+            assert image.mode == mode
+
+
+def test_pictures_of_before_an_option_was_there_are_continued(restore, photos):
+    """Their manifest lacks its line: it is as by default."""
+    out = restore(photos)
+    path = out / "manifest.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        del line["settings"]["overlap"], line["settings"]["consistency_weight"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (out / "b.png").unlink()
+    restore(photos)
+    with pytest.raises(ValueError, match=r"a.png: was made with other settings \(overlap 32 there, 8 now\)"):
+        restore(photos, overlap=8)
