@@ -510,7 +510,7 @@ class SampleConfig(SamplingOptions, RunOptions):
             not self.use_fp16 or self.precision == "fp32",
             "precision",
             self.precision,
-            "choose one of it and `use_fp16`",
+            "cannot go together with `use_fp16`; choose one of the two",
         )
         self._check_pictures()
         self.part  # noqa: B018 - validates

@@ -127,7 +127,7 @@ def test_what_the_processor_emulates_is_named_with_the_factor_measured():
     said = run_python("-c", ADVISE, env=OLD_PROCESSOR).stdout.splitlines()
     assert len(said) == 6 and [line for line in said if line] == said[1:3]
     for line, precision in zip(said[1:3], ("bf16", "fp16"), strict=True):
-        emulated = rf"--precision {precision}: this processor emulates it; a matrix product takes (\d+) times .*"
+        emulated = rf"`precision` {precision}: this processor emulates it; a matrix product takes (\d+) times .*"
         assert int(re.fullmatch(emulated, line)[1]) >= EMULATED
 
 
@@ -152,7 +152,7 @@ def test_measuring_draws_no_random_numbers():
 
 
 def test_half_precisions_exclude_each_other():
-    with pytest.raises(ValueError, match="--use-fp16 --precision bf16: choose one of the two"):
+    with pytest.raises(ValueError, match="precision bf16: cannot go together with `use_fp16`; choose one"):
         SampleConfig(ckpt="a", use_fp16=True, precision="bf16")
 
 
