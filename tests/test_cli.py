@@ -313,12 +313,12 @@ def test_a_fault_of_ours_keeps_its_traceback(program):
         torch.zeros(3).view(2, 2)
 
     def library(config):
-        torch.distributions.Normal(torch.tensor(0.0), torch.tensor(-1.0))
+        torch.utils.data.DataLoader([1], num_workers=-1)
 
     flags = ["--ckpt", "a"]
     with pytest.raises(RuntimeError):
         program(SampleConfig, main, flags)
-    with pytest.raises(ValueError, match="scale"):
+    with pytest.raises(ValueError, match="num_workers"):
         program(SampleConfig, library, flags)
 
 
