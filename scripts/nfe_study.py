@@ -3,10 +3,11 @@
     python scripts/nfe_study.py NAME OUT [--nfe 1 2 3 5 10 20 50 100] [--samplers posterior eta0 second_order …]
                                 [--images 32] [--image-size …] [--dataset-dir …] [--clip-denoise] [--seed 0]
 
-NAME is a run in --results-dir, OUT a folder to make; it gets study.json, study.csv and study.png. Images
-are spread evenly over the val split and degraded as sample.py degrades them; every sampler starts from the same noise.
-PSNR and SSIM are means over images; the Fréchet distance is between the features of the restored and of the clean ones
-in EfficientNet-Lite0, which is not FID, and measures the number of images as well as their quality where they are few.
+NAME is a run in --results-dir, OUT a folder to make; it gets study.json, study.csv and study.png. Images are spread
+evenly over the val split and degraded as sample.py degrades them; every sampler starts from the same noise. PSNR and
+SSIM (of images from 11 pixels a side on) are means over images; the Fréchet distance is between the features of the
+restored and of the clean ones in EfficientNet-Lite0, which is not FID, and measures the number of images as well as
+their quality where they are few.
 Numbers of evaluations that the run's formulation does not take are left out, and so are samplers that are another one
 on it. The Fréchet distance needs scripts/requirements-scoring.txt, the picture scripts/requirements-demo.txt.
 """
@@ -20,6 +21,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,31 +41,32 @@ from i2sb.formulation import Formulation
 from i2sb.images import to_uint8
 from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_efficientnet_lite0
 from i2sb.metrics.frechet import Moments, frechet_distance
+from i2sb.metrics.table import METRICS, Compare, choose_comparisons
 from i2sb.network_sizes import check_image_size
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, load_model
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
-from i2sb.training.validation import METRICS, choose_images
+from i2sb.training.validation import WATCHED, choose_images
 
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
 FRECHET = "efficientnet-lite0-frechet"
-LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", FRECHET: "Fréchet distance, EfficientNet-Lite0"}
+LABELS = {name: ", ".join(filter(None, (METRICS[name].title, METRICS[name].unit))) for name in (*WATCHED, FRECHET)}
 
 
 class Scores:
     """What the images of one way to restore, or the degraded or clean ones, add up to."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums = dict.fromkeys(METRICS, 0.0)
+    def __init__(self, comparisons: Mapping[str, Compare]) -> None:
+        self.count, self.comparisons = 0, comparisons
+        self.sums = dict.fromkeys(comparisons, 0.0)
         self.moments = Moments()
 
     def add(self, images: torch.Tensor, clean: torch.Tensor, features: FeatureNetwork | None) -> None:
         """Take in uint8 images [B, C, H, W]."""
         self.count += len(images)
-        for name, metric in METRICS.items():
-            self.sums[name] += float(metric(images, clean).double().sum())
+        for name, compare in self.comparisons.items():
+            self.sums[name] += float(compare(images, clean).double().sum())
         if features is not None:
             self.moments.add(features(images).features)
 
@@ -120,7 +123,8 @@ def study(
     if len(numbers) < 2 or config.image_channels != 3:
         features = None
     jobs = [(name, nfe) for name in samplers for nfe in counts]
-    clean_scores, table = Scores(), {job: Scores() for job in [("degraded", 0), *jobs]}
+    comparisons = choose_comparisons(WATCHED, image_size)
+    clean_scores, table = Scores(comparisons), {job: Scores(comparisons) for job in [("degraded", 0), *jobs]}
     progress = progress_bar(len(numbers) * len(samplers) * sum(counts), "evaluation")
     for loaded in load_in_order(images, numbers, batch_size=options.batch):
         clean = loaded.image.to(model.device)

@@ -5,7 +5,7 @@ The command line reads names from here, so this file imports no torch: what a ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from i2sb.metrics.meters import NetworkMeter
+
+Compare = Callable[["Tensor", "Tensor"], "Tensor"]
 
 COLUMNS = ("degraded", "restored")  # what is scored, each against the clean images
 CLEAN = "clean"
@@ -65,7 +67,7 @@ class Metric:
 
     title: str
     definition: str
-    compare: Callable[[Tensor, Tensor], Tensor] | None = None
+    compare: Compare | None = None
     summarise: Callable[[NetworkMeter], Summary] | None = None
     limit: float | None = None
     network: str = ""
@@ -238,3 +240,9 @@ METRICS: dict[str, Metric] = {
         uses_function=True,
     ),
 }
+
+
+def choose_comparisons(names: Iterable[str], side: int) -> dict[str, Compare]:
+    """Return how these metrics compare images of `side` pixels, without those that need larger ones, or a network."""
+    metrics = {name: METRICS[name] for name in names}
+    return {name: metric.compare for name, metric in metrics.items() if metric.compare and side >= metric.min_side}

@@ -16,8 +16,7 @@ from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.images import draw_grid, draw_strip, to_uint8
 from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_resnet50
-from i2sb.metrics.pixels import SSIM_WINDOW, psnr, ssim
-from i2sb.metrics.table import IMAGENET_CLASSES
+from i2sb.metrics.table import IMAGENET_CLASSES, Compare, choose_comparisons
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
 from i2sb.tasks import make_task_batch
@@ -38,23 +37,22 @@ class ValidationResult(NamedTuple):
     strip: Image.Image | None
 
 
-METRICS = {"psnr": psnr, "ssim": ssim}
+WATCHED = ("psnr", "ssim")  # of the table of metrics
 # Of images, the clean ones and their labels: a number an image.
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def choose_metrics(classifier: FeatureNetwork | None, image_size: int) -> dict[str, Metric]:
-    """Return METRICS, but SSIM where images are smaller than its window; and accuracy in percent with a classifier."""
-    metrics = {
-        name: _without_label(metric) for name, metric in METRICS.items() if name != "ssim" or image_size >= SSIM_WINDOW
-    }
+    """Return those of WATCHED for which images of this size are large enough; with a classifier, its accuracy in %."""
+    comparisons = choose_comparisons(WATCHED, image_size)
+    metrics = {name: _without_label(compare) for name, compare in comparisons.items()}
     if classifier is not None:
         metrics["accuracy"] = lambda images, clean, label: 100.0 * (classifier(images).scores.argmax(1) == label)
     return metrics
 
 
-def _without_label(metric: Callable[[Tensor, Tensor], Tensor]) -> Metric:
-    return lambda images, clean, label: metric(images, clean)
+def _without_label(compare: Compare) -> Metric:
+    return lambda images, clean, label: compare(images, clean)
 
 
 def find_classifier(images: ImageDataset, weights_dir: Path, device: torch.device) -> FeatureNetwork | None:
