@@ -24,10 +24,6 @@ class Corrupted(NamedTuple):
     mask: Tensor | None = None
 
 
-class ShapeError(ValueError):
-    """Images are of a shape that a degradation cannot take."""
-
-
 class CorruptionError(ValueError):
     """A degradation that cannot be built. setting: the argument, "corrupt" or "mask_file"; value: what was given; must:
     what would be right. The attributes are those of i2sb.errors.UserError, which this package does not import.
@@ -36,6 +32,17 @@ class CorruptionError(ValueError):
     def __init__(self, setting: str, value: object, must: str) -> None:
         self.setting, self.value, self.must = setting, value, must
         super().__init__(f"{setting} {value}: {must}")
+
+
+class ShapeError(ValueError):
+    """Images are of a shape that a degradation cannot take. It names no setting: the caller knows what gave the shape.
+
+    must: what would be right, as in CorruptionError.
+    """
+
+    def __init__(self, must: str) -> None:
+        self.setting, self.value, self.must = "", None, must
+        super().__init__(must)
 
 
 class Draws:
