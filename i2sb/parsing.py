@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from i2sb.config import flag
 from i2sb.errors import UserError
+from i2sb.options import flag, older_values
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -102,10 +102,7 @@ def from_values(config_class: type[C], given: dict[str, Any], path: Path) -> C:
         missing = [f.name for f in fields(config_class) if f.name not in given and not f.metadata["later"]]
         if missing:  # a default in its place could be another bridge or network
             raise UserError(path, None, f"lacks {', '.join(missing)}; restore it as the run saved it")
-        of_older_versions = {
-            f.name: f.metadata["older"] for f in fields(config_class) if f.metadata["older"] is not None
-        }
-        return _build(config_class, [], {**of_older_versions, **given}, path)
+        return _build(config_class, [], older_values(config_class) | given, path)
     except UserError as error:
         raise error if error.setting == path else error.inside(path) from None
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from i2sb.cli.launch import hand_over
-from i2sb.config import TrainConfig, refuse_unused, write_flags
+from i2sb.config import TrainConfig, refuse_unused
 from i2sb.errors import UserError
+from i2sb.options import write_flags
 from i2sb.parsing import C, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from i2sb.config import SampleConfig, SamplingOptions, write_flags
+from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import check_consistency
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation
 from i2sb.network_sizes import check_image_size
+from i2sb.options import write_flags
 from i2sb.precision import advise_precision, prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from i2sb.config import Precision, SampleConfig, SamplingOptions, option
+from i2sb.config import Precision, SampleConfig, SamplingOptions
 from i2sb.errors import UserError
 from i2sb.files import PARTIAL, write_atomically, write_text
 from i2sb.images import save_png, to_pil, to_uint8
+from i2sb.options import list_differences, older_values, option
 from i2sb.parsing import from_values, read_yaml, to_yaml
 from i2sb.storage.run_lock import LOCK, locked
 
@@ -58,14 +59,7 @@ def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
 
 def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say what of the settings `now` is not as it was for images that exist already; empty if all is."""
-    before = {**_OLDER, **before}
-    return "; ".join(
-        f"{name} {before.get(name)} there, {value} now" for name, value in now.items() if before.get(name) != value
-    )
-
-
-# What settings that were written before an option came stand for.
-_OLDER = {f.name: f.metadata["older"] for f in fields(SamplingOptions) if f.metadata["older"] is not None}
+    return list_differences({**older_values(SamplingOptions), **before}, now)
 
 
 class SampleFolder:
@@ -111,7 +105,7 @@ class SampleFolder:
     def open(cls, path: Path) -> SampleFolder:
         """Open a folder that sample.py made. Raises UserError if it is none."""
         if (path / SETTINGS).exists():
-            values = _OLDER | read_yaml(path / SETTINGS)
+            values = older_values(SamplingOptions) | read_yaml(path / SETTINGS)
             return cls(path, from_values(SampleSettings, values, path / SETTINGS))
         if not path.parent.is_dir():
             raise UserError(path.parent, None, "there is no such run")

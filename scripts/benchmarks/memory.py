@@ -16,9 +16,9 @@ import torch
 
 from i2sb import load_model
 from i2sb.bridge import Bridge
-from i2sb.config import write_flags
 from i2sb.errors import UserError
 from i2sb.network import build_network
+from i2sb.options import write_flags
 from i2sb.precision import advise_precision, prepare
 
 

@@ -15,9 +15,9 @@ from benchmarks.released import MICROBATCH, use_released_settings
 from benchmarks.timing import compare, matrix_peak, out_of_time, print_table
 from corruption import build_corruption
 from i2sb.bridge import Bridge
-from i2sb.config import write_flags
 from i2sb.loss import bridge_loss
 from i2sb.network import BridgeNetwork, build_network
+from i2sb.options import write_flags
 from i2sb.precision import advise_precision, prepare
 from i2sb.sampler import sample
 from i2sb.training.ema import ExponentialMovingAverage

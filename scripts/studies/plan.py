@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from i2sb.cli.program import describe
-from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
+from i2sb.config import EvalConfig, SampleConfig, TrainConfig
 from i2sb.consistency import check_consistency
 from i2sb.errors import UserError, require
 from i2sb.formulation import Formulation
+from i2sb.options import flag
 from i2sb.parsing import C, read_config, read_flags
 from i2sb.tasks import build_formulation, build_task_corruption
 from studies.settings import OF_TASK, Settings, Study

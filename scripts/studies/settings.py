@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from i2sb.errors import UserError
+from i2sb.formulation_table import FORMULATIONS
 from i2sb.parsing import read_yaml
-from i2sb.tasks import FORMULATIONS
 
 # What makes a comparison fair, so the same for all; what is a task's own; what the study decides.
 SHARED = ("dataset_dir", "image_size", "image_channels", "network", "batch_size", "num_itr", "ema")
