@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from i2sb.errors import UserError
+from i2sb.files import hash_file
 
 _SHOWN = 10
 
@@ -51,6 +53,15 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
         if reason.startswith("Weights only"):
             reason = "it holds more than tensors and plain values"
         raise UnreadableFileError(path, reason[:100]) from None
+
+
+def read_checksum(path: Path) -> str:
+    """Return what identifies the contents of a file of tensors, without reading them: it keeps their check sums."""
+    if not zipfile.is_zipfile(path):  # what torch wrote before 1.6
+        return hash_file(path)
+    with zipfile.ZipFile(path) as archive:
+        listed = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
 def is_named_tensors(value: object) -> TypeGuard[dict[str, Tensor]]:

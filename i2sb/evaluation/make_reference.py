@@ -48,7 +48,7 @@ def make_reference(config: EvalConfig, world: World) -> None:
             assert features is not None
             moments.add(features)
             progress.update(len(part.numbers))
-    gaussian = moments.gaussian(lambda value: world.sum(value.to(world.device)).cpu())
+    gaussian = moments.gaussian(world.sum)
     made_from = MadeFrom(
         network=network.name,
         mode=network.mode,

@@ -79,7 +79,7 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
                 meter.add(batch)
             progress.update(len(batch.numbers))
     for meter in meters:
-        meter.reduce(lambda value: world.sum(value.to(world.device)).cpu())
+        meter.reduce(world.sum)
     if world.is_main:
         results = compute_results(config, meters, count)
         _write(config, images, meters, results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +26,11 @@ from i2sb.parsing import read_config
 from i2sb.precision import make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel
-from i2sb.storage.checkpoint import find_checkpoint, save_checkpoint
+from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint, save_checkpoint
 from i2sb.storage.released import is_released
 from i2sb.storage.run_lock import LOCK
 from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch, open_task_split
-from i2sb.tensor_files import load_weights
+from i2sb.tensor_files import load_weights, read_checksum
 from i2sb.training.ema import ExponentialMovingAverage
 from i2sb.training.initial_weights import begin_with, read_initial_weights
 from i2sb.training.optimizer import build_optimizer, build_scheduler, guard_update, scaled_rate
@@ -51,6 +52,10 @@ class Progress:
     bad_steps: int = 0
     world_size: int = 0
     microbatch: int = 0
+
+
+# Of processes whose checkpoints are not those of the main one.
+_APART = "may have another disk, or an old view of it: `results_dir` must be a folder that all machines share"
 
 
 class IterationResult(NamedTuple):
@@ -189,12 +194,13 @@ class Trainer:
                     "a run of the released program, which cannot be gone on with; begin a run of another `name` from "
                     f"its weights with `init` {run_dir}",
                 )
-            newest = find_checkpoint(run_dir)
+            newest = self._find_checkpoint(run_dir)
             if newest is None:
                 continue
             path, state = newest
             check_resumable(read_config(TrainConfig, run_dir / "config.yaml"), config, run_dir)
-            self.load_state_dict(state, path)
+            # Where tensors are taken as they are, copies: a file that is mapped may be deleted when others are saved.
+            self.load_state_dict(deepcopy(state) if self.world.device.type == "cpu" else state, path)
             self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0
             return path
         if config.ckpt:
@@ -207,6 +213,37 @@ class Trainer:
             self.begun_with = [str(initial.source), *begin_with(self.network, initial)]
             self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         return None
+
+    def _find_checkpoint(self, run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+        """Find the newest whole checkpoint, which the main process chooses and all must find as it is.
+
+        Raises UserError if they do not: processes would train on from different states.
+        """
+        world = self.world
+        newest = world.try_together(lambda: find_checkpoint(run_dir, mmap=True) if world.is_main else None)
+        (chosen, *_) = world.gather(newest[0].name if newest else "")
+        if not chosen:
+            return None
+        path = run_dir / chosen
+
+        def read() -> tuple[dict[str, Any], str]:
+            if not path.exists():
+                raise UserError(
+                    path, None, f"is where the main process goes on from, and process {world.rank} {_APART}"
+                )
+            state = newest[1] if newest else read_checkpoint(path, mmap=True)
+            return state, read_checksum(path) if world.world_size > 1 else ""
+
+        state, checksum = world.try_together(read)
+        checksums = world.gather(checksum)
+        others = [rank for rank in range(world.world_size) if checksums[rank] != checksums[0]]
+
+        def compare() -> None:
+            if others and world.is_main:
+                raise UserError(path, None, f"has other contents for processes {others}, which {_APART}")
+
+        world.try_together(compare)
+        return path, state
 
     def save(self, log: RunLog, *, must: bool = True) -> None:
         """Write a checkpoint, unless this very state is on the disk already.
@@ -249,7 +286,8 @@ class Trainer:
         # draws the same after a restart.
         number = self.progress.iteration * self.world.world_size + self.world.rank
         torch.manual_seed(make_seed(self.config.seed, Purpose.GLOBAL, number))
-        self.optimizer.zero_grad(set_to_none=True)
+        # Gradients that are views of DDP's buckets stay so: new ones, added up over microbatches, would double them.
+        self.optimizer.zero_grad(set_to_none=not isinstance(net, DistributedDataParallel))
         total = torch.zeros((), device=self.world.device)
         for count in range(1, self.accumulation + 1):
             images = next(stream)
