@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY
 
 from corruption import CORRUPTIONS, build_corruption
+from helpers.tiny_run import TINY
 from i2sb import load_model
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.tasks import FORMULATIONS

@@ -15,19 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    ENVIRONMENT,
-    ROOT,
-    TINY,
-    as_flags,
-    assert_equal_but_for_rounding,
-    assert_equal_states,
-    run_python,
-    write_images,
-)
 from PIL import Image
 
 from corruption import CORRUPTIONS
+from helpers.comparison import assert_equal_but_for_rounding, assert_equal_states
+from helpers.pictures import write_images
+from helpers.programs import ENVIRONMENT, ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
 from i2sb import load_model
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, as_flags, run_python, write_images
 
+from helpers.pictures import write_images
+from helpers.programs import ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
 from i2sb.cli.program import run_program
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig
 

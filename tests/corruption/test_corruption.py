@@ -7,7 +7,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import golden
 
 from corruption import CORRUPTIONS, Corruption, LinearCorruption, build_corruption, is_custom
 from corruption.base import Draws
@@ -15,6 +14,7 @@ from corruption.blur import GAUSSIAN, UNIFORM
 from corruption.jpeg import CHROMINANCE, LUMINANCE, quantisation_table
 from corruption.strokes import count_bounds, draw_strokes
 from corruption.superresolution import bicubic_matrix
+from helpers.golden import golden
 
 SIZE = 32
 NAMES = (*CORRUPTIONS, "jpeg-37", "jpeg-100")

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import find_crop
-from small_data import open_native, open_tiny, take
 
+from helpers.pictures import find_crop
+from helpers.small_data import open_native, open_tiny, take
 from i2sb.data.dataset import View
 from i2sb.data.order import TrainingPositions, TrainingStream
 

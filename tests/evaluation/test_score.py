@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_python, write_images
 from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.functional import pil_to_tensor
 
 from corruption import build_corruption
+from helpers.pictures import write_images
+from helpers.programs import ROOT, run_python
 from i2sb import load_model
 from i2sb.config import EvalConfig, SampleConfig
 from i2sb.data.dataset import open_split

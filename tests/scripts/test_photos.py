@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+
+from helpers.programs import ROOT
 
 SCRIPT = ROOT / "scripts" / "fetch_photos.sh"
 

@@ -10,8 +10,8 @@ import threading
 import types
 
 import pytest
-from conftest import ROOT, run_python
 
+from helpers.programs import ROOT, run_python
 from i2sb.errors import UserError
 from i2sb.storage.download import ITEMS, fetch
 

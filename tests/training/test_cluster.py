@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, HANGS, ROOT, TINY, as_flags, assert_equal_states, run_python
 
+from helpers.comparison import assert_equal_states
+from helpers.programs import ENVIRONMENT, HANGS, ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
 from i2sb.cli.launch import launch_command
 from i2sb.config import SampleConfig, TrainConfig
 from i2sb.stopping import STOPPED
@@ -86,7 +88,8 @@ def test_killed_at_twenty_random_moments_and_started_again_ends_the_same(tmp_pat
     """SIGKILL between any two function calls, in the middle of saving too; the same command until it is done."""
     settings = flags()
     del settings[settings.index("--name") : settings.index("--name") + 2]
-    starts = [json.loads(line) for line in run_python(ROOT / "tests" / "moments.py", 20, *settings).stdout.splitlines()]
+    said = run_python(ROOT / "tests" / "helpers" / "moments.py", 20, *settings).stdout
+    starts = [json.loads(line) for line in said.splitlines()]
     killed = [start for start in starts if start["moment"] is not None]
     assert len(killed) == 20 and all(start["status"] == -signal.SIGKILL for start in killed), starts
     assert all(start["status"] == 0 for start in starts if start["moment"] is None), starts

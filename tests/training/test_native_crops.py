@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, TINY, as_flags, find_crop, run_python
 from PIL import Image
+
+from helpers.pictures import find_crop
+from helpers.programs import ENVIRONMENT, run_python
+from helpers.tiny_run import TINY, as_flags
 
 ITERATIONS, SAVE_EVERY = 8, 4
 KILLED_AT = 11  # call of the degradation, two an iteration: in the sixth iteration, the checkpoint being of the fourth
