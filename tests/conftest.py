@@ -20,6 +20,11 @@ from helpers.tiny_run import TINY  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and torch finds none")
+
+
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of class folders: 12 training and 5 validation images of 24x20 pixels."""

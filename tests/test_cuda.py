@@ -12,7 +12,7 @@ from i2sb.randomness import ImageNoise, Purpose
 from i2sb.tasks import FORMULATIONS
 from i2sb.unet import AttentionBlock
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -124,6 +124,7 @@ def test_saving_memory_does_not_change_what_is_learned(tmp_path, dataset_dir, in
     assert_learned_the_same(state, in_float64)
 
 
+@pytest.mark.cluster
 def test_two_processes_learn_what_one_learns(tmp_path, dataset_dir, in_float64):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     state = train_in_float64(tmp_path, dataset_dir, *launcher, eval_every=ITERATIONS, microbatch=1)
@@ -162,6 +163,7 @@ def copy_run(trained_run: Path, results: Path) -> Path:
     return run
 
 
+@pytest.mark.cluster
 def test_restoring_and_scoring_a_split(tmp_path, dataset_dir, trained_run):
     run = copy_run(trained_run, tmp_path)
     common = ["--ckpt", "tiny", "--results-dir", tmp_path, "--device", "cpu", "--workers", 0]

@@ -159,7 +159,7 @@ def test_builds_nothing_at_call_time(corruption, clean, monkeypatch):
     corruption(clean)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_is_the_same_on_a_gpu(name, corruption, clean):
     want = corruption(clean, generators(0, 3))
     done = build_corruption(name, SIZE).cuda()(clean.cuda(), generators(0, 3))

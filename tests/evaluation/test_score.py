@@ -140,6 +140,7 @@ def test_a_released_file_of_listed_images(config, tmp_path):
     assert report["metrics"]["psnr"]["restored"] == 60
 
 
+@pytest.mark.cluster
 def test_two_processes_score_what_one_scores(config):
     """In batches of one, so that all images are seen alike. What networks keep is held by test_features.py."""
     config = replace(config, batch_size=1)

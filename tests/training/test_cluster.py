@@ -149,6 +149,7 @@ def two_processes(tmp_path_factory, dataset_dir) -> dict:
     return final_state(results / "r")
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("who", ["rank == 1", pytest.param("True", marks=pytest.mark.slow)], ids=["one", "all"])
 def test_sigterm_under_torchrun_stops_all_processes_at_one_iteration(tmp_path, flags, two_processes, who):
     action = f"if {who}: os.kill(os.getpid(), signal.SIGTERM)"
@@ -159,6 +160,7 @@ def test_sigterm_under_torchrun_stops_all_processes_at_one_iteration(tmp_path, f
     assert_equal_states(final_state(tmp_path / "run"), two_processes)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_three_processes_stopped_after_an_iteration_end_the_same(tmp_path, flags):
     """Of two gradients there is one sum; of three there are several, in floats."""
@@ -170,6 +172,7 @@ def test_three_processes_stopped_after_an_iteration_end_the_same(tmp_path, flags
     assert_equal_states(final_state(tmp_path / "run"), final_state(tmp_path / "never"))
 
 
+@pytest.mark.cluster
 def test_sigterm_of_torchrun_itself_reaches_the_processes_and_the_state_is_saved(tmp_path, flags):
     """What a cluster does to the whole job."""
     action = "if rank == 0: os.kill(os.getppid(), signal.SIGTERM)"
@@ -180,6 +183,7 @@ def test_sigterm_of_torchrun_itself_reaches_the_processes_and_the_state_is_saved
     assert saved >= 3 and saved == records(tmp_path / "run")[-1]["iteration"]
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_a_dying_process_costs_the_iterations_since_the_last_checkpoint(tmp_path, flags, two_processes):
     """torchrun --max-restarts starts all anew; they go on from the last checkpoint."""
@@ -193,6 +197,7 @@ def test_a_dying_process_costs_the_iterations_since_the_last_checkpoint(tmp_path
 # --- Several machines ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_two_launchers_make_two_nodes(tmp_path, flags, two_processes):
     """Two agents on this machine stand for two nodes, started with the released program's flags."""
@@ -266,6 +271,7 @@ if os.environ["RANK"] == "0":
 """
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_gradients_are_reduced_once_an_iteration_whatever_the_accumulation(tmp_path, flags, two_processes):
     """Counted by the profiler: every parameter goes over the wire once an iteration, and little else."""

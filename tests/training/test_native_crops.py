@@ -71,6 +71,7 @@ def locate(crop: np.ndarray, photographs: Path) -> tuple[int, int, int, bool]:
     return number, top, left, mirrored
 
 
+@pytest.mark.cluster
 def test_training_shows_the_files_pixels_and_the_same_in_two_processes_and_after_a_kill(see, photographs, monkeypatch):
     # Two processes, each of which sees its half of every batch.
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
