@@ -142,7 +142,7 @@ def test_a_released_file_of_listed_images(config, tmp_path):
 
 @pytest.mark.cluster
 def test_two_processes_score_what_one_scores(config):
-    """In batches of one, so that all images are seen alike. What networks keep is held by test_features.py."""
+    """In batches of one, so that all images are seen alike. What networks keep is held by test_meters.py."""
     config = replace(config, batch_size=1)
     one = score(config)["metrics"]
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(config).items() if value not in ("", None)]

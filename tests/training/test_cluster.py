@@ -398,12 +398,8 @@ def test_a_second_run_on_the_same_name_is_refused(tmp_path, flags):
 
 def test_a_change_of_processes_is_said_and_keys_are_written_nowhere(tmp_path, flags):
     key = "a-key-that-must-stay-secret"
-    os.environ["WANDB_API_KEY"] = ENVIRONMENT["WANDB_API_KEY"] = key
-    try:
-        run_python("train.py", *flags(num_itr=2))
-        again = run_python("train.py", *flags(microbatch=4))
-    finally:
-        del os.environ["WANDB_API_KEY"], ENVIRONMENT["WANDB_API_KEY"]
+    run_python("train.py", *flags(num_itr=2), env={"WANDB_API_KEY": key})
+    again = run_python("train.py", *flags(microbatch=4), env={"WANDB_API_KEY": key})
     assert "1 processes x 2 until now: the same images and noise" in again.stdout + again.stderr
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes()
