@@ -82,6 +82,13 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
     file is then run, or several of these with commas between: the mixture of them, every one as likely (twice as likely
     if it stands there twice). options: mask_file, the published freeform masks, for those that have such holes.
     Raises CorruptionError for an unknown name and for unknown options, ShapeError for images that it cannot take.
+
+    >>> clean = torch.rand(2, 3, 64, 64) * 2 - 1
+    >>> build_corruption("jpeg-10", 64)(clean).image.shape
+    torch.Size([2, 3, 64, 64])
+    >>> degraded, mask = build_corruption("inpaint-center", 64)(clean)
+    >>> mask.shape, mask.mean().item()  # the hole is a quarter of the image
+    (torch.Size([2, 1, 64, 64]), 0.25)
     """
     names = name.split(",")
     entries = [_Entry(lambda side, own=own: build_custom(own), "") if is_custom(own) else _find(own) for own in names]

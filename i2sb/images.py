@@ -19,7 +19,11 @@ def from_uint8(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Map images in [-1, 1] to uint8 as published: clamp((x + 1) · 127.5, 0, 255), truncated."""
+    """Map images in [-1, 1] to uint8 as published: clamp((x + 1) · 127.5, 0, 255), truncated.
+
+    >>> to_uint8(torch.tensor([-1.2, -1.0, 0.0, 0.5, 1.0])).tolist()
+    [0, 0, 127, 191, 255]
+    """
     return ((images.float() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
 
 

@@ -241,6 +241,13 @@ def load_model(
     checkpoint's weights stay in the file and come into memory as they are used: leave it in place meanwhile.
     checkpoint: one of the run's, by its name or its path, if not the newest that is whole.
     Raises UserError naming the file if the run, its settings or all its checkpoints are missing or broken.
+
+    >>> model = load_model("results/NAME")
+    >>> model.restore(torch.rand(2, 3, 16, 16) * 2 - 1, nfe=3).shape
+    torch.Size([2, 3, 16, 16])
+    >>> load_model("results/nowhere")
+    Traceback (most recent call last):
+    i2sb.errors.UserError: results/nowhere: there is no such run
     """
     path = Path(run_dir)
     is_export = path.suffix == ENDING and not path.is_dir()

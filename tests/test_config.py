@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import run_python
 
 from corruption import build_corruption
+from helpers.programs import run_python
 from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, check_resumable
 from i2sb.errors import UserError

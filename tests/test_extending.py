@@ -9,7 +9,8 @@ from textwrap import indent
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT, run_python
+
+from helpers.programs import ROOT, run_python
 
 MOST_LINES = 16  # of code that one block adds
 

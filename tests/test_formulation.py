@@ -9,9 +9,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from conftest import ROOT
 
 from corruption import CORRUPTIONS, LinearCorruption, build_corruption
+from helpers.programs import ROOT
 from i2sb.baselines.diffusion import CLEAN, SCHEDULES, Diffusion, step_grid
 from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.baselines.inverse import DDRM

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import OLD_PROCESSOR, TINY, as_flags, needs_x86, run_python, write_images
 
+from helpers.pictures import write_images
+from helpers.programs import OLD_PROCESSOR, needs_x86, run_python
+from helpers.tiny_run import TINY, as_flags
 from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.config import SampleConfig, TrainConfig

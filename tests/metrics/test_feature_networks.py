@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_image, write_seeded
 from torch import nn
 from torchvision.models import alexnet, vgg16
 from torchvision.transforms.functional import pil_to_tensor
 
 from corruption import CorruptionError
+from helpers.pictures import make_image
+from helpers.seeded_weights import write_seeded
 from i2sb.errors import UserError
 from i2sb.metrics.feature_networks import (
     INCEPTION_FILES,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, make_image
 from PIL import Image
 
 from corruption import build_corruption
+from helpers.pictures import make_image
+from helpers.tiny_run import TINY
 from i2sb import load_model
 from i2sb.config import SampleConfig, TrainConfig
 from i2sb.images import from_uint8, to_uint8
