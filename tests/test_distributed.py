@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from conftest import ENVIRONMENT, HANGS, ROOT, TINY, as_flags, assert_equal_states, run_python
 
+from helpers.comparison import assert_equal_states
+from helpers.programs import ENVIRONMENT, HANGS, ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
 from i2sb.distributed import agree_on_start, refuse_shared_gpu
 from i2sb.errors import UserError
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
@@ -152,6 +154,7 @@ trainer.build_network = keep
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_killed_process_of_two_machines_costs_one_restart(tmp_path, flags):
     """Two agents, which count restarts apart: the one whose process died counts one more."""
     with socket.socket() as free:
