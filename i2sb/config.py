@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     FormulationName = str
 else:
     FormulationName = Literal[tuple(FORMULATIONS)]
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Consistency = Literal["none", "project", "gradient"]
 _PRECISION_HELP = (
-    "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors "
-    "without such instructions emulate, many times slower"
+    "what the network computes in: auto (bf16 on GPUs that have it, fp16 on V100 and the like, fp32 on CPUs); fp32; "
+    "tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors without such instructions emulate, many "
+    "times slower"
 )
 _CHANNELS_LAST_HELP = "keep images with their channels innermost, which some GPUs like better"
 _COMPILE_HELP = "compile the network with torch.compile: minutes at the start, faster then"
@@ -165,14 +166,19 @@ class TrainConfig:
         "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
         later=True,
     )
-    precision: Precision = option("fp32", _PRECISION_HELP, later=True, may_change=True)
+    precision: Precision = option("auto", _PRECISION_HELP, later=True, older="fp32", may_change=True)
     grad_checkpoint: bool = option(
         False, "compute blocks again in the backward pass, to need less memory", later=True, may_change=True
     )
     channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True, may_change=True)
     compile: bool = option(False, _COMPILE_HELP, later=True, may_change=True)
     batch_size: int = option(256, "images an optimizer iteration, over all GPUs", at_least=1)
-    microbatch: int = option(2, "images a forward pass, per GPU", at_least=1, may_change=True)
+    microbatch: int | Literal["auto"] = option(
+        "auto",
+        "images a forward pass, per GPU; auto: as many as its memory takes (2 on a CPU)",
+        at_least=1,
+        may_change=True,
+    )
     num_itr: int = option(1_000_000, "optimizer iterations in all", at_least=1, may_change=True)
     lr: float = option(5e-5, "learning rate of AdamW", above=0)
     lr_gamma: float = option(0.99, "factor on the learning rate every --lr-step iterations", above=0, at_most=1)
@@ -251,8 +257,8 @@ class TrainConfig:
         even = f"must be even, such as {self.interval + 1}"
         require(self.interval % 2 == 0, "interval", self.interval, even)
         require(self.t0 < self.T, "t0", self.t0, f"must be below `T` {self.T}")
-        multiple = f"must be a multiple of `microbatch` {self.microbatch}"
-        require(self.batch_size % self.microbatch == 0, "batch_size", self.batch_size, multiple)
+        multiple = self.microbatch == "auto" or self.batch_size % self.microbatch == 0
+        require(multiple, "batch_size", self.batch_size, f"must be a multiple of `microbatch` {self.microbatch}")
         one = self.crop == "random" or self.crops_per_image == 1
         require(one, "crops_per_image", self.crops_per_image, "only `crop` random uses it")
         at_most = f"must not be more than `num_itr` {self.num_itr}"

@@ -173,9 +173,9 @@ def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, source: 
 def _in_words(kind: Any) -> str:
     """Say what values a field's type admits."""
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
+        return "one of " * (len(get_args(kind)) > 1) + ", ".join(map(str, get_args(kind)))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(kind) or " or ".join(words[member] for member in get_args(kind))
+    return words.get(kind) or " or ".join(map(_in_words, get_args(kind)))
 
 
 def _one_line(error: Exception) -> str:

@@ -37,7 +37,7 @@ def test_released_flags_are_there(config_class):
 def test_published_defaults():
     config = read_flags(TrainConfig, NEEDED)
     published = {"interval": 1000, "beta_max": 0.3, "t0": 1e-4, "T": 1.0, "lr": 5e-5, "lr_gamma": 0.99, "lr_step": 1000}
-    published |= {"l2_norm": 0.0, "ema": 0.99, "batch_size": 256, "microbatch": 2, "image_size": 256, "seed": 0}
+    published |= {"l2_norm": 0.0, "ema": 0.99, "batch_size": 256, "image_size": 256, "seed": 0}
     assert {name: getattr(config, name) for name in published} == published
     assert not (config.ot_ode or config.cond_x1 or config.add_x1_noise)
 
@@ -89,7 +89,8 @@ def test_configs_are_frozen():
         (["--log-writer", "paper"], "--log-writer paper: must be one of tensorboard, wandb, none"),
         (["--interval", "999"], "--interval 999: must be even, such as 1000"),
         (["--interval", "0"], "--interval 0: must be at least 2"),
-        (["--batch-size", "5"], "--batch-size 5: must be a multiple of --microbatch 2"),
+        (["--batch-size", "5", "--microbatch", "2"], "--batch-size 5: must be a multiple of --microbatch 2"),
+        (["--microbatch", "many"], "--microbatch many: must be a whole number or auto"),
         (["--microbatch", "0"], "--microbatch 0: must be at least 1"),
         (["--beta-max", "-1"], "--beta-max -1.0: must be above 0"),
         (["--t0", "2"], "--t0 2.0: must be below --T 1.0"),

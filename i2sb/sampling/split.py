@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation
 from i2sb.network_sizes import check_image_size
 from i2sb.options import write_flags
-from i2sb.precision import advise_precision, prepare
+from i2sb.precision import advise_precision, choose_precision, find_capability, prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel, load_model
@@ -41,6 +42,7 @@ def run(config: SampleConfig) -> None:
     for settings that do not fit, or if the folder holds images made with others.
     """
     world = join_world(config.device)
+    config = replace(config, precision=choose_precision(config.precision, find_capability(world.device)))
     try:
         model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None)
         options = model.formulation.settle(config.sampling)  # before any image is read

@@ -74,7 +74,7 @@ def _train(config: TrainConfig, world: World) -> None:
             trainer.train_images,
             seed=config.seed,
             positions=TrainingPositions(
-                progress.num_images_seen, config.batch_size, config.microbatch, world.rank, world.world_size
+                progress.num_images_seen, config.batch_size, trainer.microbatch, world.rank, world.world_size
             ),
             workers=config.workers,
             prefetch=config.prefetch,
