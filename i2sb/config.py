@@ -577,7 +577,9 @@ def refuse_unused(config: TrainConfig) -> None:
 
 def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> None:
     """Raise UserError if the run in `run_dir`, saved with other settings, cannot go on with the `wanted` ones."""
-    fixed = {f.name for f in fields(TrainConfig) if not f.metadata["may_change"]}
+    fixed = {
+        f.name for f in fields(TrainConfig) if not f.metadata["may_change"] and is_used(f.name, wanted.formulation)
+    }
     if saved.mask_file and wanted.mask_file:  # it may have moved
         fixed.remove("mask_file")
     before, now = ({f"`{name}`": value for name, value in asdict(c).items() if name in fixed} for c in (saved, wanted))

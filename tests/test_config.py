@@ -173,6 +173,20 @@ def test_resuming_allows_what_does_not_change_the_result(tmp_path):
     assert str(tmp_path) in describe(error.value)
 
 
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """It saved no lines of what came later, and what those stand for is not what they are by default now."""
+    wanted = read_flags(TrainConfig, NEEDED)
+    later = tuple(f"{f.name}:" for f in dataclasses.fields(TrainConfig) if f.metadata["later"])
+    lines = [line for line in to_yaml(wanted).splitlines() if not line.startswith(later)]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    saved = read_config(TrainConfig, tmp_path / "config.yaml")
+    assert saved.regression_target == "image" != wanted.regression_target
+    check_resumable(saved, wanted, tmp_path)
+    regressions = [dataclasses.replace(config, formulation="regression") for config in (saved, wanted)]
+    with pytest.raises(ValueError, match="`regression_target` image there, difference now"):
+        check_resumable(*regressions, tmp_path)
+
+
 def test_a_run_that_goes_on_may_cool_down_but_keeps_its_crops_and_its_steps(tmp_path):
     saved = read_flags(TrainConfig, [*NEEDED, "--crop", "random", "--crops-per-image", "4"])
     check_resumable(saved, dataclasses.replace(saved, lr_cooldown=100), tmp_path)
