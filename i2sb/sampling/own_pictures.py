@@ -6,9 +6,7 @@ where it was stopped, and no file is replaced unless this program made it from t
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from corruption import Corruption, is_custom
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.errors import UserError, require
-from i2sb.files import PARTIAL, write_atomically
+from i2sb.files import append, hash_file, remove_partials, write_text
 from i2sb.images import from_uint8, to_uint8
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
@@ -30,12 +28,10 @@ from i2sb.restore import RestorationModel
 from i2sb.sampler import StepTaken
 from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
-from i2sb.storage.sample_folder import describe_network, find_differences
+from i2sb.storage.sample_folder import MANIFEST, TRAJECTORIES, describe_network, find_differences
 from i2sb.tasks import build_task_corruption
 from i2sb.tiles import pad_reflect
 
-MANIFEST = "manifest.jsonl"
-TRAJECTORIES = "trajectories"
 LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
 DEFAULT_TILE = 256
 _LINE = ("file", "source", "sha256", "mask_sha256", "height", "width", "settings")
@@ -97,9 +93,8 @@ class OwnPictures:
         """Put the manifest in order once nobody adds to it any more."""
         lines = self._read_manifest()
         text = "".join(_as_line(lines[name]) for name in sorted(lines) if (self.output / name).exists())
-        for partial in self.output.glob(f".{MANIFEST}.*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
-        write_atomically(self.output / MANIFEST, lambda file: file.write(text.encode()))
+        remove_partials(self.output, MANIFEST)
+        write_text(self.output / MANIFEST, text)
 
     @cached_property
     def training_corruption(self) -> Corruption | None:
@@ -146,7 +141,8 @@ class OwnPictures:
             callback=report,
             states=None,
         )
-        self._remove_partials(job)
+        for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
+            remove_partials(path.parent, path.name)
         if recorder is not None:
             recorder.save(0, self._trajectory_stem(job))
         self._add_to_manifest(self._line(job))  # before the picture: one that is not listed is not ours
@@ -247,8 +243,8 @@ class OwnPictures:
         return {
             "file": job.name,
             "source": str(job.source),
-            "sha256": hashlib.sha256(job.source.read_bytes()).hexdigest(),
-            "mask_sha256": hashlib.sha256(job.mask.read_bytes()).hexdigest() if job.mask else "",
+            "sha256": hash_file(job.source),
+            "mask_sha256": hash_file(job.mask) if job.mask else "",
             "height": job.height,
             "width": job.width,
             "settings": settings,
@@ -268,21 +264,10 @@ class OwnPictures:
 
     def _add_to_manifest(self, line: dict[str, Any]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.output / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(file, ("\n" + _as_line(line)).encode())  # after one that was cut off, too
-        finally:
-            os.close(file)
+        append(self.output / MANIFEST, ("\n" + _as_line(line)).encode())  # after one that was cut off, too
 
     def _trajectory_stem(self, job: Job) -> Path:
         return self.output / TRAJECTORIES / job.name
-
-    def _remove_partials(self, job: Job) -> None:
-        """Delete what a killed process left that was writing this picture."""
-        for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
-            for partial in path.parent.glob(f".*{PARTIAL}"):  # a name may hold what a pattern would take as a wildcard
-                if partial.name.startswith(f".{path.name}."):
-                    partial.unlink(missing_ok=True)
 
 
 def _as_line(line: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ added as images are, and put in order at every start and end.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,9 +18,9 @@ from torchvision.transforms import functional as TF
 
 from i2sb.config import Precision, SampleConfig, SamplingOptions, option
 from i2sb.errors import UserError
-from i2sb.files import PARTIAL, write_atomically, write_text
+from i2sb.files import PARTIAL, append, remove_partials, write_atomically, write_text
 from i2sb.images import save_png, to_pil, to_uint8
-from i2sb.parsing import from_values, read_yaml, to_yaml
+from i2sb.parsing import read_config, to_yaml
 from i2sb.storage.run_lock import LOCK, locked
 
 SETTINGS = "settings.yaml"
@@ -82,16 +81,11 @@ class SampleFolder:
             raise UserError(path, None, f"holds files but no {SETTINGS}: who knows how they were made; move it away")
         with locked(path):  # so nobody else is writing these now
             for name in (SETTINGS, MANIFEST):
-                for partial in path.glob(f".{name}.*{PARTIAL}"):
-                    partial.unlink()
-            return cls._begin(path, settings)
-
-    @classmethod
-    def _begin(cls, path: Path, settings: SampleSettings) -> SampleFolder:
-        if not (path / SETTINGS).exists():
-            write_text(path / SETTINGS, to_yaml(settings))
-            return cls(path, settings)
-        before = cls.open(path).settings
+                remove_partials(path, name)
+            if not (path / SETTINGS).exists():
+                write_text(path / SETTINGS, to_yaml(settings))
+                return cls(path, settings)
+            before = cls.open(path).settings
         now = asdict(settings)
         for name in ("dataset_dir", "subset"):  # may have moved: the fingerprint tells data sets apart
             del now[name]
@@ -111,8 +105,7 @@ class SampleFolder:
     def open(cls, path: Path) -> SampleFolder:
         """Open a folder that sample.py made. Raises UserError if it is none."""
         if (path / SETTINGS).exists():
-            values = _OLDER | read_yaml(path / SETTINGS)
-            return cls(path, from_values(SampleSettings, values, path / SETTINGS))
+            return cls(path, read_config(SampleSettings, path / SETTINGS))
         if not path.parent.is_dir():
             raise UserError(path.parent, None, "there is no such run")
         names = ", ".join(sorted(settings.parent.name for settings in path.parent.glob(f"*/{SETTINGS}")))
@@ -170,11 +163,7 @@ class SampleFolder:
 
     def add_to_manifest(self, line: dict[str, Any]) -> None:
         """Add the line of an image that was saved."""
-        file = os.open(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(file, self._manifest_line(line))  # at once, so that processes' lines do not mingle
-        finally:
-            os.close(file)
+        append(self.path / MANIFEST, self._manifest_line(line))
 
     def _manifest_line(self, line: dict[str, Any]) -> bytes:
         return (json.dumps(line | {"settings": asdict(self.settings)}, ensure_ascii=False) + "\n").encode()
