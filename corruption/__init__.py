@@ -84,7 +84,7 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
     Raises CorruptionError for an unknown name and for unknown options, ShapeError for images that it cannot take.
     """
     names = name.split(",")
-    entries = [_Entry(lambda side, own=own: build_custom(own), "") if is_custom(own) else _find(own) for own in names]
+    entries = [_find(part_name) for part_name in names]
     if len(names) > 1 and "mixture" in names:
         raise CorruptionError("corrupt", name, "mixture is the published nine; give a mixture of your own without it")
     unknown = [f"`{option}`" for option in options if all(option not in e.options for e in entries)]
@@ -97,9 +97,9 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
             part.check_shape(image_channels, image_size, image_size)
     except ValueError as error:
         raise ShapeError(str(error)) from None
-    for own, part in zip(names, parts, strict=True):
-        if is_custom(own):
-            check_custom(own, part, image_channels, image_size, image_size)
+    for part_name, part in zip(names, parts, strict=True):
+        if is_custom(part_name):
+            check_custom(part_name, part, image_channels, image_size, image_size)
     return parts[0] if len(parts) == 1 else Mixture(parts)
 
 
@@ -122,6 +122,8 @@ def describe_corruptions() -> str:
 def _find(name: str) -> _Entry:
     if name in _TABLE:
         return _TABLE[name]
+    if is_custom(name):
+        return _Entry(lambda side: build_custom(name), "")
     quality = re.fullmatch(r"jpeg-([0-9]+)", name)
     if quality:
         if not 1 <= int(quality[1]) <= 100:

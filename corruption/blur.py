@@ -59,9 +59,9 @@ class PublishedBlur(Blur):
             U, s, Vt = torch.linalg.svd(_toeplitz(kernel[:-1], len(kernel) // 2, side).float())
             s = torch.where(s < self.SMALLEST_SINGULAR_VALUE, 0.0, s)
             products, component = torch.outer(s, s).flatten().sort(descending=True)
-            place = 3 * torch.arange(side**2) + torch.arange(3)[:, None]
+            rank = 3 * torch.arange(side**2) + torch.arange(3)[:, None]
             W = torch.empty(3, side**2)
-            W[:, component] = products[place % side**2]
+            W[:, component] = products[rank % side**2]
         self.register_buffer("U", U.contiguous(), persistent=False)
         self.register_buffer("V", Vt.T.contiguous(), persistent=False)
         self.register_buffer("W", W.view(3, side, side), persistent=False)
