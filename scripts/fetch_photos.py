@@ -167,11 +167,11 @@ def make_data(packages: Path, out: Path) -> None:
         if deb is None:
             print(f"{package}: is not there, {len(photos)} photographs left out", flush=True)
             continue
-        version, found = read_version(deb), 0
+        version, decoded = read_version(deb), 0
         for path, content in read_package(deb, set(photos)):
             photo = photos[path]
             written = write_photo(photo, content, out)
-            found += 1
+            decoded += 1
             if written is None:
                 flat += 1
                 continue
@@ -179,8 +179,8 @@ def make_data(packages: Path, out: Path) -> None:
             counts[photo.split] += 1
             pixels[photo.split] += size
             licences.append((file, package, version, path, f"{factor}x", photo.licence, photo.author, photo.source))
-        lost = f", {len(photos) - found} are not in this version of it" if found < len(photos) else ""
-        print(f"{package}: {found} photographs{lost}", flush=True)
+        lost = f", {len(photos) - decoded} are not in this version of it" if decoded < len(photos) else ""
+        print(f"{package}: {decoded} photographs{lost}", flush=True)
     for split, least in MIN_PHOTOS.items():
         if counts[split] < least:
             raise UserError("", None, f"found {counts[split]} photographs for {split}, at least {least} are needed")

@@ -39,7 +39,7 @@ from i2sb.errors import UserError, require
 from i2sb.files import write_atomically, write_text
 from i2sb.formulation import Formulation
 from i2sb.images import to_uint8
-from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_efficientnet_lite0
+from i2sb.metrics.feature_networks import EfficientNetLite0, FeatureNetwork, UnavailableError
 from i2sb.metrics.frechet import Moments, frechet_distance
 from i2sb.metrics.table import METRICS, Compare, choose_comparisons
 from i2sb.network_sizes import check_image_size
@@ -217,7 +217,7 @@ def run(options: argparse.Namespace) -> None:
     begun = time.perf_counter()
     model = load_model(options.results_dir / options.name, find_device(options.device), True, options.ckpt_file)
     try:
-        features = build_efficientnet_lite0().eval().requires_grad_(False).to(model.device)
+        features = EfficientNetLite0().eval().requires_grad_(False).to(model.device)
     except UnavailableError as error:
         features = None
         print(f"warning: no Fréchet distance: {error}", file=sys.stderr)

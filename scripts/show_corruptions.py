@@ -39,8 +39,8 @@ def draw_sheet(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
     rows = -(-len(tiles) // PER_ROW)
     sheet = Image.new("RGB", (width * min(PER_ROW, len(tiles)) + GAP, height * rows + GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    for place, (label, tile) in enumerate(tiles):
-        row, column = divmod(place, PER_ROW)
+    for number, (label, tile) in enumerate(tiles):
+        row, column = divmod(number, PER_ROW)
         x, y = GAP + column * width, GAP + row * height
         sheet.paste(tile, (x, y))
         pen.text((x + 2, y + tile.height + 2), label, fill="black")

@@ -25,17 +25,17 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     in the debugger where an error arose. Exits with 2 after a wrong setting or file, with 130 after Ctrl-C, with 75
     when it was asked to stop and can go on later.
     """
-    own = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
-    own.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
-    own.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
-    own.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
-    own.add_argument("-h", "--help", action="store_true", help="print this and exit")
+    general = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    general.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
+    general.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
+    general.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
+    general.add_argument("-h", "--help", action="store_true", help="print this and exit")
     try:
-        options, flags = own.parse_known_args(argv)
+        options, flags = general.parse_known_args(argv)
     except UserError as error:
         _fail(describe(error))
     if options.help:
-        print(make_parser(config_class).format_help() + "\n" + own.format_help())
+        print(make_parser(config_class).format_help() + "\n" + general.format_help())
         return
     if ("--corrupt", "help") in pairwise(flags) or "--corrupt=help" in flags:
         from corruption import describe_corruptions

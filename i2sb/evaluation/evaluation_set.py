@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from corruption import Corruption
 from i2sb.config import EvalConfig, TrainConfig
@@ -53,13 +52,9 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def labels(self) -> Tensor:
-        """Return the class of each image, int64 [N], -1 where it has none."""
-        return _labels(self.images)
-
-    def read(self, numbers: Iterable[int], config: EvalConfig, device: torch.device) -> Iterator[EvaluationBatch]:
+    def read(self, numbers: Sequence[int], config: EvalConfig, device: torch.device) -> Iterator[EvaluationBatch]:
         """Yield images, by their indices in the split, in batches. Raises UserError if restored ones do not fit."""
-        loaded = load_in_order(self.images, list(numbers), batch_size=config.batch_size, workers=config.workers)
+        loaded = load_in_order(self.images, numbers, batch_size=config.batch_size, workers=config.workers)
         for part in loaded:
             noise = ImageNoise(self.seed, Purpose.SAMPLE, part.numbers)
             batch = make_task_batch(self.run_config, part, self.corruption, noise, evaluation=True)
@@ -70,6 +65,10 @@ class EvaluationSet:
                 )
             degraded = to_uint8(batch.shown)
             yield EvaluationBatch(degraded.to(device), restored.to(device), part.image.to(device), part.numbers)
+
+    def read_at_once(self, numbers: Sequence[int], config: EvalConfig) -> EvaluationBatch:
+        """Return a few images, by their indices in the split, as one batch on the CPU."""
+        return next(self.read(numbers, replace(config, batch_size=len(numbers), workers=0), torch.device("cpu")))
 
 
 def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
@@ -87,18 +86,18 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
         raise UserError("corrupt", config.corrupt, f"the images in {folder.path} were made with {settings.corrupt}")
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / SETTINGS)
     images = open_task_split(run_config, config.dataset_dir or settings.dataset_dir, "val", settings.image_size)
-    if config.subset or settings.subset:
-        images = images.subset(config.subset or settings.subset)
+    images = images.subset(config.subset or settings.subset)
+    data_set = Path(images.clean.describe())
     if len(images) != settings.num_images:
         raise UserError(
-            Path(images.clean.describe()),
+            data_set,
             None,
             f"holds {len(images)} images, but those in {folder.path} were restored from {settings.num_images}: "
             f"{_DATA_SET_WANTED}",
         )
     if images.fingerprint != settings.fingerprint:
         raise UserError(
-            Path(images.clean.describe()),
+            data_set,
             None,
             f"holds images of other names than those in {folder.path} were restored from: "
             "give the `dataset_dir` they came from",
@@ -135,9 +134,7 @@ def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> Evaluat
     if corruption is not None and corruption.draws_masks:
         raise UserError("corrupt", run_config.corrupt, f"give the published masks that {path} used with `mask_file`")
     dataset_dir = config.dataset_dir or run_config.dataset_dir
-    images = open_task_split(run_config, dataset_dir, "val", size)
-    if config.subset:
-        images = images.subset(config.subset)
+    images = open_task_split(run_config, dataset_dir, "val", size).subset(config.subset)
     _check_released(images, source)
     settings = {
         "run": config.ckpt,
@@ -160,7 +157,7 @@ def _check_released(images: ImageDataset, source: ReconFiles) -> None:
     data_set = Path(images.clean.describe())
     if len(images) != len(source):
         raise UserError(data_set, None, f"holds {len(images)} images, {source.path} {len(source)}: {_DATA_SET_WANTED}")
-    labels = _labels(images)
+    labels = images.labels(range(len(images)))
     others = (labels != source.labels).nonzero().flatten()
     if (labels >= 0).all() and len(others):
         first = int(others[0])
@@ -170,7 +167,3 @@ def _check_released(images: ImageDataset, source: ReconFiles) -> None:
             f"image {first} is of class {labels[first]}, in {source.path} of class {source.labels[first]} "
             f"({len(others)} differ): give the `dataset_dir` they came from",
         )
-
-
-def _labels(images: ImageDataset) -> Tensor:
-    return torch.tensor([images.label(index) for index in range(len(images))])

@@ -121,7 +121,7 @@ def build_meters(
                 uses_clean=any(metric.uses_clean for metric in metrics),
                 pool=choose_pool(count, config.seed) if any(metric.uses_pool for metric in metrics) else None,
                 seed=config.seed,
-                labels=images.labels() if any(metric.classes for metric in metrics) else None,
+                labels=images.images.labels(range(count)) if any(metric.classes for metric in metrics) else None,
             )
     return meters
 

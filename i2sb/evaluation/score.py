@@ -15,11 +15,11 @@ from i2sb.distributed import World, join_world, leave_world
 from i2sb.errors import UserError
 from i2sb.evaluation.evaluation_set import EvaluationSet, open_evaluation_set
 from i2sb.evaluation.make_reference import make_reference
-from i2sb.evaluation.report import Example, write_report
+from i2sb.evaluation.report import Example, Report
 from i2sb.evaluation.results import Meters, Result, build_meters, compute_results, warn_of_unpublished
 from i2sb.files import write_text
 from i2sb.images import draw_grid, save_png
-from i2sb.metrics.meters import EvaluationBatch, ImageMeter
+from i2sb.metrics.meters import ImageMeter
 from i2sb.metrics.reference import Reference, read_reference
 from i2sb.metrics.table import CLEAN, COLUMNS, METRICS, OWN_FEATURES
 from i2sb.progress import progress_bar
@@ -134,13 +134,12 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
     write_text(images.path / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False))
 
     spread_evenly = sorted({i * len(images) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)})
-    drawn = _read_at_once(images, spread_evenly, config)
+    drawn = images.read_at_once(spread_evenly, config)
     columns = [(column, getattr(drawn, column)) for column in (*COLUMNS, CLEAN)]
     save_png(draw_grid(columns), images.path / "comparison.png")
     psnr = meters.images["psnr"]
     scored_with = {f"scored with {name}": value for name, value in asdict(config).items() if value != ""}
-    write_report(
-        images.path / "report.html",
+    report = Report(
         title=f"{images.settings['run']}, {images.path.name}",
         summary=f"{len(images)} images of {images.images.clean.describe()}, degraded by {images.run_config.corrupt}",
         results=list(results.values()),
@@ -151,15 +150,7 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
         settings={**images.settings, **scored_with},
         versions=versions,
     )
-
-
-def _read_at_once(images: EvaluationSet, numbers: list[int], config: EvalConfig) -> EvaluationBatch:
-    """Read some images again, as one batch."""
-    batches = list(images.read(numbers, config, torch.device("cpu")))
-    degraded, restored, clean = (
-        torch.cat([getattr(batch, column) for batch in batches]) for column in (*COLUMNS, CLEAN)
-    )
-    return EvaluationBatch(degraded, restored, clean, numbers)
+    report.write(images.path / "report.html")
 
 
 def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig) -> dict[str, list[Example]]:
@@ -170,7 +161,7 @@ def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig
     chosen = {"worst": order[:shown], "median": order[middle : middle + shown], "best": order[-shown:][::-1]}
     examples: dict[str, list[Example]] = {}
     for kind, numbers in chosen.items():
-        batch = _read_at_once(images, numbers, config)
+        batch = images.read_at_once(numbers, config)
         examples[kind] = [
             Example(
                 number,

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from i2sb.config import SampleConfig, SamplingOptions, write_flags
 from i2sb.consistency import check_consistency
 from i2sb.data.dataset import ImageDataset
@@ -67,9 +65,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     check_consistency(options.consistency, task.corrupt, corruption)
     model.formulation.check_degradation(corruption)
     dataset_dir = config.dataset_dir or model.config.dataset_dir
-    images = open_task_split(task, dataset_dir, "val", image_size)
-    if config.subset:
-        images = images.subset(config.subset)
+    images = open_task_split(task, dataset_dir, "val", image_size).subset(config.subset)
 
     settings = SampleSettings(
         **options.record(),
@@ -157,7 +153,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
 
 def _save_pt(config: SampleConfig, folder: SampleFolder, images: ImageDataset, wanted: range) -> None:
     path = recon_path(folder.path, config.partition)
-    write_recon(path, folder, wanted, torch.tensor([images.label(index) for index in wanted], dtype=torch.int64))
+    write_recon(path, folder, wanted, images.labels(wanted))
     print(f"{path}: {len(wanted)} images and their labels")
 
 

@@ -198,7 +198,7 @@ def _numerics(
     options: argparse.Namespace, bridge: Bridge, network: BridgeNetwork, variant: Variant
 ) -> dict[str, float]:
     """Return how far a variant's output and gradient are from float32's, as norms relative to its."""
-    found = []
+    results = []
     for how in (Variant(), variant):
         varied = vary(network, how)
         torch.manual_seed(1)
@@ -206,8 +206,8 @@ def _numerics(
         out = varied(x, step)
         out.float().square().mean().backward()
         gradient = torch.cat([p.grad.float().flatten() for p in varied.parameters()])
-        found.append((out.detach().float(), gradient))
-    (want, want_gradient), (out, gradient) = found
+        results.append((out.detach().float(), gradient))
+    (want, want_gradient), (out, gradient) = results
     return {
         "output error": ((out - want).norm() / want.norm()).item(),
         "gradient error": ((gradient - want_gradient).norm() / want_gradient.norm()).item(),

@@ -124,8 +124,7 @@ def open_images(cell: Cell) -> ImageDataset:
     run = cell.run.config
     task = replace(run, corrupt=cell.config.corrupt or run.corrupt)
     size = cell.config.image_size or run.restored_size
-    images = open_task_split(task, cell.config.dataset_dir or run.dataset_dir, "val", size)
-    return images.subset(cell.config.subset) if cell.config.subset else images
+    return open_task_split(task, cell.config.dataset_dir or run.dataset_dir, "val", size).subset(cell.config.subset)
 
 
 def check_data(plan: Plan) -> None:
