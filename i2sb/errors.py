@@ -32,6 +32,17 @@ class UserError(ValueError):
         return UserError(place, None, self.marked)
 
 
+class FileError(UserError):
+    """A file or folder that cannot be used. must: what is wrong with it.
+
+    >>> print(FileError("photo.jpg", "is cut off"))
+    photo.jpg: is cut off
+    """
+
+    def __init__(self, path: str | Path, must: str) -> None:
+        super().__init__(Path(path), None, must)
+
+
 def _say(setting: str, value: object, must: str) -> str:
     named = setting if value is None else f"{setting} {value}"
     return f"{named}: {must}" if named else must

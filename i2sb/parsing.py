@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from i2sb.config import flag
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -101,7 +101,7 @@ def from_values(config_class: type[C], given: dict[str, Any], path: Path) -> C:
     try:
         missing = [f.name for f in fields(config_class) if f.name not in given and not f.metadata["later"]]
         if missing:  # a default in its place could be another bridge or network
-            raise UserError(path, None, f"lacks {', '.join(missing)}; restore it as the run saved it")
+            raise FileError(path, f"lacks {', '.join(missing)}; restore it as the run saved it")
         of_older_versions = {
             f.name: f.metadata["older"] for f in fields(config_class) if f.metadata["older"] is not None
         }
@@ -131,20 +131,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         return _parse_yaml(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
-        raise UserError(path, None, "there is no such file") from None
+        raise FileError(path, "there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(path, None, f"cannot be read as YAML: {_one_line(error)}") from None
+        raise FileError(path, f"cannot be read as YAML: {_one_line(error)}") from None
 
 
 def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(path, None, f"cannot be read as YAML: {_one_line(error)}") from None
+        raise FileError(path, f"cannot be read as YAML: {_one_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(path, None, f"must hold lines of the form 'name: value', not a {type(values).__name__}")
+        raise FileError(path, f"must hold lines of the form 'name: value', not a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
 
 

@@ -15,7 +15,7 @@ from i2sb.batch import Batch, begin_bridge, find_region
 from i2sb.bridge import Bridge
 from i2sb.config import Consistency, SamplingOptions, TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.network_sizes import check_image_size, find_preset
@@ -286,20 +286,20 @@ def read_averaged(path: Path) -> Exported:
 def _read_file(path: Path, ema: bool) -> Exported:
     exported = read_export(path)
     if exported.averaged and not ema:
-        raise UserError(path, None, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
+        raise FileError(path, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
     return exported
 
 
 def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
     if not run_dir.is_dir():
-        raise UserError(run_dir, None, "there is no such run")
+        raise FileError(run_dir, "there is no such run")
     released = is_released(run_dir)
     config = read_run_config(run_dir)
     parts = RELEASED_PARTS if released else PARTS
     if checkpoint is None:
         newest = find_checkpoint(run_dir, mmap=True, parts=parts)
         if newest is None:
-            raise UserError(run_dir, None, "holds no checkpoint yet")
+            raise FileError(run_dir, "holds no checkpoint yet")
         path, state = newest
     else:
         files = [path for path in (run_dir / checkpoint, Path(checkpoint)) if path.is_file()]
@@ -312,7 +312,7 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
         config = replace(config, network=recognise_network(weights, path))
         iteration = state["ema"].get("num_updates")
         if type(iteration) is not int:
-            raise UserError(path, None, "its averaged weights (ema) lack num_updates, the number of iterations")
+            raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
     else:
         iteration = state["progress"]["iteration"]
     return Exported(weights, config, iteration, averaged=ema)

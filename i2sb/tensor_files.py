@@ -12,17 +12,17 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 
 _SHOWN = 10
 
 
-class UnreadableFileError(UserError):
+class UnreadableFileError(FileError):
     """A file that is cut off, damaged, or holds more than tensors and plain values; `reason` says which."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.reason = reason
-        super().__init__(path, None, f"cannot be read ({reason})")
+        super().__init__(path, f"cannot be read ({reason})")
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
@@ -79,7 +79,7 @@ def check_shapes(module: Mapping[str, Tensor], weights: Mapping[str, Tensor], so
     ]
     if misfits:
         listed = _join_shortest(misfits)
-        raise UserError(source, None, f"holds another architecture, {len(misfits)} parameters differ: {listed}")
+        raise FileError(source, f"holds another architecture, {len(misfits)} parameters differ: {listed}")
 
 
 def describe_shape(tensor: object) -> str:

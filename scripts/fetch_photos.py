@@ -31,7 +31,7 @@ from PIL import Image, ImageOps
 from qt_resource import QtResources
 
 from i2sb.cli.program import report_errors
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import write_atomically, write_text
 
 TABLE = Path(__file__).with_name("photos.tsv")
@@ -91,7 +91,7 @@ def read_package(deb: Path, paths: set[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _damaged(deb: Path) -> UserError:
-    return UserError(deb, None, "is damaged; delete it and start again")
+    return FileError(deb, "is damaged; delete it and start again")
 
 
 def shrink(image: Image.Image, at_least: int) -> tuple[Image.Image, int]:
@@ -108,7 +108,7 @@ def decode(content: bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(content)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except OSError as error:
-        raise UserError(Path(name), None, f"cannot be decoded ({error})") from None
+        raise FileError(name, f"cannot be decoded ({error})") from None
 
 
 def find_textured_crop(image: Image.Image) -> tuple[int, int, float]:

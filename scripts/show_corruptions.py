@@ -19,7 +19,7 @@ from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
 from i2sb.cli.program import report_errors
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.images import from_uint8, save_png, to_pil, to_uint8
 from i2sb.sampling.picture_files import read_picture
 
@@ -63,7 +63,7 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     """Do what the flags ask for. Raises UserError or OSError naming what is wrong."""
     if options.out.exists():
-        raise UserError(options.out, None, "is there already: remove it, or name another file")
+        raise FileError(options.out, "is there already: remove it, or name another file")
     if options.size < 16:
         raise UserError("size", options.size, "must be at least 16")
     names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # it is one of the others

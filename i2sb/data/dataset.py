@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from torchvision.transforms import functional as TF
 
 from i2sb.data.stores import Store, class_of, open_stores
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 
 NO_CLASS = -1
 
 
-class UnreadableImageError(UserError):
+class UnreadableImageError(FileError):
     """An image file that cannot be decoded, or a pair that does not match."""
 
 
@@ -57,7 +57,7 @@ class Unreadable(NamedTuple):
 
     @property
     def error(self) -> UnreadableImageError:
-        return UnreadableImageError(Path(self.file), None, self.reason)
+        return UnreadableImageError(self.file, self.reason)
 
 
 class ImageDataset(Dataset):

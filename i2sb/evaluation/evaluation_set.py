@@ -14,7 +14,7 @@ from corruption import Corruption
 from i2sb.config import EvalConfig, TrainConfig
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.images import to_uint8
 from i2sb.metrics.meters import EvaluationBatch
 from i2sb.randomness import ImageNoise, Purpose
@@ -60,8 +60,8 @@ class EvaluationSet:
             batch = make_task_batch(self.run_config, part, self.corruption, noise, evaluation=True)
             restored = torch.stack([self.source.load(index) for index in part.numbers])
             if restored.shape != part.image.shape:
-                raise UserError(
-                    self.path, None, f"images {part.numbers} are not of the shape of those they were restored from"
+                raise FileError(
+                    self.path, f"images {part.numbers} are not of the shape of those they were restored from"
                 )
             degraded = to_uint8(batch.shown)
             yield EvaluationBatch(degraded.to(device), restored.to(device), part.image.to(device), part.numbers)
@@ -89,24 +89,21 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
     images = images.subset(config.subset or settings.subset)
     data_set = Path(images.clean.describe())
     if len(images) != settings.num_images:
-        raise UserError(
+        raise FileError(
             data_set,
-            None,
             f"holds {len(images)} images, but those in {folder.path} were restored from {settings.num_images}: "
             f"{_DATA_SET_WANTED}",
         )
     if images.fingerprint != settings.fingerprint:
-        raise UserError(
+        raise FileError(
             data_set,
-            None,
             f"holds images of other names than those in {folder.path} were restored from: "
             "give the `dataset_dir` they came from",
         )
     missing = folder.missing(range(len(images)))
     if missing:
-        raise UserError(
+        raise FileError(
             folder.path,
-            None,
             f"{len(missing)} of {len(images)} images are missing, first number {missing[0]}; finish sample.py first "
             "(to score a part of a split, restore that part with `subset`)",
         )
@@ -123,12 +120,12 @@ def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> Evaluat
     elif config.corrupt and config.dataset_dir:
         run_config = TrainConfig(name=config.ckpt, dataset_dir=config.dataset_dir, corrupt=config.corrupt)
     else:
-        raise UserError(
-            path, None, f"its {files[0].name} does not say what it was restored from: give `corrupt` and `dataset_dir`"
+        raise FileError(
+            path, f"its {files[0].name} does not say what it was restored from: give `corrupt` and `dataset_dir`"
         )
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, saved)
     if source.height != source.width:
-        raise UserError(path, None, f"holds images of {source.width}x{source.height} pixels, square ones are wanted")
+        raise FileError(path, f"holds images of {source.width}x{source.height} pixels, square ones are wanted")
     size = source.width
     corruption = build_task_corruption(run_config, size)
     if corruption is not None and corruption.draws_masks:
@@ -156,14 +153,13 @@ def _check_released(images: ImageDataset, source: ReconFiles) -> None:
     """Raise UserError if the files hold another number of images than the data set, or images of other classes."""
     data_set = Path(images.clean.describe())
     if len(images) != len(source):
-        raise UserError(data_set, None, f"holds {len(images)} images, {source.path} {len(source)}: {_DATA_SET_WANTED}")
+        raise FileError(data_set, f"holds {len(images)} images, {source.path} {len(source)}: {_DATA_SET_WANTED}")
     labels = images.labels(range(len(images)))
     others = (labels != source.labels).nonzero().flatten()
     if (labels >= 0).all() and len(others):
         first = int(others[0])
-        raise UserError(
+        raise FileError(
             data_set,
-            None,
             f"image {first} is of class {labels[first]}, in {source.path} of class {source.labels[first]} "
             f"({len(others)} differ): give the `dataset_dir` they came from",
         )

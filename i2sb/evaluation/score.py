@@ -12,7 +12,7 @@ import torch
 
 from i2sb.config import EvalConfig
 from i2sb.distributed import World, join_world, leave_world
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.evaluation.evaluation_set import EvaluationSet, open_evaluation_set
 from i2sb.evaluation.make_reference import make_reference
 from i2sb.evaluation.report import Example, Report
@@ -64,7 +64,7 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
     images = open_evaluation_set(config)
     count = len(images)
     if count < world.world_size:
-        raise UserError(images.path, None, f"holds {count} images, fewer than the {world.world_size} processes here")
+        raise FileError(images.path, f"holds {count} images, fewer than the {world.world_size} processes here")
     reference = read_reference(Path(config.reference)) if config.reference else None
     if reference is not None:
         _check_use(reference, config)

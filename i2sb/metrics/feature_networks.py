@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from corruption.user_file import load_from_file
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import hash_file
 from i2sb.images import from_uint8
 from i2sb.metrics.table import EFFICIENTNET_LITE0, INCEPTION, LPIPS_ALEX, LPIPS_VGG, OWN_FEATURES, RESNET50
@@ -103,7 +103,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Weights]:
     """Read a state dict without running code. Raises UserError naming the file if it is none."""
     state = read_tensors(path)
     if not is_named_tensors(state):
-        raise UserError(path, None, "holds no weights (a dict of names and tensors is wanted)")
+        raise FileError(path, "holds no weights (a dict of names and tensors is wanted)")
     sha256 = hash_file(path)[:16]
     # By custom the name ends in the first digits.
     return state, Weights(path.name, sha256, sha256.startswith(path.stem.rpartition("-")[2]))
@@ -167,7 +167,7 @@ class Inception(FeatureNetwork):
             network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(path, None, f"holds another architecture ({reason})") from None
+            raise FileError(path, f"holds another architecture ({reason})") from None
         # Its own forward takes 8-bit images of any size; here they are resized already, and are floats.
         self.layers = nn.Sequential(*(layer for name, layer in network.named_children() if name != "fc"))
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from corruption import Corruption, is_custom
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError, require
 from i2sb.files import append, hash_file, remove_partials, write_text
 from i2sb.images import from_uint8, to_uint8
 from i2sb.progress import progress_bar
@@ -204,7 +204,7 @@ class OwnPictures:
             try:
                 corruption.check_shape(task.image_channels, height, width)
             except ValueError as error:
-                raise UserError(job.source, None, str(error)) from None
+                raise FileError(job.source, str(error)) from None
         check_consistency(self.options.consistency, corrupt, corruption)
         self.model.formulation.check_degradation(corruption)
         return corruption
@@ -216,7 +216,7 @@ class OwnPictures:
         for job in self.jobs:
             wanted = [job.out, *(trajectory_paths(self._trajectory_stem(job)) if self.config.save_trajectory else ())]
             if job.out.exists() and job.out.samefile(job.source):
-                raise UserError(job.out, None, "is the picture itself; name another `output`")
+                raise FileError(job.out, "is the picture itself; name another `output`")
             if job.out.exists() and not self.config.overwrite:
                 self._check_same(job, lines.get(job.name))
             if self.config.overwrite or not all(path.exists() for path in wanted):
@@ -226,13 +226,13 @@ class OwnPictures:
     def _check_same(self, job: Job, before: dict[str, Any] | None) -> None:
         advice = "name another `output`, or allow it with `overwrite`"
         if before is None:
-            raise UserError(job.out, None, f"exists already and is not listed in {MANIFEST} there; {advice}")
+            raise FileError(job.out, f"exists already and is not listed in {MANIFEST} there; {advice}")
         now = self._line(job)
         differences = find_differences(before["settings"], now["settings"])
         if differences:
-            raise UserError(job.out, None, f"was made with other settings ({differences}); {advice}")
+            raise FileError(job.out, f"was made with other settings ({differences}); {advice}")
         if (before["sha256"], before["mask_sha256"]) != (now["sha256"], now["mask_sha256"]):
-            raise UserError(job.out, None, f"was restored from another {job.name}, or with another mask; {advice}")
+            raise FileError(job.out, f"was restored from another {job.name}, or with another mask; {advice}")
 
     def _line(self, job: Job) -> dict[str, Any]:
         settings = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from i2sb.data.stores import IMAGE_ENDINGS, list_images
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, require
 from i2sb.files import write_atomically
 from i2sb.images import to_pil
 
@@ -114,7 +114,7 @@ def read_mask(path: Path, height: int, width: int) -> Tensor:
     mask = (image.float().mean(0, keepdim=True) >= 127.5).to(torch.float32)
     if mask.min() == mask.max():
         colour = "white" if mask.min() == 1 else "black"
-        raise UserError(path, None, f"the mask is {colour} all over; white is missing")
+        raise FileError(path, f"the mask is {colour} all over; white is missing")
     return mask
 
 
@@ -130,7 +130,7 @@ def _open(path: Path, channels: int) -> Iterator[Image.Image]:
             raise
         broken = isinstance(error, UnidentifiedImageError)
         reason = "not an image, or cut off" if broken else " ".join(str(error).split())
-        raise UserError(path, None, f"unreadable picture ({reason}); remove or replace it") from None
+        raise FileError(path, f"unreadable picture ({reason}); remove or replace it") from None
 
 
 def _refuse_kinds(image: Image.Image, path: Path, channels: int) -> None:

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, hash_file, write_atomically
 
 _CHUNK = 1 << 20
@@ -137,7 +137,7 @@ def fetch(
     Raises UserError saying what happened, also if `target` exists: nothing is ever overwritten.
     """
     if target.exists():
-        raise UserError(target, None, "exists already; delete it first to fetch it anew")
+        raise FileError(target, "exists already; delete it first to fetch it anew")
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError("url", url, "give an address that begins with https:// or http://")
@@ -161,7 +161,7 @@ def _open_alone(partial: Path) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(partial, None, "another process is fetching this file") from None
+            raise FileError(partial, "another process is fetching this file") from None
         try:
             yield file
         finally:

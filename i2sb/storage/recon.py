@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.files import PARTIAL, write_atomically
 from i2sb.images import to_uint8
 from i2sb.storage.sample_folder import SampleFolder
@@ -36,7 +36,7 @@ class ReconFiles:
         self._images = [part["arr"] for part in parts]
         shapes = {tuple(images.shape[1:]) for images in self._images}
         if len(shapes) > 1:
-            raise UserError(path, None, f"the parts hold images of different sizes ({sorted(shapes)})")
+            raise FileError(path, f"the parts hold images of different sizes ({sorted(shapes)})")
         self.labels = torch.cat([part["label_arr"] for part in parts])
         self.channels, self.height, self.width = next(iter(shapes))
 
@@ -51,11 +51,11 @@ class ReconFiles:
             return []
         if len(counts) > 1:
             sets = ", ".join(map(str, sorted(counts)))
-            raise UserError(path, None, f"holds parts of several sets (of {sets} parts)")
+            raise FileError(path, f"holds parts of several sets (of {sets} parts)")
         count = counts.pop()
         missing = sorted(set(range(count)) - {int(match[1]) for match in matches})
         if missing:
-            raise UserError(path, None, f"lacks {len(missing)} of {count} parts, first recon_{missing[0]}_{count}.pt")
+            raise FileError(path, f"lacks {len(missing)} of {count} parts, first recon_{missing[0]}_{count}.pt")
         return [path / f"recon_{i}_{count}.pt" for i in range(count)]
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class ReconFiles:
             if row < len(images):
                 image = images[row]
                 if not image.isfinite().all():
-                    raise UserError(file, None, f"image {row} holds values that are not finite")
+                    raise FileError(file, f"image {row} holds values that are not finite")
                 return to_uint8(image)
             row -= len(images)
         raise IndexError(index)
@@ -79,12 +79,11 @@ def _read(file: Path) -> dict[str, Any]:
     images = part.get("arr") if isinstance(part, dict) else None
     labels = part.get("label_arr") if isinstance(part, dict) else None
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise UserError(file, None, "holds no restored images (a dict of the tensors arr and label_arr is wanted)")
+        raise FileError(file, "holds no restored images (a dict of the tensors arr and label_arr is wanted)")
     fits = images.ndim == 4 and images.dtype == torch.float32 and labels.shape == images.shape[:1]
     if not fits or labels.dtype != torch.int64:
-        raise UserError(
+        raise FileError(
             file,
-            None,
             f"arr is {images.dtype} {list(images.shape)}, label_arr {labels.dtype} {list(labels.shape)}; "
             "float32 [M, 3, H, W] and int64 [M] are wanted",
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 
 LOCK = ".lock"
 
@@ -33,8 +33,8 @@ class RunLock:
             holder = self._file.read().strip() or "another process"
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 self._file.close()
-                raise UserError(
-                    run_dir, None, f"{holder} trains this run already; stop it first, or give another `name`"
+                raise FileError(
+                    run_dir, f"{holder} trains this run already; stop it first, or give another `name`"
                 ) from None
             print(f"warning: {run_dir}: not guarded against a second run ({error.strerror})", file=sys.stderr)
         self._file.truncate(0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from i2sb.config import Precision, SampleConfig, SamplingOptions, option
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.files import PARTIAL, append, remove_partials, write_atomically, write_text
 from i2sb.images import save_png, to_pil, to_uint8
 from i2sb.parsing import read_config, to_yaml
@@ -78,7 +78,7 @@ class SampleFolder:
         """Start a folder, or go on with one made with the same settings. Raises UserError if they differ."""
         names = {entry.name for entry in path.iterdir() if entry.suffix != PARTIAL} if path.is_dir() else set()
         if SETTINGS not in names and names - {LOCK}:
-            raise UserError(path, None, f"holds files but no {SETTINGS}: who knows how they were made; move it away")
+            raise FileError(path, f"holds files but no {SETTINGS}: who knows how they were made; move it away")
         with locked(path):  # so nobody else is writing these now
             for name in (SETTINGS, MANIFEST):
                 remove_partials(path, name)
@@ -93,9 +93,8 @@ class SampleFolder:
             del now["mask_file"]
         differences = find_differences(asdict(before), now)
         if differences:
-            raise UserError(
+            raise FileError(
                 path,
-                None,
                 f"holds images made with other settings ({differences}): "
                 "ask for the same again, name another folder with `sample_dir`, or move it away",
             )
@@ -107,11 +106,10 @@ class SampleFolder:
         if (path / SETTINGS).exists():
             return cls(path, read_config(SampleSettings, path / SETTINGS))
         if not path.parent.is_dir():
-            raise UserError(path.parent, None, "there is no such run")
+            raise FileError(path.parent, "there is no such run")
         names = ", ".join(sorted(settings.parent.name for settings in path.parent.glob(f"*/{SETTINGS}")))
-        raise UserError(
+        raise FileError(
             path,
-            None,
             f"holds no {SETTINGS}, so no images that sample.py restored; "
             f"folders in {path.parent} that do: {names or 'none'}",
         )
@@ -138,7 +136,7 @@ class SampleFolder:
             if getattr(error, "errno", None) is not None:  # the disk's trouble, not the file's
                 raise
             reason = "not an image, or cut off" if isinstance(error, UnidentifiedImageError) else error
-            raise UserError(path, None, f"unreadable image ({reason}); delete it and run sample.py again") from None
+            raise FileError(path, f"unreadable image ({reason}); delete it and run sample.py again") from None
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Return those of `indices` whose images do not exist yet."""

@@ -15,7 +15,7 @@ from typing import Any
 from i2sb import load_model
 from i2sb.config import SamplingOptions, TrainConfig, check_resumable
 from i2sb.data.dataset import ImageDataset
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, require
 from i2sb.evaluation import score as evaluation
 from i2sb.files import write_text
 from i2sb.network_sizes import check_image_size
@@ -61,9 +61,7 @@ def do_cell(cell: Cell, study: Study) -> dict[str, Any]:
     write_text(cell.folder / SCORED, json.dumps(note, indent=2))
     score = read_score(cell, study)
     if score is None:
-        raise UserError(
-            cell.folder, None, f"was scored, but its {SCORED} does not say so: are two studies at work here?"
-        )
+        raise FileError(cell.folder, f"was scored, but its {SCORED} does not say so: are two studies at work here?")
     return score
 
 
@@ -80,7 +78,7 @@ def _run_program(program: str, main: Callable[[Any], None], config: Any, flags: 
     if status in (75, 130):
         raise StoppedError(f"{program} was stopped", status)
     if status:
-        raise UserError(ROOT / program, None, f"failed with status {status}; the reason stands above")
+        raise FileError(ROOT / program, f"failed with status {status}; the reason stands above")
 
 
 def _run_process(command: list[str]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.parsing import read_yaml
 from i2sb.tasks import FORMULATIONS
 
@@ -63,7 +63,7 @@ def read_study(path: Path) -> Study:
     """Read STUDY.yaml. Raises UserError naming the file and what is wrong."""
     values = read_yaml(path)
     for mistake in _find_mistakes(values):
-        raise UserError(path, None, mistake)
+        raise FileError(path, mistake)
     return Study(**values)
 
 
