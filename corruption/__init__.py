@@ -80,7 +80,7 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
 
     name: one of CORRUPTIONS, jpeg-Q for any quality, path/to/file.py:ClassName for a class of the user's own, whose
     file is then run, or several of these with commas between: the mixture of them, every one as likely (twice as likely
-    if it stands there twice). options: mask_file, the published freeform masks, for those that have such holes.
+    if it is given twice). options: mask_file, the published freeform masks, for those that have such holes.
     Raises CorruptionError for an unknown name and for unknown options, ShapeError for images that it cannot take.
     """
     names = name.split(",")

@@ -10,7 +10,7 @@ import torch
 from corruption.base import Corrupted, Corruption, CorruptionError
 from corruption.user_file import load_from_file
 
-LARGEST = 50.0  # what images in [-1, 1] do not reach, with noise neither; those in [0, 255] do
+LARGEST = 50.0  # images in [-1, 1] stay below it, even with noise added; those in [0, 255] do not
 
 
 def is_custom(name: str) -> bool:

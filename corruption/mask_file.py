@@ -72,7 +72,7 @@ class MaskFile(nn.Module):
             )
 
     def unpack(self, number: Tensor) -> Tensor:
-        """Return the masks of these numbers [B] (counted round beyond the last), float32 [B, 1, 256, 256]."""
+        """Return the masks of these numbers [B] (modulo the number of masks), float32 [B, 1, 256, 256]."""
         rows = self.packed[number.to(self.packed.device) % len(self)]
         return ((rows.unsqueeze(-1) >> self.shifts) & 1).view(-1, 1, SIDE, SIDE).float()
 

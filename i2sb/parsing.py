@@ -61,21 +61,20 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
     Raises ValueError for unknown names (with the nearest right one), for wrong types and for wrong values.
     """
     if config_file is None:
-        return _build(config_class, flags)
+        return _build(config_class, flags, {}, None)
     return _build(config_class, flags, read_yaml(Path(config_file)), Path(config_file))
 
 
-def _build(
-    config_class: type[C], flags: Sequence[str], values: dict[str, Any] | None = None, config_file: Path | None = None
-) -> C:
+def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], config_file: Path | None) -> C:
     parser = make_parser(config_class)
     names = [f.name for f in fields(config_class)]
     switches = [f"no_{f.name}" for f in fields(config_class) if f.default is False]
     given = [token.split("=")[0] for token in flags if token.startswith("--")]
     _refuse_unknown(given, [flag(name) for name in (*names, *switches)])
-    if values is not None and config_file is not None:
+    if config_file is not None:
         _refuse_unknown(values, names, config_file)
-        for name, kind in get_type_hints(config_class).items():  # what jsonargparse would let pass or not name
+        for name, kind in get_type_hints(config_class).items():
+            # jsonargparse would accept these, or refuse them without naming the setting
             value = values.get(name, kind)
             if (kind is bool and value is not kind and not isinstance(value, bool)) or (
                 value is None and type(None) not in get_args(kind)
@@ -116,13 +115,13 @@ def to_yaml(config: DataclassInstance) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values only, and refuses a name that stands there twice, of which YAML would take the last."""
+    """Reads plain values only, and refuses a name that is given twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(name) for name, _ in node.value]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 

@@ -143,18 +143,10 @@ class RestorationModel:
         shown = pad_reflect(degraded.to(self.device), multiple)
         mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
-        require(
-            cond is None or takes_cond,
-            "cond",
-            None,
-            "this run's network takes no condition (it was trained without `cond_x1`)",
-        )
-        require(
-            numbers is None or len(numbers) == len(degraded),
-            "numbers",
-            None,
-            f"{len(numbers or ())} for {len(degraded)} images; give one for each",
-        )
+        if cond is not None and not takes_cond:
+            raise UserError("cond", None, "this run's network takes no condition (it was trained without `cond_x1`)")
+        if numbers is not None and len(numbers) != len(degraded):
+            raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
         noise = ImageNoise(options.seed, Purpose.SAMPLE, range(len(degraded)) if numbers is None else numbers)
         x1, usual_cond = begin_bridge(
             Corrupted(shown, mask), noise, cond_x1=self.config.cond_x1, add_x1_noise=self.config.add_x1_noise

@@ -50,7 +50,7 @@ def encode(key: str, root: Path, resize: int | None) -> tuple[str, bytes | None,
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -75,7 +75,7 @@ def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, worker
         raise FileError(source, "holds no images")
 
     out.mkdir(parents=True, exist_ok=True)
-    # The process's number keeps two builds apart; what a killed build left is deleted once its process is gone.
+    # The process id keeps two builds apart; what a killed build left is deleted once its process is gone.
     for stale in out.glob(f".{target.name}.*{PARTIAL}"):
         if not is_running(int(stale.name.split(".")[-2])):
             stale.unlink()

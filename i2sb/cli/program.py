@@ -86,8 +86,7 @@ class _Parser(argparse.ArgumentParser):
 def describe(error: Exception) -> str:
     """Say in one line what the user got wrong, with settings as flags, or what the disk refused.
 
-    Nothing, if the error is neither: then it is a fault of our own. Degradations tell mistakes in UserError's terms
-    without knowing that class.
+    Returns "" if it is neither, but a bug of ours. CorruptionError has the attributes of a UserError, but is none.
     """
     if isinstance(error, OSError):
         return "" if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -99,6 +98,5 @@ def describe(error: Exception) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    """Say what was wrong, and exit."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -183,7 +183,7 @@ class ImageDataset(Dataset):
     def _decode(self, store: Store, key: str) -> Image.Image | Unreadable:
         try:
             image: Image.Image = Image.open(io.BytesIO(store.read(key)))
-            if self.native:  # photographs lie as the camera was held; the published preprocessing takes no heed of it
+            if self.native:  # the published preprocessing ignores how the camera was held
                 image = ImageOps.exif_transpose(image)
             if not image.mode.startswith(("I", "F")):
                 return image.convert(self.mode)

@@ -96,7 +96,6 @@ class LmdbStore:
             raise OSError(f"the LMDB is damaged there: {error}") from None
 
     def describe(self, key: str = "") -> str:
-        """Name the store, or one of its files, in a message."""
         return f"{self.path}:{key}" if key else str(self.path)
 
 

@@ -37,7 +37,7 @@ class EvaluationSet:
     """
 
     source: SampleFolder | ReconFiles
-    images: ImageDataset
+    dataset: ImageDataset
     run_config: TrainConfig
     corruption: Corruption | None
     image_size: int
@@ -50,11 +50,11 @@ class EvaluationSet:
         return self.source.path
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.dataset)
 
     def read(self, numbers: Sequence[int], config: EvalConfig, device: torch.device) -> Iterator[EvaluationBatch]:
         """Yield images, by their indices in the split, in batches. Raises UserError if restored ones do not fit."""
-        loaded = load_in_order(self.images, numbers, batch_size=config.batch_size, workers=config.workers)
+        loaded = load_in_order(self.dataset, numbers, batch_size=config.batch_size, workers=config.workers)
         for part in loaded:
             noise = ImageNoise(self.seed, Purpose.SAMPLE, part.numbers)
             batch = make_task_batch(self.run_config, part, self.corruption, noise, evaluation=True)
@@ -87,7 +87,7 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / SETTINGS)
     images = open_task_split(run_config, config.dataset_dir or settings.dataset_dir, "val", settings.image_size)
     images = images.subset(config.subset or settings.subset)
-    data_set = Path(images.clean.describe())
+    data_set = images.clean.describe()
     if len(images) != settings.num_images:
         raise FileError(
             data_set,
@@ -151,7 +151,7 @@ def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> Evaluat
 
 def _check_released(images: ImageDataset, source: ReconFiles) -> None:
     """Raise UserError if the files hold another number of images than the data set, or images of other classes."""
-    data_set = Path(images.clean.describe())
+    data_set = images.clean.describe()
     if len(images) != len(source):
         raise FileError(data_set, f"holds {len(images)} images, {source.path} {len(source)}: {_DATA_SET_WANTED}")
     labels = images.labels(range(len(images)))

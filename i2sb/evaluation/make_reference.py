@@ -29,7 +29,7 @@ def make_reference(config: EvalConfig, world: World) -> None:
     split = config.reference_split or "val"
     images = open_split(config.dataset_dir, split, image_size=config.image_size, native=config.crop == "random")
     if len(images) < max(2, world.world_size):
-        data_set = Path(images.clean.describe())
+        data_set = images.clean.describe()
         raise FileError(data_set, f"holds {len(images)} images, too few for statistics")
     candidates = [METRICS[name].network for name in config.wanted if METRICS[name].uses_reference]
     name = OWN_FEATURES if config.features else next(iter(candidates), INCEPTION)

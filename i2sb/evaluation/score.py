@@ -107,7 +107,7 @@ def _check_use(reference: Reference, config: EvalConfig) -> None:
 
 
 def _warn(meters: Meters, reference: Reference | None) -> None:
-    """Say what the user should know of files that do not vouch for themselves."""
+    """Warn of files whose origin nobody can check."""
     if reference is not None and reference.made_from is None:
         print(
             f"warning: {reference.path} does not say what it was made from: taken as it is, "
@@ -141,7 +141,7 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
     scored_with = {f"scored with {name}": value for name, value in asdict(config).items() if value != ""}
     report = Report(
         title=f"{images.settings['run']}, {images.path.name}",
-        summary=f"{len(images)} images of {images.images.clean.describe()}, degraded by {images.run_config.corrupt}",
+        summary=f"{len(images)} images of {images.dataset.clean.describe()}, degraded by {images.run_config.corrupt}",
         results=list(results.values()),
         not_computed=meters.not_computed,
         psnr={column: psnr.values(column).tolist() for column in COLUMNS},
@@ -165,7 +165,7 @@ def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig
         examples[kind] = [
             Example(
                 number,
-                images.images.keys[number],
+                images.dataset.keys[number],
                 psnr.values("degraded")[number].item(),
                 psnr.values("restored")[number].item(),
                 batch.degraded[i],
@@ -191,7 +191,7 @@ def _find_versions() -> dict[str, str]:
 def _print(images: EvaluationSet, results: dict[str, Result], not_computed: dict[str, str]) -> None:
     settings = images.settings
     nfe = f", NFE {settings['nfe']}" if "nfe" in settings else ""
-    print(f"\n{len(images)} images of {images.images.clean.describe()}, {settings['run']}{nfe}")
+    print(f"\n{len(images)} images of {images.dataset.clean.describe()}, {settings['run']}{nfe}")
     width = max(10, *(len(result.title) + 2 for result in results.values()))
     print(f"{'':{width}}{'degraded':>10}{'restored':>10}{'gain':>10}")
     for result in results.values():

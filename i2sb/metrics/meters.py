@@ -87,7 +87,6 @@ class NetworkMeter:
         self._pool: dict[str, Tensor] = {}
 
     def add(self, batch: EvaluationBatch) -> None:
-        """Take in a batch."""
         for row, column in enumerate(self.columns):
             output = self.network(as_colour(getattr(batch, column)))
             if output.scores is not None:
@@ -105,7 +104,6 @@ class NetworkMeter:
                 self._pool[column][row] = feature
 
     def reduce(self, reduce: Reduce) -> None:
-        """Bring in what the other processes saw."""
         self._classes = reduce(self._classes)
         if self._moments[COLUMNS[0]].sum is not None and self.count > 1:
             self._gaussians = {column: moments.gaussian(reduce) for column, moments in self._moments.items()}

@@ -116,9 +116,7 @@ class OwnPictures:
         picture = read_picture(job.source, model.config.image_channels)
         degraded = from_uint8(picture.image)[None]
         mask = None if job.mask is None else read_mask(job.mask, job.height, job.width)[None]
-        corruption = None
-        if config.corrupt or self.needs_operator:
-            corruption = self._build_corruption(job)
+        corruption = self._build_corruption(job) if config.corrupt or self.needs_operator else None
         if config.corrupt and corruption is not None:
             noise = ImageNoise(options.seed, Purpose.SAMPLE, [0])
             clean = pad_reflect(degraded, model.multiple(degradable=True)).to(model.device)

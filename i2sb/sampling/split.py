@@ -102,8 +102,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         drawings = {index: trajectory_paths(folder.trajectory_stem(index)) for index in mine}
         undrawn = {index for index, paths in drawings.items() if not all(path.exists() for path in paths)}
         missing = sorted({*missing, *undrawn})
-    # Whole batches, made up as they would be if nothing were there yet: in another company an image's last digits may
-    # be others.
+    # Whole batches, the same as if no image existed yet: beside other images, an image's last digits might differ.
     needed = set(missing)
     batches = [mine[i : i + config.batch_size] for i in range(0, len(mine), config.batch_size)]
     computed = [index for batch in batches if not needed.isdisjoint(batch) for index in batch]

@@ -48,6 +48,13 @@ class Item:
     sha256: str = ""
 
 
+def _weights(about: str, url: str) -> Item:
+    """Return weights whose name ends, by custom, in the first digits of their SHA-256."""
+    file = url.rpartition("/")[2]
+    return Item(file, "data/weights", about, url, sha256=Path(file).stem.rpartition("-")[2])
+
+
+_TORCH = "https://download.pytorch.org/models"
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 _RUN = "released I²SB checkpoint, announced at github.com/NVlabs/I2SB; fetch its options.pkl too, with --file"
 _STATISTICS = "data/statistics"
@@ -84,34 +91,13 @@ ITEMS: dict[str, Item] = {
         _STATISTICS,
         "Inception statistics of the ImageNet-256 validation set, announced at github.com/NVlabs/I2SB",
     ),
-    "inception": Item(
-        "pt_inception-2015-12-05-6726825d.pth",
-        "data/weights",
+    "inception": _weights(
         "the Inception network of the FID, as PyTorch weights",
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-        sha256="6726825d",
     ),
-    "resnet50": Item(
-        "resnet50-0676ba61.pth",
-        "data/weights",
-        "torchvision's ResNet-50 (V1), for classifier accuracy",
-        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-        sha256="0676ba61",
-    ),
-    "alexnet": Item(
-        "alexnet-owt-7be5be79.pth",
-        "data/weights",
-        "torchvision's AlexNet, for LPIPS",
-        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        sha256="7be5be79",
-    ),
-    "vgg16": Item(
-        "vgg16-397923af.pth",
-        "data/weights",
-        "torchvision's VGG-16, for LPIPS",
-        "https://download.pytorch.org/models/vgg16-397923af.pth",
-        sha256="397923af",
-    ),
+    "resnet50": _weights("torchvision's ResNet-50 (V1), for classifier accuracy", f"{_TORCH}/resnet50-0676ba61.pth"),
+    "alexnet": _weights("torchvision's AlexNet, for LPIPS", f"{_TORCH}/alexnet-owt-7be5be79.pth"),
+    "vgg16": _weights("torchvision's VGG-16, for LPIPS", f"{_TORCH}/vgg16-397923af.pth"),
 }
 
 
@@ -206,7 +192,8 @@ def _refuse(url: str, reason: str) -> UserError:
 def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
     """Make one request, for what is missing; returns when the file is complete."""
     kept = file.seek(0, os.SEEK_END)
-    validator = _read_source(partial).get("validator") if _read_source(partial).get("url") == url else None
+    source = _read_source(partial)
+    validator = source.get("validator") if source.get("url") == url else None
     headers = {"User-Agent": "i2sb-download", "Accept-Encoding": "identity"}
     if kept and validator:
         # If the file has changed since, the server sends it whole.
@@ -234,8 +221,8 @@ def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
             file.truncate(0)
         strong = response.headers.get("ETag", "")
         validator = strong if strong.startswith('"') else response.headers.get("Last-Modified")
-        source = json.dumps({"url": url, "validator": validator}).encode()
-        write_atomically(_source(partial), lambda out: out.write(source), sync=False)
+        note = json.dumps({"url": url, "validator": validator}).encode()
+        write_atomically(_source(partial), lambda out: out.write(note), sync=False)
         with tqdm(total=total, initial=begin, unit="B", unit_scale=True, dynamic_ncols=True) as progress:
             while chunk := response.read1(_CHUNK):
                 _write(file, chunk, partial)

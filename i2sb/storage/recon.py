@@ -93,7 +93,7 @@ def _read(file: Path) -> dict[str, Any]:
 def write_recon(path: Path, folder: SampleFolder, indices: Sequence[int], labels: Tensor) -> None:
     """Write the images `indices` of a folder, which must all exist, and their labels int64 [M].
 
-    An 8-bit value stands for the middle of the numbers that it was cut down from, so that cutting again gives it back.
+    An 8-bit value becomes the middle of the numbers that are truncated to it, so that truncating gives it back.
     The array grows in a file beside `path`, as large as itself, and not in memory. Raises UserError if an image is
     unreadable.
     """

@@ -42,7 +42,7 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Give the lock back."""
         self._file.close()
 
 

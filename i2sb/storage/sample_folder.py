@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from i2sb.config import Precision, SampleConfig, SamplingOptions, option
 from i2sb.errors import FileError
 from i2sb.files import PARTIAL, append, remove_partials, write_atomically, write_text
-from i2sb.images import save_png, to_pil, to_uint8
+from i2sb.images import refuse_undecodable, save_png, to_pil, to_uint8
 from i2sb.parsing import read_config, to_yaml
 from i2sb.storage.run_lock import LOCK, locked
 
@@ -78,7 +78,7 @@ class SampleFolder:
         """Start a folder, or go on with one made with the same settings. Raises UserError if they differ."""
         names = {entry.name for entry in path.iterdir() if entry.suffix != PARTIAL} if path.is_dir() else set()
         if SETTINGS not in names and names - {LOCK}:
-            raise FileError(path, f"holds files but no {SETTINGS}: who knows how they were made; move it away")
+            raise FileError(path, f"holds files but no {SETTINGS}, so nobody knows how they were made; move it away")
         with locked(path):  # so nobody else is writing these now
             for name in (SETTINGS, MANIFEST):
                 remove_partials(path, name)
@@ -129,14 +129,8 @@ class SampleFolder:
     def load(self, index: int) -> Tensor:
         """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""
         path = self.image_path(index)
-        try:
-            with Image.open(path) as image:
-                return TF.pil_to_tensor(image)
-        except (OSError, SyntaxError) as error:
-            if getattr(error, "errno", None) is not None:  # the disk's trouble, not the file's
-                raise
-            reason = "not an image, or cut off" if isinstance(error, UnidentifiedImageError) else error
-            raise FileError(path, f"unreadable image ({reason}); delete it and run sample.py again") from None
+        with refuse_undecodable(path, "image", "delete it and run sample.py again"), Image.open(path) as image:
+            return TF.pil_to_tensor(image)
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Return those of `indices` whose images do not exist yet."""

@@ -147,9 +147,7 @@ def _time_training(
                 loss.item()
 
         works[name] = iterate
-    _reset_memory(images.device)
-    works["variant"]()
-    memory = _peak_memory(images.device)
+    memory = _measure_memory(works["variant"], images.device)
     spent = compare(works, options.repeats, images.device, options.deadline)
     errors = _numerics(options, bridge, network, variant)
     return _row(options, variant, microbatch, spent, len(images), memory) | errors
@@ -180,10 +178,8 @@ def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[
         def restore(varied=varied) -> None:
             sample(bridge, varied, x1, nfe=options.nfe)
 
-        _reset_memory(device)
         works = {"variant": released} if variant.released else {"variant": restore, "released": released}
-        works["variant"]()
-        memory = _peak_memory(device)
+        memory = _measure_memory(works["variant"], device)
         spent = compare(works, options.repeats, device, options.deadline)
         row = _row(options, variant, len(x1), spent, len(x1), memory)
         if not variant.released:
@@ -218,13 +214,14 @@ def _images(options: argparse.Namespace, bridge: Bridge, count: int) -> Tensor:
     return torch.rand(count, 3, options.size, options.size, device=bridge.betas.device) * 2 - 1
 
 
-def _reset_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_memory(device: torch.device) -> float | None:
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+def _measure_memory(work: Callable[[], object], device: torch.device) -> float | None:
+    """Do the work once; returns the most GB it had allocated on a GPU, None on a CPU."""
+    if device.type != "cuda":
+        work()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) / 1e9
 
 
 def _row(

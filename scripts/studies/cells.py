@@ -15,7 +15,7 @@ from typing import Any
 from i2sb import load_model
 from i2sb.config import SamplingOptions, TrainConfig, check_resumable
 from i2sb.data.dataset import ImageDataset
-from i2sb.errors import FileError, require
+from i2sb.errors import FileError
 from i2sb.evaluation import score as evaluation
 from i2sb.files import write_text
 from i2sb.network_sizes import check_image_size
@@ -150,26 +150,15 @@ def check_unchanged(cell: Cell) -> None:
     if (run.run_dir / "config.yaml").exists():
         check_resumable(read_config(TrainConfig, run.run_dir / "config.yaml"), run, run.run_dir)
     iteration = find_iteration(run)
-    require(
-        iteration <= run.num_itr,
-        run.run_dir,
-        None,
-        f"was trained to iteration {iteration}, beyond num_itr {run.num_itr}: {anew}",
-    )
+    if iteration > run.num_itr:
+        raise FileError(run.run_dir, f"was trained to iteration {iteration}, beyond num_itr {run.num_itr}: {anew}")
     if not (cell.folder / SETTINGS).exists():
         return
     before, config = SampleFolder.open(cell.folder).settings, cell.config
-    require(
-        before.iteration == run.num_itr,
-        cell.folder,
-        None,
-        f"was restored at iteration {before.iteration}, num_itr is {run.num_itr} now: {anew}",
-    )
+    if before.iteration != run.num_itr:
+        restored_at = f"was restored at iteration {before.iteration}, num_itr is {run.num_itr} now"
+        raise FileError(cell.folder, f"{restored_at}: {anew}")
     for name in (*(f.name for f in fields(SamplingOptions)), *_NETWORK_AND_DATA):
         value, value_before = getattr(config, name), getattr(before, name)
-        require(
-            value is None or value == value_before,
-            cell.folder,
-            None,
-            f"was restored with {name} {value_before}, it is {value} now: {anew}",
-        )
+        if value is not None and value != value_before:
+            raise FileError(cell.folder, f"was restored with {name} {value_before}, it is {value} now: {anew}")

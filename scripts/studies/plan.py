@@ -10,7 +10,7 @@ from typing import Any
 from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
 from i2sb.consistency import check_consistency
-from i2sb.errors import FileError, UserError, require
+from i2sb.errors import FileError, UserError
 from i2sb.formulation import Formulation
 from i2sb.parsing import C, read_config, read_flags
 from i2sb.tasks import build_formulation, build_task_corruption
@@ -94,7 +94,8 @@ def make_plan(study: Study, source: Path) -> Plan:
                             left_out.append(planned)
                 except UserError as error:
                     raise FileError(source, f"tasks, {task}, with {name}: {error.marked}") from None
-    require(bool(cells), source, None, f"nothing can be done: {left_out[0]['reason'] if left_out else ''}")
+    if not cells:
+        raise FileError(source, f"nothing can be done: {left_out[0]['reason'] if left_out else ''}")
     return Plan(cells, left_out)
 
 
