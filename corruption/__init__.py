@@ -1,7 +1,5 @@
 """The degradations by name. Images are [B, C, H, W] in [-1, 1]; nothing here knows about the bridge."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches

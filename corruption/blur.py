@@ -4,8 +4,6 @@ The published blur is not the blur it names, but all published checkpoints were 
 `blur-uni` and `blur-gauss` as published, faults included, and `blur-uni-exact` and `blur-gauss-exact` without them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """A degradation of the user's own: a class in a file, named as path/to/file.py:ClassName."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Inpainting: part of the image is missing. What is shown has a white hole; noise fills it where the bridge begins."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

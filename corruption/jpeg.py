@@ -3,8 +3,6 @@
 ITU T.81 without its entropy coding, which loses nothing; chroma is taken at every second pixel, not averaged.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

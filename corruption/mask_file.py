@@ -1,7 +1,5 @@
 """The published freeform masks: an .npz of bits, kept packed in memory."""
 
-from __future__ import annotations
-
 import zipfile
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ Each image has up to four strokes, chains of straight pieces that turn at random
 a stroke, as many as its share of the area wants: so the brush is as broad as the share needs, and the count is exact.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """4x super-resolution: the image is shrunk four times, then shown at its old size by repeating pixels."""
 
-from __future__ import annotations
-
 from functools import reduce
 
 import torch

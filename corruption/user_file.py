@@ -1,7 +1,5 @@
 """Python files of the user's own: run only because the user named them."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

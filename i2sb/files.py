@@ -1,7 +1,5 @@
 """Writing files so that one of the given name is always whole, and what is asked of files everywhere."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable

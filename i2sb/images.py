@@ -1,7 +1,5 @@
 """Pixels: the one place that turns 8-bit images into [-1, 1] and back, and draws and writes pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

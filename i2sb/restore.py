@@ -1,7 +1,5 @@
 """A trained network, ready to restore images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

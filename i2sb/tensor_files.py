@@ -1,7 +1,5 @@
 """Tensors in files that torch.save wrote: read without running code, and compared with the module they are for."""
 
-from __future__ import annotations
-
 import errno
 import os
 import zipfile

@@ -16,8 +16,6 @@ Numbers that the processor only emulates (bf16 on many) are not measured; a row 
 not begun after three minutes is left out, with a row that says so.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

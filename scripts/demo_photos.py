@@ -6,8 +6,6 @@ The split is by photograph: no crop of a validation photograph is ever trained o
 as folder and in the file name, and go into LMDB through make_lmdb.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -8,8 +8,6 @@ An interrupted fetch goes on where it was when the same command is given again. 
 (pip install gdown). Proxies are taken from the environment.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from difflib import get_close_matches

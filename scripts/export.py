@@ -5,8 +5,6 @@ python scripts/export.py NAME OUT.safetensors --raw    those that the optimizer 
 python scripts/export.py NAME OUT.safetensors --half   in float16: half the size, three decimal digits
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -11,8 +11,6 @@ other packages' photographs, the most textured one of each, and none of a photog
 OUT/licences.tsv says whose each of them is; it is written last.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

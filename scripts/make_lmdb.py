@@ -6,8 +6,6 @@ The result, OUT/{split}_faster_imagefolder.lmdb, appears only when it is complet
 folder, values the encoded files. Unreadable images are left out and listed at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import multiprocessing

@@ -4,8 +4,6 @@ The format is that of Qt's own rcc program, all numbers big-endian: a header (ma
 begin), a tree of nodes of one size, the data (a length, then that many bytes), and the names in UTF-16.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from typing import NamedTuple

@@ -5,8 +5,6 @@
 The image's shorter side is resized to --size and its middle is cut out, as validation images are.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

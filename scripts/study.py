@@ -17,8 +17,6 @@ STUDY.yaml holds, under these names:
     sheet_nfe, sheet_images    what the sheets show (default: 10 evaluations, 4 images)
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from importlib.util import find_spec

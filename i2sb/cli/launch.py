@@ -1,7 +1,5 @@
 """Starting on several GPUs without typing torchrun: the released program's flags, handed over to torch's launcher."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the three command lines share: flags in, one line out when the user erred, a traceback when the code did."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import traceback

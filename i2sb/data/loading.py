@@ -1,7 +1,5 @@
 """Batches of images, which worker processes decode ahead of time."""
 
-from __future__ import annotations
-
 import atexit
 import multiprocessing
 import os

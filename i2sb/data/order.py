@@ -1,7 +1,5 @@
 """In which order the images of a training run come: resumable anywhere, and the same for any number of processes."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache

@@ -9,8 +9,6 @@ A data set folder holds, for each split (train, val), the first of these that is
     {split}/…                             images without classes (label -1)
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What there is to score: restored images with the clean and the degraded ones that they belong to."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

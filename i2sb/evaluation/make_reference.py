@@ -1,7 +1,5 @@
 """Making reference statistics: the moments of the features of a split's clean images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from i2sb.config import EvalConfig

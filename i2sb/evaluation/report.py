@@ -3,8 +3,6 @@
 The page is report.html.j2; here stands what it is given.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math

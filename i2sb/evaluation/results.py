@@ -1,7 +1,5 @@
 """From the names of metrics to their values: which can be computed, what they are computed with, what came out."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterator, Mapping

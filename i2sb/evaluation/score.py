@@ -1,7 +1,5 @@
 """Scoring a folder of restored images against the clean ones, with the degraded ones beside them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict

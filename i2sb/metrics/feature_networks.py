@@ -4,8 +4,6 @@ All take 8-bit images, uint8 [B, 3, H, W]. Weights come from files that are read
 none is ever left at random: what is missing is an UnavailableError that says which file or package to bring.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import warnings

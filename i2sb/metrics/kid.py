@@ -1,7 +1,5 @@
 """The kernel distance between two sets of features (KID, Bińkowski et al. 2018, where they are Inception's)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

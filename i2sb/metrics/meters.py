@@ -4,8 +4,6 @@ Every process has meters of its own, which see its share of the images; `reduce`
 processes, then makes the shares one, so that any number of processes comes to the same result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -1,12 +1,11 @@
 """Reference statistics in npz files: mean and covariance of features, and what they were made from."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import torch
@@ -129,7 +128,8 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, str | None]:
 def _parse_made_from(text: str) -> MadeFrom:
     """Read the JSON. Raises ValueError or TypeError if it does not say what it should."""
     made_from = MadeFrom(**json.loads(text))
-    for f in fields(MadeFrom):
-        if type(getattr(made_from, f.name)).__name__ != f.type:
-            raise ValueError(f"{MADE_FROM}: {f.name} {getattr(made_from, f.name)} is no {f.type}")
+    for name, kind in get_type_hints(MadeFrom).items():
+        value = getattr(made_from, name)
+        if type(value) is not kind:
+            raise ValueError(f"{MADE_FROM}: {name} {value} is no {kind.__name__}")
     return made_from

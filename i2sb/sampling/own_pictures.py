@@ -4,8 +4,6 @@ manifest.jsonl in the folder of the restored pictures says what each was made fr
 where it was stopped, and no file is replaced unless this program made it from the same picture in the same way.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ What a picture is besides its pixels is kept: the ending and so the format, its 
 if its EXIF says so), transparency, grey, and the colour profile. Other metadata is not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

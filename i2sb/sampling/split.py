@@ -3,8 +3,6 @@
 Or, with --input, pictures of one's own (i2sb.sampling.own_pictures).
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An image's way over the bridge to look at: a strip of its states and predictions, and an animation."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -5,8 +5,6 @@ of their sizes. Each is a dict laid out as in the released program: `net` (keys 
 `optimizer`, `sched`, and beside them `progress` and `format`, the version of this layout.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

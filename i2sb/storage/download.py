@@ -7,8 +7,6 @@ A file appears under its name only when it is whole and the right one. Until the
 Proxies are taken from the environment (https_proxy, no_proxy).
 """
 
-from __future__ import annotations
-
 import fcntl
 import http.client
 import json

@@ -3,8 +3,6 @@
 Such a file can hold nothing but tensors and text.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 They hold `arr`, float32 [M, C, H, W] in [-1, 1] in the order of the data set, and `label_arr`, int64 [M].
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """One process at a time may write into a run's folder, or do something to a folder that several write into."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

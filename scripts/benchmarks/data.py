@@ -1,7 +1,5 @@
 """Images a second by the number of worker processes: out of an LMDB, and as crops of large photographs."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Memory and time of loading a run and restoring one image, in a process of its own."""
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import pickle

@@ -1,7 +1,5 @@
 """Training and sampling: images a second, variant by variant, beside the released program's settings."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from copy import deepcopy

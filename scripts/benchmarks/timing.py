@@ -1,7 +1,5 @@
 """Times and rates, always beside a baseline measured in the same run."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping

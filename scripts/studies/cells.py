@@ -1,7 +1,5 @@
 """Doing a cell: train its run, restore its images, score them; whatever of that is done is not done again."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """From a study's settings to its cells: each a folder of restored images, with the run that restores them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path

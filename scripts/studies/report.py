@@ -1,7 +1,5 @@
 """What a study's scores become: a table of how far it is, results as JSON and CSV, plots, and sheets of images."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """What STUDY.yaml says, checked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
