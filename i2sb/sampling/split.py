@@ -107,8 +107,8 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     folder.remove_partials(mine)
     if world.is_main:
         folder.rewrite_manifest(line)
-        here = f"{len(missing)} to restore here, NFE {options.nfe}"
-        print(f"{folder.path}: {len(wanted)} images from number {wanted.start} on, {here}")
+        to_do = f"{len(missing)} to restore here, NFE {options.nfe}"
+        print(f"{folder.path}: {len(wanted)} images from number {wanted.start} on, {to_do}")
         if corruption is not None and corruption.note:
             print(f"{task.corrupt}: {corruption.note}")
     begun = time.perf_counter()

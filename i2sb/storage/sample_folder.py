@@ -7,7 +7,7 @@ added as images are, and put in order at every start and end.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from i2sb.config import Precision, SampleConfig, SamplingOptions, option
-from i2sb.errors import FileError
+from i2sb.errors import FileError, list_differences
 from i2sb.files import PARTIAL, append, remove_partials, write_atomically, write_text
 from i2sb.images import refuse_undecodable, save_png, to_pil, to_uint8
 from i2sb.parsing import read_config, to_yaml
@@ -55,16 +55,8 @@ def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
     return {"run": config.ckpt, "iteration": iteration} | {name: getattr(config, name) for name in names}
 
 
-def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say what of the settings `now` is not as it was for images that exist already; empty if all is."""
-    before = {**_OLDER, **before}
-    return "; ".join(
-        f"{name} {before.get(name)} there, {value} now" for name, value in now.items() if before.get(name) != value
-    )
-
-
-# What settings that were written before an option came stand for.
-_OLDER = {f.name: f.metadata["older"] for f in fields(SamplingOptions) if f.metadata["older"] is not None}
+# What sampling options stand for in settings that were written before there were such options.
+OLDER_OPTIONS = {f.name: f.metadata["older"] for f in fields(SamplingOptions) if f.metadata["older"] is not None}
 
 
 class SampleFolder:
@@ -91,7 +83,7 @@ class SampleFolder:
             del now[name]
         if settings.mask_file and before.mask_file:
             del now["mask_file"]
-        differences = find_differences(asdict(before), now)
+        differences = list_differences(asdict(before), now)
         if differences:
             raise FileError(
                 path,
