@@ -88,7 +88,7 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
     unknown = [f"`{option}`" for option in options if all(option not in e.options for e in entries)]
     if unknown:
         raise CorruptionError("corrupt", name, f"takes no {', '.join(unknown)}")
-    with torch.inference_mode(False):  # or its tables could not serve a gradient later
+    with torch.inference_mode(False):  # or no gradient could pass through its tables
         parts = _build_each(entries, image_size, options)
     try:
         for part in parts:

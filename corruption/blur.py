@@ -63,7 +63,7 @@ class PublishedBlur(Blur):
         self.register_buffer("U", U.contiguous(), persistent=False)
         self.register_buffer("V", Vt.T.contiguous(), persistent=False)
         self.register_buffer("W", W.view(3, side, side), persistent=False)
-        # U is orthogonal, so what darkens can be added to the components, in one pass with their weights.
+        # U is orthogonal, so the darkening can be added to the components, in one pass with their weights.
         U64 = U.double()
         darkening = self.darkening(torch.ones(1, 3, side, side, dtype=torch.float64, device="cpu"))
         self.register_buffer("C", (U64.T @ darkening[0] @ U64).float(), persistent=False)
@@ -125,7 +125,7 @@ class ExactBlur(Blur):
 
 def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor, offset: Tensor | None = None) -> Tensor:
     """Return L ((Rᵀ x R) ∘ W + C) Lᵀ for square images x; C = 0 if not given."""
-    first = right.T @ x.contiguous()  # matmul takes no other layout as its `out`
+    first = right.T @ x.contiguous()  # matmul writes its `out` in this layout alone
     second = first @ right
     if second.requires_grad:
         second = second * weights

@@ -29,7 +29,7 @@ def build_custom(name: str) -> Corruption:
         raise wrong(f"{class_name} lacks its method degrade(self, clean, draws)")
     try:
         corruption = kind()
-    except Exception as error:  # the user's code, too
+    except Exception as error:  # the user's code can raise anything
         advice = "; it must need no arguments" if isinstance(error, TypeError) else ""
         raise wrong(f"{class_name}() failed: {type(error).__name__}: {error}{advice}") from error
     if "_buffers" not in vars(corruption):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from corruption.base import CorruptionError
 
 SIDE = 256
-KEY = "{}-{}% freeform"  # of percents
+KEY = "{}-{}% freeform"  # the two percents
 LARGEST = 1 << 30  # bytes; the published masks have 82 million
 
 
@@ -34,7 +34,7 @@ class MaskFile(nn.Module):
             raise wrong("there is no such file")
         try:
             packed = _read(path, f"{key}.npy")
-        except Exception as error:  # bytes that are no masks can raise anything in the readers
+        except Exception as error:  # a broken file can make the readers raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise wrong(f"cannot be read as .npz of '{key}' ({reason})") from None
         if packed.dtype != np.uint8 or packed.size == 0 or packed.size % (SIDE * SIDE // 8):

@@ -23,7 +23,7 @@ from i2sb.errors import FileError, UserError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-C = TypeVar("C", bound="DataclassInstance")  # whose fields are i2sb.config.option
+C = TypeVar("C", bound="DataclassInstance")  # its fields are made by i2sb.config.option
 
 
 def make_parser(config_class: type[C]) -> ArgumentParser:
@@ -161,7 +161,7 @@ def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, source: 
         return parse(given).as_dict()
     except ArgumentError as error:
         message = _one_line(error)
-    # jsonargparse says in English alone what was wrong with which value: requirements.txt keeps to the releases known.
+    # jsonargparse tells the setting and its value only in an English sentence; requirements.txt caps its version.
     key = re.search(r'Parser key "(\w+)"', message)
     value = re.search(r"(?:Got|Given) value:\s*(.*)$", message)
     if key and value:

@@ -31,7 +31,7 @@ from i2sb.tiles import pad_reflect, tiled
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
 DEGRADABLE = 16
 
-# Bytes at whose multiples torch puts every tensor that it makes on a CPU.
+# torch puts every tensor that it makes on a CPU at a multiple of so many bytes.
 ALIGNMENT = 64
 
 
@@ -239,7 +239,7 @@ def load_model(
     loaded = _read_file(path, ema) if is_export else _read_run(path, ema, checkpoint)
     config = loaded.config
     formulation = build_formulation(config)
-    with torch.device("meta"):  # shapes only: the weights are not drawn, nor copied
+    with torch.device("meta"):  # only shapes: no weights are drawn or copied
         network = build_network(
             config.network,
             formulation.noise_levels,

@@ -40,7 +40,7 @@ def download(options: argparse.Namespace) -> None:
         raise UserError(
             "", None, f"{options.name}: no lasting address is known ({item.about}); give the one you have with `url`"
         )
-    known = not options.file  # another file of the item has another check sum
+    known = not options.file  # the known check sum is of the item's usual file
     target = (options.dest or Path(item.folder)) / (options.file or item.file)
     fetch(
         url,

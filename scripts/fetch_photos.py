@@ -33,11 +33,11 @@ from i2sb.errors import FileError, UserError
 from i2sb.files import write_atomically, write_text
 
 TABLE = Path(__file__).with_name("photos.tsv")
-# Photographs of more pixels than this are blurred as a whole, seen at native scale: they are shrunk further.
+# Larger photographs look blurred at their own scale: they are shrunk until they have no more pixels than this.
 MAX_PIXELS = 3_000_000
 MIN_PHOTOS = {"train": 100, "val": 8, "test": 8}
 CROP, CROP_STRIDE = 256, 64
-# Mean difference between neighbouring pixels, of 255, below which a crop says little: any method restores it.
+# Mean difference between neighbouring pixels, of 255; flatter crops are left out, as any method restores them.
 MIN_TEXTURE = 8.0
 
 
@@ -81,7 +81,7 @@ def read_package(deb: Path, paths: set[str]) -> Iterator[tuple[str, bytes]]:
                     for path in sorted(inner[outer]):
                         if path in resources:
                             yield f"{outer}:{path}", resources.read(path)
-            process.stdout.read()  # what pads the archive, so that dpkg-deb can end
+            process.stdout.read()  # read the archive's padding, so that dpkg-deb can end
         except tarfile.TarError:
             raise _damaged(deb) from None
     if process.returncode:

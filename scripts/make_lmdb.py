@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
         unreadable = make_lmdb(
             options.source, options.out, options.split, resize=options.resize, workers=options.workers
         )
-    except lmdb.Error as error:  # a full disk among others
+    except lmdb.Error as error:  # for example a full disk
         raise FileError(options.out, str(error)) from None
     if unreadable:
         print(f"left out {len(unreadable)} unreadable images:", file=sys.stderr)

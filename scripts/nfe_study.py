@@ -222,7 +222,7 @@ def run(options: argparse.Namespace) -> None:
     except UnavailableError as error:
         features = None
         print(f"warning: no Fréchet distance: {error}", file=sys.stderr)
-    options.out.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost if that cannot be done
+    options.out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     rows = study(model, options, features)
     config = model.config
     about = " ".join(model.formulation.describe().split())

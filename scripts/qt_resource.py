@@ -49,14 +49,14 @@ class QtResources:
         if not flags & _COMPRESSED_ZLIB:
             return content
         try:
-            return zlib.decompress(content[4:])  # after the length that it will have
+            return zlib.decompress(content[4:])  # the first four bytes are the unpacked length
         except zlib.error:
             raise FileError(self._name, f"{path} is damaged") from None
 
     def _list_folder(self, node: int, prefix: str) -> None:
         offset = self._tree + node * self._node_size
         _, flags, count, first = self._unpack(_FOLDER, offset)
-        # Children come after their folder: whatever a damaged file says, this ends.
+        # Children come after their folder, so that even with a damaged file this ends.
         if not flags & _IS_FOLDER or (count and first <= node):
             raise FileError(self._name, "is damaged")
         for child in range(first, first + count):

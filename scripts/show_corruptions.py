@@ -64,10 +64,10 @@ def run(options: argparse.Namespace) -> None:
         raise FileError(options.out, "is there already: remove it, or name another file")
     if options.size < 16:
         raise UserError("size", options.size, "must be at least 16")
-    names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # it is one of the others
+    names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # which is one of the others
     corruptions = [(name, build_corruption(name, options.size)) for name in names]
     clean = load_square(options.image, options.size)
-    # As image number 0 of an evaluation.
+    # Degraded as image number 0 of an evaluation is.
     shown = [(name, corruption(clean, torch.Generator().manual_seed(0), [0]).image) for name, corruption in corruptions]
     sheet = draw_sheet([(name, to_pil(to_uint8(image)[0])) for name, image in [("clean", clean), *shown]])
     save_png(sheet, options.out)

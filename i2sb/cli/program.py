@@ -43,7 +43,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     with report_errors(debug=options.pdb):
         config = read_flags(config_class, flags, options.config)
         if isinstance(config, TrainConfig) and not (config.run_dir / "config.yaml").exists():
-            refuse_unused(config)  # a run that was begun goes on with what it has
+            refuse_unused(config)  # a run that has begun keeps its settings
         if options.dry_run:
             print(to_yaml(config), end="")
             return

@@ -68,7 +68,7 @@ class LmdbStore:
         pid, environment = self._open_files.get(name, (0, None))
         if environment is None or pid != os.getpid():
             if environment is not None:
-                environment.close()  # inherited from the process that forked this one, which keeps its own
+                environment.close()  # inherited from the parent process, whose own stays open
             try:
                 environment = lmdb.open(
                     name, subdir=self.path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False

@@ -24,7 +24,7 @@ from i2sb.progress import progress_bar
 from i2sb.storage.sample_folder import TRAJECTORIES
 
 IMAGES_DRAWN = 12
-EXAMPLES_DRAWN = 4  # each of the worst, middle and best
+EXAMPLES_DRAWN = 4  # of the worst, of the middle and of the best
 REQUIRED_IS_MISSING = 3  # exit status
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "efficientnet-lite-pytorch", "numpy")
 

@@ -103,7 +103,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Weights]:
     if not is_named_tensors(state):
         raise FileError(path, "holds no weights (a dict of names and tensors is wanted)")
     sha256 = hash_file(path)[:16]
-    # By custom the name ends in the first digits.
+    # By custom the file's name ends in the first digits of its hash.
     return state, Weights(path.name, sha256, sha256.startswith(path.stem.rpartition("-")[2]))
 
 
@@ -166,7 +166,7 @@ class Inception(FeatureNetwork):
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise FileError(path, f"holds another architecture ({reason})") from None
-        # Its own forward takes 8-bit images of any size; here they are resized already, and are floats.
+        # The extractor's own forward takes 8-bit images of any size; ours come resized, as floats.
         self.layers = nn.Sequential(*(layer for name, layer in network.named_children() if name != "fc"))
 
     def forward(self, images: Tensor) -> FeatureOutput:
@@ -264,7 +264,7 @@ class PerceptualDistance(nn.Module):
 
         path = find_weights(LPIPS_FILES[backbone], weights_dir)
         state, self.weights = read_weights(path)
-        with warnings.catch_warnings():  # it calls torchvision in an older manner
+        with warnings.catch_warnings():  # lpips uses deprecated arguments of torchvision
             warnings.simplefilter("ignore", UserWarning)
             self.network = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)
         slices = self.network.net.state_dict()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-POOL_SIZE = 10_000  # the features of so many images at most are kept: memory does not grow with the data set
+POOL_SIZE = 10_000  # images whose features are kept, at most: memory does not grow with the data set
 
 
 class KernelDistance(NamedTuple):

@@ -38,7 +38,7 @@ class MadeFrom:
     weights: str = ""
 
 
-# Published files that do not say it themselves.
+# Published files that hold no `made_from`.
 PUBLISHED = {
     "VIRTUAL_imagenet256_labeled.npz": MadeFrom(
         network=INCEPTION, split="train", image_size=256, crop="center", data="ImageNet"

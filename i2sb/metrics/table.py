@@ -167,7 +167,7 @@ METRICS: dict[str, Metric] = {
         "LPIPS (AlexNet)",
         "LPIPS 0.1 with AlexNet, images in [-1, 1] at their own size, mean over images",
         network=LPIPS_ALEX,
-        min_side=31,  # of less, nothing is left after its strides
+        min_side=31,  # smaller images vanish in its strides
     ),
     "lpips-vgg": _lpips(
         "LPIPS (VGG)",

@@ -133,7 +133,7 @@ class OwnPictures:
             options,
             mask=mask,
             corruption=corruption,
-            tiles_at_once=config.batch_size if model.device.type == "cuda" else 1,  # more are no faster on a CPU
+            tiles_at_once=config.batch_size if model.device.type == "cuda" else 1,  # a CPU is no faster with more
             callback=report,
             states=None,
         )
@@ -141,7 +141,7 @@ class OwnPictures:
             remove_partials(path.parent, path.name)
         if recorder is not None:
             recorder.save(0, self._trajectory_stem(job))
-        self._add_to_manifest(self._line(job))  # before the picture: one that is not listed is not ours
+        self._add_to_manifest(self._line(job))  # before the picture: we replace only what is listed
         colours = self.training_corruption is None or self.training_corruption.adds_colour
         image = to_uint8(trajectory.x0[0, :, : job.height, : job.width])
         write_picture(job.out, image, picture, colours=colours)
@@ -183,7 +183,7 @@ class OwnPictures:
         """Build the degradation that is applied to a picture, or undone with its operator, for its sides."""
         corrupt = self.config.corrupt or self.model.config.corrupt
         if job.mask and not self.model.formulation.sees_degradation:
-            corrupt = "inpaint-center"  # any would do: the operator takes the mask that it is given
+            corrupt = "inpaint-center"  # any inpainting does: its operator takes the mask that it is given
         if is_custom(corrupt) and not self.config.corrupt:
             raise UserError(
                 "input",
@@ -260,7 +260,7 @@ class OwnPictures:
 
     def _add_to_manifest(self, line: dict[str, Any]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
-        append(self.output / MANIFEST, ("\n" + _as_line(line)).encode())  # after one that was cut off, too
+        append(self.output / MANIFEST, ("\n" + _as_line(line)).encode())  # the newline ends a line that was cut off
 
     def _trajectory_stem(self, job: Job) -> Path:
         return self.output / TRAJECTORIES / job.name

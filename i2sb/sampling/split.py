@@ -25,7 +25,7 @@ from i2sb.storage.recon import recon_path, write_recon
 from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_network
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
-# tqdm's own, but for a rate that stays in images a second when they are slow.
+# tqdm's own bar, but slow rates, too, are shown as images a second, not seconds an image.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
@@ -93,7 +93,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
 
     part, parts = config.part
     wanted = range(len(images) * part // parts, len(images) * (part + 1) // parts)[: config.limit]
-    # Dealt out by index, not by what is missing: other processes may be writing already.
+    # Shared out by index, not by what is missing: other processes may be writing already.
     mine = wanted[world.rank :: world.world_size]
     missing = folder.missing(mine)
     if config.save_trajectory:
@@ -129,7 +129,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         for row, index in enumerate(loaded.numbers):
             if index not in needed:
                 continue
-            if recorder is not None:  # before the image, which says that all is done
+            if recorder is not None:  # before the image, whose presence says that all is done
                 recorder.save(row, folder.trajectory_stem(index))
             is_new = not folder.image_path(index).exists()
             folder.save(index, results[row])

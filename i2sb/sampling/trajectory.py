@@ -11,7 +11,7 @@ from i2sb.files import write_atomically
 from i2sb.images import draw_strip, save_png, to_pil, to_uint8
 from i2sb.sampler import StepTaken, logged_steps
 
-STATES = 10  # drawn at most, as many as the released program logs
+STATES = 10  # states drawn at most, as many as the released program logs
 LONGEST_SIDE = 256  # larger images are drawn smaller
 FRAME_MS, LAST_FRAME_MS = 250, 1500
 

@@ -40,7 +40,7 @@ def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_l
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     os.replace(link, run_dir / LATEST)
-    # Those of later iterations are broken and were passed over: they are neither counted nor deleted.
+    # Checkpoints of later iterations were broken and passed over: they are neither counted nor deleted.
     reached = [other for other in _list_checkpoints(run_dir) if _iteration(other) <= iteration]
     for old in reached[keep_last:]:
         old.unlink()

@@ -27,7 +27,7 @@ from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, hash_file, write_atomically
 
 _CHUNK = 1 << 20
-# Answers after which another try may succeed; the others from 400 to 499 will stay.
+# HTTP statuses after which another try may succeed; others from 400 to 499 are final.
 _PASSING = frozenset((408, 425, 429))
 
 
@@ -234,7 +234,7 @@ def _write(file: BinaryIO, chunk: bytes, partial: Path) -> None:
     try:
         file.write(chunk)
         file.flush()
-    except OSError as error:  # the file's name tells trouble of the disk from trouble of the net
+    except OSError as error:  # `filename` tells an error of the disk from one of the net
         raise OSError(error.errno, error.strerror, str(partial)) from None
 
 
@@ -265,7 +265,7 @@ def _fetch_from_drive(url: str, partial: Path) -> None:
         raise UserError("url", url, "files on Google Drive need gdown: pip install gdown") from None
     try:
         done = gdown.download(url, str(partial), fuzzy=True)
-    except Exception as error:  # whatever the service or gdown makes of it
+    except Exception as error:  # gdown and the service can raise anything
         raise UserError("url", url, f"gdown failed: {' '.join(str(error).split())}") from None
     if done is None or not partial.exists():
         raise UserError("url", url, "gdown fetched nothing; is the file shared with everyone?")

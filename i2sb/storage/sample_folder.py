@@ -71,7 +71,7 @@ class SampleFolder:
         names = {entry.name for entry in path.iterdir() if entry.suffix != PARTIAL} if path.is_dir() else set()
         if SETTINGS not in names and names - {LOCK}:
             raise FileError(path, f"holds files but no {SETTINGS}, so nobody knows how they were made; move it away")
-        with locked(path):  # so nobody else is writing these now
+        with locked(path):  # nobody else is writing these files now
             for name in (SETTINGS, MANIFEST):
                 remove_partials(path, name)
             if not (path / SETTINGS).exists():

@@ -27,7 +27,7 @@ from studies.plan import Cell, Plan
 from studies.settings import Study
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# In a folder of restored images, once it is scored: with which settings, and what it took.
+# A file in every folder that is scored: the settings of that, and how long it took.
 SCORED = "scored.json"
 # Settings of sample.py that decide what images look like, besides the sampling options.
 _NETWORK_AND_DATA = ("use_fp16", "precision", "subset", "image_size")

@@ -104,7 +104,7 @@ def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator
             formulation.check_degradation(degradation)
             formulation.check_nfe(nfe)
         except UserError as error:
-            # A sentence on the number of evaluations is the same sentence for all of them.
+            # Without the number, so that the same reason is told once for all numbers of evaluations.
             yield {**key, "reason": error.must if error.setting == "nfe" else describe(error)}
             continue
         settings = {

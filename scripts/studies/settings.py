@@ -10,7 +10,7 @@ from i2sb.errors import FileError
 from i2sb.parsing import read_yaml
 from i2sb.tasks import FORMULATIONS
 
-# What makes a comparison fair, so the same for all; what is a task's own; what the study decides.
+# Settings that must be the same for all, or the comparison is unfair; a task's own; and those the study decides.
 SHARED = ("dataset_dir", "image_size", "image_channels", "network", "batch_size", "num_itr", "ema")
 OF_TASK = ("corrupt", "mask_file")
 DECIDED = ("name", "ckpt", "results_dir", "formulation", "seed", "sampler", "nfe", "sample_dir")
