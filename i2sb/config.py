@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError, list_differences, require
 from i2sb.formulation_table import FORMULATIONS, is_used
 from i2sb.metrics.table import METRICS
 from i2sb.network_sizes import find_preset
-from i2sb.options import check_bounds, list_differences, older_values, option
+from i2sb.options import check_bounds, older_values, option
 
 if TYPE_CHECKING:
     FormulationName = str
@@ -586,4 +586,4 @@ def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> N
     differences = list_differences(before, now)
     if differences:
         again = "give the same ones to resume it, or another `name` to start anew"
-        raise UserError(run_dir, None, f"holds a run with other settings ({differences}); {again}")
+        raise FileError(run_dir, f"holds a run with other settings ({differences}); {again}")

@@ -1,7 +1,5 @@
 """A trained network, ready to restore images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from i2sb.batch import Batch, begin_bridge, find_region
 from i2sb.bridge import Bridge
 from i2sb.config import Consistency, SamplingOptions, TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.network_sizes import check_image_size, find_preset
@@ -33,7 +31,7 @@ from i2sb.tiles import pad_reflect, tiled
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
 DEGRADABLE = 16
 
-# Bytes at whose multiples torch puts every tensor that it makes on a CPU.
+# torch puts every tensor that it makes on a CPU at a multiple of so many bytes.
 ALIGNMENT = 64
 
 
@@ -143,18 +141,10 @@ class RestorationModel:
         shown = pad_reflect(degraded.to(self.device), multiple)
         mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
-        require(
-            cond is None or takes_cond,
-            "cond",
-            None,
-            "this run's network takes no condition (it was trained without `cond_x1`)",
-        )
-        require(
-            numbers is None or len(numbers) == len(degraded),
-            "numbers",
-            None,
-            f"{len(numbers or ())} for {len(degraded)} images; give one for each",
-        )
+        if cond is not None and not takes_cond:
+            raise UserError("cond", None, "this run's network takes no condition (it was trained without `cond_x1`)")
+        if numbers is not None and len(numbers) != len(degraded):
+            raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
         noise = ImageNoise(options.seed, Purpose.SAMPLE, range(len(degraded)) if numbers is None else numbers)
         x1, usual_cond = begin_bridge(
             Corrupted(shown, mask), noise, cond_x1=self.config.cond_x1, add_x1_noise=self.config.add_x1_noise
@@ -256,7 +246,7 @@ def load_model(
     loaded = _read_file(path, ema) if is_export else _read_run(path, ema, checkpoint)
     config = loaded.config
     formulation = build_formulation(config)
-    with torch.device("meta"):  # shapes only: the weights are not drawn, nor copied
+    with torch.device("meta"):  # only shapes: no weights are drawn or copied
         network = build_network(
             config.network,
             formulation.noise_levels,
@@ -293,20 +283,20 @@ def read_averaged(path: Path) -> Exported:
 def _read_file(path: Path, ema: bool) -> Exported:
     exported = read_export(path)
     if exported.averaged and not ema:
-        raise UserError(path, None, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
+        raise FileError(path, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
     return exported
 
 
 def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
     if not run_dir.is_dir():
-        raise UserError(run_dir, None, "there is no such run")
+        raise FileError(run_dir, "there is no such run")
     released = is_released(run_dir)
     config = read_run_config(run_dir)
     parts = RELEASED_PARTS if released else PARTS
     if checkpoint is None:
         newest = find_checkpoint(run_dir, mmap=True, parts=parts)
         if newest is None:
-            raise UserError(run_dir, None, "holds no checkpoint yet")
+            raise FileError(run_dir, "holds no checkpoint yet")
         path, state = newest
     else:
         files = [path for path in (run_dir / checkpoint, Path(checkpoint)) if path.is_file()]
@@ -319,7 +309,7 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
         config = replace(config, network=recognise_network(weights, path))
         iteration = state["ema"].get("num_updates")
         if type(iteration) is not int:
-            raise UserError(path, None, "its averaged weights (ema) lack num_updates, the number of iterations")
+            raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
     else:
         iteration = state["progress"]["iteration"]
     return Exported(weights, config, iteration, averaged=ema)

@@ -137,7 +137,7 @@ def test_wrong_flags_are_named(flags, words):
         ("[" * 5000, "a.yaml: cannot be read as YAML"),
         ("- 1\n- 2", "a.yaml: must hold lines of the form 'name: value', not a list"),
         ("a: b: c", "a.yaml: cannot be read as YAML"),
-        ("lr: 1.0\nlr: 2.0", "a.yaml: cannot be read as YAML: lr stands there twice"),
+        ("lr: 1.0\nlr: 2.0", "a.yaml: cannot be read as YAML: lr is given twice"),
         ("lr: !!python/object/apply:os.getcwd []", "a.yaml: cannot be read as YAML"),
     ],
 )

@@ -19,7 +19,7 @@ from i2sb.batch import Batch
 from i2sb.config import TrainConfig, check_resumable
 from i2sb.data.loading import Images
 from i2sb.distributed import World
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, find_os_error
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.network_sizes import check_image_size
@@ -178,7 +178,7 @@ class Trainer:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(source, None, f"its {name} does not fit this run ({reason})") from error
+            raise FileError(source, f"its {name} does not fit this run ({reason})") from error
 
     def resume(self) -> Path | None:
         """Take up the newest whole checkpoint of this run, or of `ckpt`; returns its path, None when starting anew.
@@ -192,9 +192,8 @@ class Trainer:
             run_dirs.append(Path(config.results_dir) / config.ckpt)
         for run_dir in run_dirs:
             if is_released(run_dir):
-                raise UserError(
+                raise FileError(
                     run_dir,
-                    None,
                     "a run of the released program, which cannot be gone on with; begin a run of another `name` from "
                     f"its weights with `init` {run_dir}",
                 )
@@ -211,7 +210,7 @@ class Trainer:
             raise UserError("ckpt", config.ckpt, f"there is no run {run_dirs[1]} with a checkpoint")
         names = {path.name for path in config.run_dir.glob("*") if path.suffix != PARTIAL and path.name != LOCK}
         if names and "config.yaml" not in names:
-            raise UserError(config.run_dir, None, "holds files but no config.yaml, so no run: give another `name`")
+            raise FileError(config.run_dir, "holds files but no config.yaml, so no run: give another `name`")
         if config.init != "none":
             initial = read_initial_weights(config.init, Path(config.results_dir))
             self.begun_with = [str(initial.source), *begin_with(self.network, initial)]
@@ -232,9 +231,7 @@ class Trainer:
 
         def read() -> tuple[dict[str, Any], str]:
             if not path.exists():
-                raise UserError(
-                    path, None, f"is where the main process goes on from, and process {world.rank} {_APART}"
-                )
+                raise FileError(path, f"is where the main process goes on from, and process {world.rank} {_APART}")
             state = newest[1] if newest else read_checkpoint(path, mmap=True)
             return state, read_checksum(path) if world.world_size > 1 else ""
 
@@ -244,7 +241,7 @@ class Trainer:
 
         def compare() -> None:
             if others and world.is_main:
-                raise UserError(path, None, f"has other contents for processes {others}, which {_APART}")
+                raise FileError(path, f"has other contents for processes {others}, which {_APART}")
 
         world.try_together(compare)
         return path, state
@@ -266,9 +263,8 @@ class Trainer:
                 raise
             message = f"the checkpoint of iteration {iteration} was not written ({refused})"
             if must:
-                raise UserError(
+                raise FileError(
                     self.config.run_dir,
-                    None,
                     f"{message}; make room and run the same command again: it goes on from the last one",
                 ) from None
             log.warn(
@@ -353,9 +349,8 @@ class Trainer:
         in_a_row = int(self.bad_in_a_row)
         if in_a_row >= self.config.max_bad_steps:
             good = self.progress.iteration - in_a_row
-            raise UserError(
+            raise FileError(
                 self.config.run_dir,
-                None,
                 f"{in_a_row} iterations in a row had an infinite or NaN loss or gradient; nothing was learned after "
                 f"iteration {good}, and the checkpoints are good: try a lower `lr`, `grad_clip` 1, or `precision` fp32",
             )
