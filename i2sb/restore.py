@@ -237,7 +237,7 @@ def load_model(
     torch.Size([2, 3, 16, 16])
     >>> load_model("results/nowhere")
     Traceback (most recent call last):
-    i2sb.errors.UserError: results/nowhere: there is no such run
+    i2sb.errors.FileError: results/nowhere: there is no such run
     """
     path = Path(run_dir)
     is_export = path.suffix == ENDING and not path.is_dir()
