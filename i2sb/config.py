@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from i2sb.errors import UserError, require
 from i2sb.metrics.table import METRICS
-from i2sb.network_sizes import find_preset
+from i2sb.network_sizes import find_network
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Consistency = Literal["none", "project", "gradient"]
@@ -180,7 +180,8 @@ class TrainConfig:
 
     network: str = option(
         "adm256",
-        "size of the U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny",
+        "a U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny; or a class "
+        "of your own, path/to/file.py:ClassName",
     )
     init: str = option(
         "none",
@@ -263,7 +264,7 @@ class TrainConfig:
             bool(self.dataset_dir), "dataset_dir", None, "is missing; name the folder that holds the train and val data"
         )
         require(bool(self.corrupt), "corrupt", None, "is missing; name the degradation to restore, or 'paired'")
-        find_preset(self.network)
+        find_network(self.network)
         require(
             self.interval >= 2 and self.interval % 2 == 0,
             "interval",
@@ -464,6 +465,9 @@ class SampleConfig(SamplingOptions, RunOptions):
     """
 
     ckpt_file: str = option("", "checkpoint of the run, by its name in results/NAME or its path (default: the newest)")
+    network: str = option(
+        "", "the run's network, to be given where it is a Python file, or where a released run's has other heads"
+    )
     input: str = option("", "a degraded picture of your own, or a folder of such, to restore instead of the val split")
     mask: str = option("", "picture, or folder of such named as those of --input, white where theirs are missing")
     output: str = option("", "folder for the restored pictures of --input")
@@ -496,6 +500,8 @@ class SampleConfig(SamplingOptions, RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_name("ckpt", self.ckpt, _NAME_A_RUN)
+        if self.network:
+            find_network(self.network)
         require(
             not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None,
             "sample_dir",

@@ -36,6 +36,7 @@ class SampleSettings(SamplingOptions):
     run: str = option("", "name of the run")
     iteration: int = option(0, "iteration that the network's weights are of")
     ckpt_file: str = option("", "checkpoint, as the user named it; empty for the newest", later=True)
+    network: str = option("", "network, as the user named it; empty for what the run says", later=True, older="")
     use_fp16: bool = option(False, "whether convolutions computed in half precision")
     precision: Precision = option("fp32", "what the network computed in", later=True)
     corrupt: str = option("", "degradation")
@@ -52,7 +53,7 @@ def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
 
     iteration: where the weights stood.
     """
-    names = ("ckpt_file", "use_fp16", "precision")
+    names = ("ckpt_file", "network", "use_fp16", "precision")
     return {"run": config.ckpt, "iteration": iteration} | {name: getattr(config, name) for name in names}
 
 
@@ -65,7 +66,7 @@ def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 # What settings that were written before an option came stand for.
-_OLDER = {f.name: f.metadata["older"] for f in fields(SamplingOptions) if f.metadata["older"] is not None}
+_OLDER = {f.name: f.metadata["older"] for f in fields(SampleSettings) if f.metadata["older"] is not None}
 
 
 class SampleFolder:

@@ -19,7 +19,7 @@ from i2sb.data.loading import Images
 from i2sb.distributed import World
 from i2sb.errors import UserError
 from i2sb.files import PARTIAL, find_os_error
-from i2sb.network import BridgeNetwork, build_network
+from i2sb.network import BridgeNetwork, build_network, check_network
 from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_config
 from i2sb.precision import make_scaler, prepare
@@ -106,6 +106,8 @@ class Trainer:
             image_channels=config.image_channels,
             cond_x1=self.formulation.cond_x1,
         ).to(world.device)
+        check_network(self.network, config.network, config.image_channels, config.image_size)
+        check_network(self.network, config.network, config.image_channels, config.restored_size, "eval_image_size")
         prepare(
             self.network,
             config.precision,

@@ -12,6 +12,7 @@ from i2sb.config import EvalConfig, SampleConfig, TrainConfig, flag
 from i2sb.consistency import check_consistency
 from i2sb.errors import UserError, require
 from i2sb.formulation import Formulation
+from i2sb.network_sizes import is_own
 from i2sb.parsing import C, read_config, read_flags
 from i2sb.tasks import build_formulation, build_task_corruption
 from studies.settings import OF_TASK, Settings, Study
@@ -118,6 +119,7 @@ def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator
                 "results_dir": study.results_dir,
                 "seed": seed,
                 **({} if degradation is None else of_task),
+                **({"network": run.config.network} if is_own(run.config.network) else {}),
                 **study.sample,
                 **study.of_formulation(name, "sample"),
                 "sampler": sampler,

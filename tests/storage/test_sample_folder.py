@@ -88,7 +88,7 @@ def test_broken_settings_are_named(tmp_path, old, new, words):
 
 def test_differences_are_only_of_what_is_asked_for():
     before = {"nfe": 2, "somewhere": "here"}
-    assert find_differences(before, {"nfe": 2, "tile": 0, "consistency": "none"}) == ""
+    assert find_differences(before, {"nfe": 2, "tile": 0, "consistency": "none", "network": ""}) == ""
     assert find_differences(before, {"nfe": 3}) == "nfe 2 there, 3 now"
 
 
