@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from i2sb.errors import FileError, UserError, list_differences, require
 from i2sb.formulation_table import FORMULATIONS, is_used
 from i2sb.metrics.table import METRICS
-from i2sb.network_sizes import find_preset
+from i2sb.network_sizes import find_network
 from i2sb.options import check_bounds, older_values, option
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ class TrainConfig:
 
     network: str = option(
         "adm256",
-        "size of the U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny",
+        "a U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny; or a class "
+        "of your own, path/to/file.py:ClassName",
     )
     init: str = option(
         "none",
@@ -253,7 +254,7 @@ class TrainConfig:
         data = "is missing; name the folder that holds the train and val data"
         require(bool(self.dataset_dir), "dataset_dir", None, data)
         require(bool(self.corrupt), "corrupt", None, "is missing; name the degradation to restore, or 'paired'")
-        find_preset(self.network)
+        find_network(self.network)
         even = f"must be even, such as {self.interval + 1}"
         require(self.interval % 2 == 0, "interval", self.interval, even)
         require(self.t0 < self.T, "t0", self.t0, f"must be below `T` {self.T}")
@@ -406,6 +407,9 @@ class SampleConfig(SamplingOptions, RunOptions):
     """
 
     ckpt_file: str = option("", "checkpoint of the run, by its name in results/NAME or its path (default: the newest)")
+    network: str = option(
+        "", "the run's network, to be given where it is a Python file, or where a released run's has other heads"
+    )
     input: str = option("", "a degraded picture of your own, or a folder of such, to restore instead of the val split")
     mask: str = option("", "picture, or folder of such named as those of --input, white where theirs are missing")
     output: str = option("", "folder for the restored pictures of --input")
@@ -444,6 +448,8 @@ class SampleConfig(SamplingOptions, RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_name("ckpt", self.ckpt, _NAME_A_RUN)
+        if self.network:
+            find_network(self.network)
         plain = not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None
         require(plain, "sample_dir", self.sample_dir, "name a folder inside the run, such as samples_nfe10")
         one = not self.use_fp16 or self.precision == "fp32"

@@ -29,21 +29,20 @@ def prepare(
 
     precision: "fp32" and, on GPUs, "tf32" (10 bits of mantissa in matrix products and convolutions), "bf16" or "fp16"
     (autocast). The first two set torch's switches for the whole process. channels_last: keep images and kernels with
-    their channels innermost. compile: compile the U-Net at its first call. grad_checkpoint: keep fewer activations for
-    the backward pass. Raises UserError for tf32 without a GPU.
+    their channels innermost. compile: compile the network at its first call. grad_checkpoint: keep fewer activations
+    for the backward pass. Raises UserError for tf32 without a GPU, and for a network that cannot keep fewer.
     """
     device = network.noise_levels.device
     if precision == "tf32" and device.type != "cuda":
         raise UserError("precision", precision, f"only GPUs compute so, and this is a {device.type}; use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     network.autocast_dtype = _AUTOCAST[precision]
-    unet = network.diffusion_model
     if channels_last:
-        unet.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
     if grad_checkpoint:
-        unet.checkpoint_gradients()
+        network.checkpoint_gradients()
     if compile:
-        unet.compile()  # in place: names of parameters stay
+        network.compile()
 
 
 def choose_precision(precision: Precision, capability: tuple[int, int] | None) -> Precision:

@@ -1,6 +1,7 @@
 """A trained network, ready to restore images."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from i2sb.config import Consistency, SamplingOptions, TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
 from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
-from i2sb.network import BridgeNetwork, build_network
-from i2sb.network_sizes import check_image_size, find_preset
+from i2sb.network import BridgeNetwork, build_network, check_network
+from i2sb.network_sizes import NETWORKS, check_image_size, find_network, is_own
+from i2sb.options import write_flags
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import StepTaken, Trajectory
@@ -190,14 +192,13 @@ class RestorationModel:
         )
         net: Callable[..., Tensor] = self.network
         if options.tile:
-            check_image_size(self.config.network, options.tile, "tile")
+            check_image_size(self.config.network, options.tile, "tile", self.network.multiple)
             net = tiled(net, options.tile, options.overlap, tiles_at_once)
         return self.formulation.sample(net, batch, options, noise.randn_like, Hooks(refine, callback, states))
 
     def multiple(self, *, degradable: bool = False) -> int:
         """Return what the sides of images must be multiples of; `degradable`: for every degradation, too."""
-        downsampling = find_preset(self.config.network).downsampling
-        return math.lcm(downsampling, DEGRADABLE) if degradable else downsampling
+        return math.lcm(self.network.multiple, DEGRADABLE) if degradable else self.network.multiple
 
     def padded_sides(self, height: int, width: int, *, degradable: bool = False) -> tuple[int, int]:
         """Return the sides of what `restore` computes on for images of these sides."""
@@ -223,6 +224,7 @@ def load_model(
     device: str | torch.device = "cpu",
     ema: bool = True,
     checkpoint: str | Path | None = None,
+    network: str = "",
 ) -> RestorationModel:
     """Load a run, "results/NAME", for restoring: its averaged weights, or with ema=False the raw ones.
 
@@ -230,7 +232,10 @@ def load_model(
     scripts/export.py wrote (FILE.safetensors, whose weights are the one kind that was exported). On the CPU a
     checkpoint's weights stay in the file and come into memory as they are used: leave it in place meanwhile.
     checkpoint: one of the run's, by its name or its path, if not the newest that is whole.
-    Raises UserError naming the file if the run, its settings or all its checkpoints are missing or broken.
+    network: the run's, where the run does not say all of it (a released one: a warning tells of what is guessed), or
+    where it is a class in a Python file, which is not run unless it is given here as path/to/file.py:ClassName.
+    Raises UserError naming the file if the run, its settings or all its checkpoints are missing or broken, or if the
+    network does not fit the weights.
 
     >>> model = load_model("results/NAME")
     >>> model.restore(torch.rand(2, 3, 16, 16) * 2 - 1, nfe=3).shape
@@ -244,19 +249,49 @@ def load_model(
     if is_export and checkpoint is not None:
         raise UserError("ckpt_file", checkpoint, f"{path} is one file of weights and has no checkpoints")
     loaded = _read_file(path, ema) if is_export else _read_run(path, ema, checkpoint)
-    config = loaded.config
+    released = not is_export and is_released(path)
+    config = replace(loaded.config, network=_choose_network(loaded, network, path, released=released))
     formulation = build_formulation(config)
-    with torch.device("meta"):  # only shapes: no weights are drawn or copied
-        network = build_network(
+    # Shapes only, where they suffice: the weights are not drawn, nor copied.
+    empty = find_network(config.network).all_in_state_dict
+    with torch.device("meta") if empty else torch.random.fork_rng(devices=[]):
+        net = build_network(
             config.network,
             formulation.noise_levels,
             image_channels=config.image_channels,
             cond_x1=formulation.cond_x1,
         )
     weights = {name: _align(tensor.float()) for name, tensor in loaded.weights.items()}
-    load_weights(network, weights, path, assign=True)
-    network.eval().requires_grad_(False)
-    return RestorationModel(network.to(device), formulation.to(device), config, loaded.iteration)
+    try:
+        load_weights(net, weights, path, assign=True)
+    except UserError as error:
+        raise UserError("network", network, error.marked) if network else error from None
+    net.eval().requires_grad_(False)
+    if is_own(config.network):
+        check_network(net, config.network, config.image_channels, config.image_size)
+    return RestorationModel(net.to(device), formulation.to(device), config, loaded.iteration)
+
+
+def _choose_network(loaded: Exported, network: str, source: Path, *, released: bool) -> str:
+    """Return the name of the network to build for loaded weights: the run's, or the one that the user gives.
+
+    Raises UserError if the run's is a Python file and none is given: code runs only for who asks for it. Warns if the
+    run is a released one, whose weights do not tell all of it.
+    """
+    own = loaded.config.network
+    if network:
+        require(released or is_own(own) or network == own, "network", network, f"the run's is {own}; leave it out")
+        return network
+    if is_own(own):
+        must = f"its network is code, which is not run unasked: give `network` {own} if you trust that file"
+        raise UserError(source, None, must)
+    if released and own not in NETWORKS:
+        line = (
+            f"{source}: its weights do not tell the heads of attention, so {own} is a guess; with wrong heads images "
+            "come out wrong: if you know better, give `network` (heads8: of 8 channels each, heads4x: 4 of them)"
+        )
+        print(f"warning: {write_flags(line)}", file=sys.stderr)
+    return own
 
 
 def _align(tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from i2sb.cli.program import report_errors
 from i2sb.distributed import find_device
 from i2sb.errors import UserError
 from i2sb.files import write_text
-from i2sb.network_sizes import find_preset
+from i2sb.network_sizes import find_network
 
 BENCHMARKS = {
     "corruption": benchmark_corruption,
@@ -67,7 +67,7 @@ def fill_in(given: argparse.Namespace, what: str) -> argparse.Namespace:
         if values[name] < 1:
             raise UserError(name, values[name], "must be at least 1")
     if what in ("train", "sample", "memory"):
-        find_preset(values["preset"])
+        find_network(values["preset"])
     return argparse.Namespace(**{**vars(given), **values})
 
 

@@ -17,9 +17,9 @@ from i2sb.restore import load_model
 from i2sb.storage.exported import Exported, write_export
 
 
-def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False) -> None:
+def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False, network: str = "") -> None:
     """Write the weights of a run. Raises UserError if the run cannot be read or the file exists already."""
-    model = load_model(run_dir, ema=not raw)
+    model = load_model(run_dir, ema=not raw, network=network)
     weights = {name: tensor.detach() for name, tensor in model.network.state_dict().items()}
     if half:
         weights = {name: tensor.half() for name, tensor in weights.items()}
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="the raw weights instead of the averaged ones")
     parser.add_argument("--half", action="store_true", help="write float16, which is read as float32 again")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--network", default="", help="the run's, as for sample.py")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
     options = parser.parse_args()
     with report_errors():
@@ -46,6 +47,7 @@ def main() -> None:
             raw=options.raw,
             overwrite=options.overwrite,
             half=options.half,
+            network=options.network,
         )
 
 

@@ -111,7 +111,7 @@ def study(
     """Restore the images in every way; returns a row each, the first one for the degraded images."""
     config = choose_degradation(model.config, options.corrupt, "", options.results_dir / options.name)
     image_size = options.image_size or config.restored_size
-    check_image_size(config.network, image_size)
+    check_image_size(config.network, image_size, multiple=model.network.multiple)
     corruption = build_task_corruption(config, image_size, model.device)
     model.formulation.check_degradation(corruption)
     samplers = {name: read_sampler(model.formulation, name) for name in options.samplers or ()}
@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, help="side of the images (default: the run's validation size)")
     parser.add_argument("--dataset-dir", default="", help="folder with the val data (default: the run's)")
     parser.add_argument("--corrupt", default="", help="degradation, to be given where the run's is a Python file")
+    parser.add_argument("--network", default="", help="the run's, to be given where it is a Python file")
     parser.add_argument("--batch", type=int, default=8, help="images restored at once (default: %(default)s)")
     parser.add_argument("--clip-denoise", action="store_true", help="clamp predicted clean images to [-1, 1]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
@@ -216,7 +217,9 @@ def run(options: argparse.Namespace) -> None:
     if not free:
         raise FileError(options.out, "exists already; remove it, or name another folder")
     begun = time.perf_counter()
-    model = load_model(options.results_dir / options.name, find_device(options.device), True, options.ckpt_file)
+    model = load_model(
+        options.results_dir / options.name, find_device(options.device), True, options.ckpt_file, options.network
+    )
     try:
         features = EfficientNetLite0().eval().requires_grad_(False).to(model.device)
     except UnavailableError as error:

@@ -209,10 +209,10 @@ def test_help_names_the_networks_and_samplers_there_are():
     """config.py knows neither; what it says of them must still be so."""
     from i2sb.baselines.formulations import ConditionalDiffusion, UnconditionalDiffusion
     from i2sb.formulation import SchroedingerBridge
-    from i2sb.network_sizes import PRESETS
+    from i2sb.network_sizes import NETWORKS
 
-    helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(SampleConfig))}
-    assert all(re.search(rf"\b{name}\b", helps["network"]) for name in PRESETS)
+    helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(SampleConfig), *dataclasses.fields(TrainConfig))}
+    assert all(re.search(rf"\b{name}\b", helps["network"]) for name in NETWORKS)
     for formulation in (SchroedingerBridge, ConditionalDiffusion, UnconditionalDiffusion):
         assert all(re.search(rf"\b{name}\b", helps["sampler"]) for name in formulation.samplers)
 
@@ -238,6 +238,9 @@ def test_help_shows_every_flag_with_its_default_and_no_types(config_class):
         (["--network", "nope"], "--network nope: unknown; choose one of adm256"),
         (["--network", "unet-48x1-blocks1-attention-heads16"], "48 channels are no multiple of 32"),
         (["--network", "unet-32x1.3-blocks1-attention-heads64"], "96 channels cannot be split into heads of 64"),
+        (["--network", "unet-64x1/4.1-blocks1-attention-heads4x"], "16 channels are no multiple of 32"),
+        (["--network", "unet-64x1/2.1-blocks1-attention-heads7x"], "64 channels cannot be split into 7 heads"),
+        (["--network", "mine.py"], "--network mine.py: name the class too, as path/to/file.py:ClassName"),
     ],
 )
 def test_what_nothing_would_use_is_refused_before_anything_is_done(flags, words):

@@ -7,10 +7,10 @@ import torch
 
 from i2sb.bridge import Bridge
 from i2sb.network import build_network
-from i2sb.network_sizes import PRESETS, check_image_size, find_preset
+from i2sb.network_sizes import NETWORKS, UNetSize, check_image_size, find_network
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "adm256"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "adm256"])
 @pytest.mark.parametrize("cond_x1", [False, True])
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_small_presets_run(name, cond_x1, channels):
@@ -55,6 +55,33 @@ def test_wrong_names_and_sizes_are_named():
         check_image_size("adm512", 100)
 
 
+@pytest.mark.parametrize("channels", [64, 32])
+def test_heads_are_told_by_their_number_or_their_channels(channels):
+    """Four heads everywhere are heads of 8 channels where there are 32, of 16 where there are 64."""
+    name = f"unet-{channels}x1-blocks1-attention1-heads"
+    counted, sized = (build_network(name + heads, Bridge(10).noise_levels) for heads in ("4x", str(channels // 4)))
+    for parameter in counted.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    sized.load_state_dict(counted.state_dict())
+    x, step = torch.randn(1, 3, 8, 8), torch.tensor([3])
+    assert torch.equal(counted(x, step), sized(x, step))
+    other = build_network(f"{name}4", Bridge(10).noise_levels)  # of four channels each
+    other.load_state_dict(counted.state_dict())
+    assert not torch.allclose(counted(x, step), other(x, step))
+    assert find_network(f"{name}4x").describe() == f"{name}4x"
+
+
+def test_multiples_may_be_fractions():
+    """ADM's network for 512 pixels begins with half its base width."""
+    adm512 = find_network("unet-256x1/2.1.1.2.2.4.4-blocks2-attention16.32.64-heads64")
+    assert adm512 == UNetSize(256, (0.5, 1, 1, 2, 2, 4, 4), 2, (16, 32, 64), 64)
+    net = build_network("unet-64x1/2.3/2-blocks1-attention-heads4x", Bridge(10).noise_levels)
+    assert net.diffusion_model.first_convolution.out_channels == 32
+    assert net.diffusion_model.middle_block[0].in_layers[2].in_channels == 96
+    assert find_network("unet-64x1/2.3/2-blocks1-attention-heads4x").describe().startswith("unet-64x1/2.3/2-")
+    assert net(torch.zeros(1, 3, 8, 8), torch.tensor([0])).shape == (1, 3, 8, 8)
+
+
 # --- Patches ---------------------------------------------------------------------------------------------------------
 
 
@@ -83,8 +110,8 @@ def test_a_network_behind_patches_is_the_unet_on_rearranged_pixels(patch):
 
 
 def test_patches_are_described_and_their_sides_refused():
-    assert find_preset(PRESETS["compact"].describe()) == PRESETS["compact"]
-    assert PRESETS["compact"].describe().endswith("-patch2")
+    assert find_network(NETWORKS["compact"].describe()) == NETWORKS["compact"]
+    assert NETWORKS["compact"].describe().endswith("-patch2")
     check_image_size("compact", 64)
     with pytest.raises(ValueError, match="`network` compact takes multiples of 8, such as 56 or 64"):
         check_image_size("compact", 60)

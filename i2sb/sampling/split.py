@@ -40,10 +40,10 @@ def run(config: SampleConfig) -> None:
     world = join_world(config.device)
     config = replace(config, precision=choose_precision(config.precision, find_capability(world.device)))
     try:
-        model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None)
+        model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None, network=config.network)
         options = model.formulation.settle(config.sampling)  # before any image is read
         if config.use_fp16:
-            model.network.diffusion_model.half_convolutions()
+            model.network.half_convolutions()
         prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
         if world.is_main:
             asked = ("fp16", world.device, "use_fp16") if config.use_fp16 else (config.precision, world.device)
@@ -60,7 +60,7 @@ def run(config: SampleConfig) -> None:
 
 def _restore_split(config: SampleConfig, world: World, model: RestorationModel, options: SamplingOptions) -> None:
     image_size = config.image_size or model.config.restored_size
-    check_image_size(model.config.network, image_size)
+    check_image_size(model.config.network, image_size, multiple=model.network.multiple)
     task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
     corruption = build_task_corruption(task, image_size, world.device, setting="image_size")
     check_consistency(options.consistency, task.corrupt, corruption)

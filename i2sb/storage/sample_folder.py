@@ -36,6 +36,7 @@ class SampleSettings(SamplingOptions):
     run: str = option("", "name of the run")
     iteration: int = option(0, "iteration that the network's weights are of")
     ckpt_file: str = option("", "checkpoint, as the user named it; empty for the newest", later=True)
+    network: str = option("", "network, as the user named it; empty for what the run says", later=True, older="")
     use_fp16: bool = option(False, "whether convolutions computed in half precision")
     precision: Precision = option("fp32", "what the network computed in", later=True)
     corrupt: str = option("", "degradation")
@@ -52,12 +53,12 @@ def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
 
     iteration: where the weights stood.
     """
-    names = ("ckpt_file", "use_fp16", "precision")
+    names = ("ckpt_file", "network", "use_fp16", "precision")
     return {"run": config.ckpt, "iteration": iteration} | {name: getattr(config, name) for name in names}
 
 
-# What sampling options stand for in settings that were written before there were such options.
-OLDER_OPTIONS = older_values(SamplingOptions)
+# What settings stand for that were written before an option came.
+OLDER_SETTINGS = older_values(SampleSettings)
 
 
 class SampleFolder:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corruption import is_custom
+from i2sb.network_sizes import is_own
 from i2sb.precision import advise_precision
 
 if TYPE_CHECKING:
@@ -50,4 +51,5 @@ def next_command(trainer: Trainer) -> str:
     command = f"python sample.py --ckpt {config.name}"
     command += f" --results-dir {config.results_dir}" if config.results_dir != "results" else ""
     command += f" --corrupt {config.corrupt}" if is_custom(config.corrupt) else ""
+    command += f" --network {config.network}" if is_own(config.network) else ""
     return command + (f" --nfe 10 (without --nfe: {slowest} evaluations an image)" if slowest > 10 else "")

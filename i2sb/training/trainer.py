@@ -21,7 +21,7 @@ from i2sb.data.loading import Images
 from i2sb.distributed import World
 from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, find_os_error
-from i2sb.network import BridgeNetwork, build_network
+from i2sb.network import BridgeNetwork, build_network, check_network
 from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_config
 from i2sb.precision import choose_precision, find_capability, make_scaler, prepare
@@ -113,6 +113,8 @@ class Trainer:
             image_channels=config.image_channels,
             cond_x1=self.formulation.cond_x1,
         ).to(world.device)
+        check_network(self.network, config.network, config.image_channels, config.image_size)
+        check_network(self.network, config.network, config.image_channels, config.restored_size, "eval_image_size")
         prepare(
             self.network, self.precision, channels_last=config.channels_last, grad_checkpoint=config.grad_checkpoint
         )
@@ -121,7 +123,7 @@ class Trainer:
         self.microbatch = find_microbatch(share, self._rehearse, world) if chosen == "auto" else chosen
         self.accumulation = share // self.microbatch
         if config.compile:  # for the microbatch that it is
-            self.network.diffusion_model.compile()
+            self.network.compile()
         self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         self.optimizer = build_optimizer(self.network.parameters(), lr=config.lr, weight_decay=config.l2_norm)
         self.scheduler = build_scheduler(self.optimizer, gamma=config.lr_gamma, iterations=config.lr_step)

@@ -160,7 +160,7 @@ def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[
     step = torch.full((len(x1),), bridge.interval - 1, dtype=torch.long, device=device)
     baseline = vary(network, Variant(released=True))
     if device.type == "cuda":
-        baseline.diffusion_model.half_convolutions()
+        baseline.half_convolutions()
 
     def released() -> None:
         path = sample(bridge, baseline, x1, nfe=options.nfe, log_count=10)

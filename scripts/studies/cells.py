@@ -39,10 +39,10 @@ def do_cell(cell: Cell, study: Study) -> dict[str, Any]:
     Raises StoppedError if it was asked to stop, UserError if something cannot be done.
     """
     run = cell.run.config
-    model = load_model(run.run_dir) if find_iteration(run) else None
+    model = load_model(run.run_dir, network=run.network) if find_iteration(run) else None
     if model is None or model.iteration < run.num_itr:  # the newest may be broken
         _run_program("train.py", training.train, run, cell.run.flags)
-        model = load_model(run.run_dir)
+        model = load_model(run.run_dir, network=run.network)
     begun = time.perf_counter()
     _run_program("sample.py", sampling.run, cell.config, cell.flags)
     restored = time.perf_counter()

@@ -11,6 +11,7 @@ from i2sb.config import EvalConfig, SampleConfig, TrainConfig
 from i2sb.consistency import check_consistency
 from i2sb.errors import FileError, UserError
 from i2sb.formulation import Formulation
+from i2sb.network_sizes import is_own
 from i2sb.options import flag
 from i2sb.parsing import C, read_config, read_flags
 from i2sb.tasks import build_formulation, build_task_corruption
@@ -113,6 +114,7 @@ def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator
             "results_dir": study.results_dir,
             "seed": seed,
             **({} if degradation is None else of_task),
+            **({"network": run.config.network} if is_own(run.config.network) else {}),
             **study.sample,
             **study.of_formulation(name, "sample"),
             "sampler": sampler,
