@@ -1,8 +1,10 @@
 """Image-to-Image Schrödinger Bridges: train and run diffusion bridges between clean and degraded images.
 
+>>> import torch
 >>> from i2sb import load_model
 >>> model = load_model("results/NAME")
->>> restored = model.restore(degraded, nfe=10)  # [B, 3, H, W] in [-1, 1]
+>>> degraded = torch.rand(2, 3, 16, 16) * 2 - 1  # [B, C, H, W] in [-1, 1]
+>>> restored = model.restore(degraded, nfe=10)
 """
 
 from __future__ import annotations

@@ -1,16 +1,25 @@
 """The processes that share the work: this one alone, or one of several that torchrun started."""
 
-from __future__ import annotations
-
 import os
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from i2sb.errors import UserError
+
+# How long a process waits for the others, which may have a larger share of the images left or a network to compile.
+# Waiting is left to the CPUs' process group: NCCL gives up after ten minutes, for the whole job.
+PATIENCE = timedelta(hours=2)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class World:
     rank: int
     world_size: int
     device: torch.device
-    # A process group for flags, between CPUs, so that nobody waits for GPUs; None: the default group, which is of CPUs.
+    # A process group between CPUs, for all but gradients; None: the default group, which is of CPUs.
     control: Any = None
 
     @property
@@ -29,11 +38,12 @@ class World:
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of `value` over all processes."""
-        if self.world_size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
+        """Return the sum of `value` over all processes, for as long as PATIENCE; it is on the device it was on."""
+        if self.world_size == 1:
+            return value
+        total = value.to("cpu", copy=True)
+        dist.all_reduce(total, group=self.control)
+        return total.to(value.device)
 
     def any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether any process has it set. All processes must call this together."""
@@ -43,21 +53,47 @@ class World:
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.control)
         return values.bool().tolist()
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank."""
+        values: list[Any] = [value] * self.world_size
         if self.world_size > 1:
-            dist.barrier()
+            dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def try_together(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns here, if it raises nowhere.
+
+        Where it raises, the error goes on; the processes without one end with status 1 and no word of their own: a
+        process that went on alone would wait for the others, and a message for each says no more than one.
+        """
+        error = None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        (failed,) = self.any(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            sys.exit(1)
+        return result
+
+    def barrier(self) -> None:
+        """Wait for all processes, for as long as PATIENCE."""
+        if self.world_size > 1:
+            dist.barrier(group=self.control)
 
 
 def find_device(device: str = "auto") -> torch.device:
     """Return the device that the setting names: "cpu", "cuda", or "auto", the GPU if there is one.
 
-    Under torchrun each process of a machine has a GPU of its own. Raises UserError if there are too few.
+    Under torchrun each process of a machine has a GPU of its own; some launchers show each process that one alone.
+    Raises UserError if there are too few.
     """
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and not gpus:
         raise UserError("device", device, "torch finds no GPU here; use `device` cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if gpus != 1 else 0
     if gpus and local_rank >= gpus:
         raise UserError("", None, f"torchrun --nproc-per-node: more processes were started than the {gpus} GPUs here")
     return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
@@ -76,28 +112,68 @@ def join_world(device: str = "auto") -> World:
     if world_size > 1 and not dist.is_initialized():
         # Addresses that a dead process left in torchrun's store must not be taken for its successor's.
         store, _, _ = next(dist.rendezvous("env://"))
-        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = dist.PrefixStore(agree_on_start(store, rank, world_size), store)
+        if on_gpu:
+            refuse_shared_gpu(store, rank, world_size, str(torch.cuda.get_device_properties(own_device).uuid))
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,
             rank=rank,
             world_size=world_size,
+            timeout=None if on_gpu else PATIENCE,
             device_id=own_device if on_gpu else None,
         )
-    control = dist.new_group(backend="gloo") if world_size > 1 and on_gpu else None
+    control = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size > 1 and on_gpu else None
     return World(rank, world_size, own_device, control)
 
 
-def average_in_rank_order(group, bucket):  # torch takes no annotations that are text, as they are here
+def agree_on_start(store: dist.Store, rank: int, world_size: int, *, patience: timedelta = PATIENCE) -> str:
+    """Return a name that all processes of this start have and none of an earlier one had.
+
+    There is no number to take for it: the launchers of several machines count their restarts apart, and a store may
+    hold what processes wrote that are dead now. So each process asks under a name made just now, the main one answers
+    whatever questions it finds with its own, and knows who is alive by who has thanked for that answer.
+    Raises TimeoutError if a process has not come within `patience`.
+    """
+    own = uuid4().hex
+    if rank > 0:
+        store.set(f"question of {rank}", own)
+        store.wait([f"answer to {own}"], patience)
+        start = store.get(f"answer to {own}").decode()
+        store.set(f"thanks for {start} of {rank}", "")
+        return start
+    asking, deadline = set(range(1, world_size)), time.monotonic() + patience.total_seconds()
+    while asking:
+        for other in sorted(asking):
+            if store.check([f"thanks for {own} of {other}"]):
+                asking.remove(other)
+            elif store.check([f"question of {other}"]):
+                store.set(f"answer to {store.get(f'question of {other}').decode()}", own)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(asking)} have not come within {patience}")
+        time.sleep(0.02)
+    return own
+
+
+def refuse_shared_gpu(store: dist.Store, rank: int, world_size: int, gpu: str) -> None:
+    """Raise UserError if another process has the same `gpu`, by its unique name."""
+    store.set(f"gpu of {rank}", gpu)
+    gpus = [store.get(f"gpu of {other}").decode() for other in range(world_size)]
+    sharing = [other for other in range(world_size) if gpus[other] == gpu]
+    if len(sharing) > 1:
+        raise UserError("", None, f"processes {sharing} were given the same GPU ({gpu}): start one process a GPU")
+
+
+def average_in_rank_order(group: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a bucket of DistributedDataParallel's over the processes: a communication hook for CPUs.
 
     Each number is added up in the order of the ranks. In gloo's own average the order depends on where in the bucket
     the number lies, and buckets are filled anew after the first iteration, also of a resumed run: its last digits would
     differ from those of a run that was never stopped.
     """
-    here = bucket.buffer()
-    parts = [torch.empty_like(here) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, here, group=group)
+    share = bucket.buffer()
+    parts = [torch.empty_like(share) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, share, group=group)
     total = parts[0]
     for part in parts[1:]:
         total += part

@@ -2,7 +2,7 @@
 
 Each says what x_t and the network's target are in training, what the network is told besides, and how the way back goes
 in sampling. The loop, the data, the network and the scores are the same for all. What the bridge is compared to stands
-in i2sb.baselines.formulations, the names of all in i2sb.tasks.
+in i2sb.baselines.formulations, the names of all in i2sb.formulation_table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from corruption import Corruption
 from i2sb.batch import Batch
 from i2sb.bridge import Bridge, Randn
-from i2sb.config import SamplingOptions
+from i2sb.config import SamplingOptions, TrainConfig
 from i2sb.errors import require
 from i2sb.loss import bridge_loss
 from i2sb.sampler import Refine, StepTaken, Trajectory
@@ -49,6 +49,11 @@ class Formulation(nn.Module):
     samplers: Mapping[str, float | None]
     cond_x1 = False
     sees_degradation = True
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Formulation:
+        """Build it as a run's settings say."""
+        raise NotImplementedError
 
     @property
     def noise_levels(self) -> Tensor:
@@ -140,6 +145,11 @@ class SchroedingerBridge(Formulation):
     def __init__(self, bridge: Bridge, *, ot_ode: bool = False, cond_x1: bool = False) -> None:
         super().__init__()
         self.bridge, self.ot_ode, self.cond_x1 = bridge, ot_ode, cond_x1
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> SchroedingerBridge:
+        bridge = Bridge(config.interval, config.beta_max, t0=config.t0, T=config.T)
+        return cls(bridge, ot_ode=config.ot_ode, cond_x1=config.cond_x1)
 
     @property
     def noise_levels(self) -> Tensor:

@@ -19,11 +19,9 @@ class Architecture:
     """What the name of a network stands for; `BridgeNetwork` says what `build` must return.
 
     patch_size: side of the patches of pixels that the network sees as channels.
-    all_in_state_dict: whether the network keeps all its tensors there, so that weights need not be drawn to be loaded.
     """
 
     patch_size: int = 1
-    all_in_state_dict = False
 
     @property
     def downsampling(self) -> int:
@@ -46,8 +44,6 @@ class UNetSize(Architecture):
     num_head_channels: int
     patch_size: int = 1
     num_heads: int = 0
-
-    all_in_state_dict = True
 
     @property
     def downsampling(self) -> int:

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from i2sb.config import Precision
 from i2sb.errors import UserError
 from i2sb.network import BridgeNetwork
 
@@ -44,6 +45,23 @@ def prepare(
         network.compile()
 
 
+def choose_precision(precision: Precision, capability: tuple[int, int] | None) -> Precision:
+    """Return what "auto" stands for on a GPU of this compute capability, or on a CPU (None); others are as they are.
+
+    Ampere (8.0) and later have bf16, which needs no scaling; Volta and Turing (7.x) have fp16.
+    """
+    if precision != "auto":
+        return precision
+    if capability is None or capability < (7, 0):
+        return "fp32"
+    return "bf16" if capability >= (8, 0) else "fp16"
+
+
+def find_capability(device: torch.device) -> tuple[int, int] | None:
+    """Return a GPU's compute capability; None of a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Return what keeps small gradients from vanishing in fp16; it does nothing in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -67,10 +85,12 @@ def measure_slowdown(dtype: torch.dtype, *, side: int = 256, repeats: int = 5) -
 
 
 def advise_precision(precision: str, device: torch.device, setting: str = "") -> str:
-    """Return a warning with the factor measured if this processor only emulates `precision`, otherwise nothing.
+    """Return a warning if this processor only emulates `precision`, with the factor measured, or is kept from its best.
 
     setting: what asked for it, if not `precision`. GPUs compute in all of them, and are not measured.
     """
+    if precision == "fp32" and (better := choose_precision("auto", find_capability(device))) != "fp32":
+        return f"`precision` fp32: this GPU computes many times as much in {better} (`precision` auto)"
     dtype = _AUTOCAST[precision]
     factor = measure_slowdown(dtype) if dtype is not None and device.type == "cpu" else 1.0
     if factor < EMULATED:

@@ -1,7 +1,5 @@
 """A trained network, ready to restore images."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -14,12 +12,13 @@ from torch import Tensor
 from corruption import Corrupted, Corruption, is_custom
 from i2sb.batch import Batch, begin_bridge, find_region
 from i2sb.bridge import Bridge
-from i2sb.config import Consistency, SamplingOptions, TrainConfig, write_flags
+from i2sb.config import Consistency, SamplingOptions, TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
 from i2sb.network import BridgeNetwork, build_network, check_network
-from i2sb.network_sizes import NETWORKS, check_image_size, find_network, is_own
+from i2sb.network_sizes import NETWORKS, UNetSize, check_image_size, find_network, is_own
+from i2sb.options import write_flags
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import StepTaken, Trajectory
@@ -34,7 +33,7 @@ from i2sb.tiles import pad_reflect, tiled
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
 DEGRADABLE = 16
 
-# Bytes at whose multiples torch puts every tensor that it makes on a CPU.
+# torch puts every tensor that it makes on a CPU at a multiple of so many bytes.
 ALIGNMENT = 64
 
 
@@ -144,18 +143,10 @@ class RestorationModel:
         shown = pad_reflect(degraded.to(self.device), multiple)
         mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
-        require(
-            cond is None or takes_cond,
-            "cond",
-            None,
-            "this run's network takes no condition (it was trained without `cond_x1`)",
-        )
-        require(
-            numbers is None or len(numbers) == len(degraded),
-            "numbers",
-            None,
-            f"{len(numbers or ())} for {len(degraded)} images; give one for each",
-        )
+        if cond is not None and not takes_cond:
+            raise UserError("cond", None, "this run's network takes no condition (it was trained without `cond_x1`)")
+        if numbers is not None and len(numbers) != len(degraded):
+            raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
         noise = ImageNoise(options.seed, Purpose.SAMPLE, range(len(degraded)) if numbers is None else numbers)
         x1, usual_cond = begin_bridge(
             Corrupted(shown, mask), noise, cond_x1=self.config.cond_x1, add_x1_noise=self.config.add_x1_noise
@@ -245,6 +236,13 @@ def load_model(
     where it is a class in a Python file, which is not run unless it is given here as path/to/file.py:ClassName.
     Raises UserError naming the file if the run, its settings or all its checkpoints are missing or broken, or if the
     network does not fit the weights.
+
+    >>> model = load_model("results/NAME")
+    >>> model.restore(torch.rand(2, 3, 16, 16) * 2 - 1, nfe=3).shape
+    torch.Size([2, 3, 16, 16])
+    >>> load_model("results/nowhere")
+    Traceback (most recent call last):
+    i2sb.errors.FileError: results/nowhere: there is no such run
     """
     path = Path(run_dir)
     is_export = path.suffix == ENDING and not path.is_dir()
@@ -254,9 +252,9 @@ def load_model(
     released = not is_export and is_released(path)
     config = replace(loaded.config, network=_choose_network(loaded, network, path, released=released))
     formulation = build_formulation(config)
-    # Shapes only, where they suffice: the weights are not drawn, nor copied.
-    empty = find_network(config.network).all_in_state_dict
-    with torch.device("meta") if empty else torch.random.fork_rng(devices=[]):
+    # Only the shapes of a U-Net, all of whose tensors are weights: none is drawn or copied.
+    shapes_do = isinstance(find_network(config.network), UNetSize)
+    with torch.device("meta") if shapes_do else torch.random.fork_rng(devices=[]):
         net = build_network(
             config.network,
             formulation.noise_levels,
@@ -286,7 +284,7 @@ def _choose_network(loaded: Exported, network: str, source: Path, *, released: b
         return network
     if is_own(own):
         must = f"its network is code, which is not run unasked: give `network` {own} if you trust that file"
-        raise UserError(source, None, must)
+        raise FileError(source, must)
     if released and own not in NETWORKS:
         line = (
             f"{source}: its weights do not tell the heads of attention, so {own} is a guess; with wrong heads images "
@@ -320,20 +318,20 @@ def read_averaged(path: Path) -> Exported:
 def _read_file(path: Path, ema: bool) -> Exported:
     exported = read_export(path)
     if exported.averaged and not ema:
-        raise UserError(path, None, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
+        raise FileError(path, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
     return exported
 
 
 def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
     if not run_dir.is_dir():
-        raise UserError(run_dir, None, "there is no such run")
+        raise FileError(run_dir, "there is no such run")
     released = is_released(run_dir)
     config = read_run_config(run_dir)
     parts = RELEASED_PARTS if released else PARTS
     if checkpoint is None:
         newest = find_checkpoint(run_dir, mmap=True, parts=parts)
         if newest is None:
-            raise UserError(run_dir, None, "holds no checkpoint yet")
+            raise FileError(run_dir, "holds no checkpoint yet")
         path, state = newest
     else:
         files = [path for path in (run_dir / checkpoint, Path(checkpoint)) if path.is_file()]
@@ -346,7 +344,7 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
         config = replace(config, network=recognise_network(weights, path))
         iteration = state["ema"].get("num_updates")
         if type(iteration) is not int:
-            raise UserError(path, None, "its averaged weights (ema) lack num_updates, the number of iterations")
+            raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
     else:
         iteration = state["progress"]["iteration"]
     return Exported(weights, config, iteration, averaged=ema)

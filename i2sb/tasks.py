@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 
 from corruption import Corruption, CorruptionError, ShapeError, build_corruption, is_custom
-from i2sb.baselines.diffusion import Diffusion
-from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.batch import Batch, make_batch
-from i2sb.bridge import Bridge
 from i2sb.config import PAIRED, TrainConfig
 from i2sb.data.dataset import ImageDataset, open_split
 from i2sb.data.loading import Images
-from i2sb.errors import UserError
-from i2sb.formulation import Formulation, SchroedingerBridge
+from i2sb.errors import FileError, UserError
+from i2sb.formulation import Formulation
+from i2sb.formulation_table import FORMULATIONS
 from i2sb.randomness import ImageNoise
-
-# What the names of --formulation stand for: the one place that knows them.
-FORMULATIONS: dict[str, Callable[[TrainConfig], Formulation]] = {
-    "bridge": lambda config: SchroedingerBridge(
-        Bridge(config.interval, config.beta_max, t0=config.t0, T=config.T), ot_ode=config.ot_ode, cond_x1=config.cond_x1
-    ),
-    "conditional_diffusion": lambda config: ConditionalDiffusion(Diffusion(config.interval, config.schedule)),
-    "regression": lambda config: Regression(whole=config.regression_target == "image"),
-    "diffusion": lambda config: UnconditionalDiffusion(Diffusion(config.interval, config.schedule)),
-}
 
 
 def build_formulation(config: TrainConfig) -> Formulation:
     """Build a run's formulation. Raises ValueError if the settings do not fit it."""
-    return FORMULATIONS[config.formulation](config)
+    return resolve_name(FORMULATIONS[config.formulation].location).from_config(config)
 
 
 def build_task_corruption(
@@ -61,9 +49,8 @@ def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source
     Raises UserError if the settings, read from `source`, name a Python file: code runs only for who asks for it.
     """
     if not corrupt and is_custom(config.corrupt):
-        raise UserError(
+        raise FileError(
             source,
-            None,
             "its degradation is code, which is not run unasked: "
             f"give `corrupt` {config.corrupt} if you trust that file",
         )

@@ -1,8 +1,7 @@
 """Tensors in files that torch.save wrote: read without running code, and compared with the module they are for."""
 
-from __future__ import annotations
-
 import errno
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -12,17 +11,18 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
+from i2sb.files import hash_file
 
 _SHOWN = 10
 
 
-class UnreadableFileError(UserError):
+class UnreadableFileError(FileError):
     """A file that is cut off, damaged, or holds more than tensors and plain values; `reason` says which."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.reason = reason
-        super().__init__(path, None, f"cannot be read ({reason})")
+        super().__init__(path, f"cannot be read ({reason})")
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
@@ -53,6 +53,15 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
         raise UnreadableFileError(path, reason[:100]) from None
 
 
+def read_checksum(path: Path) -> str:
+    """Return what identifies the contents of a file of tensors, without reading them: it keeps their check sums."""
+    if not zipfile.is_zipfile(path):  # what torch wrote before 1.6
+        return hash_file(path)
+    with zipfile.ZipFile(path) as archive:
+        listed = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
+
+
 def is_named_tensors(value: object) -> TypeGuard[dict[str, Tensor]]:
     """Whether a value is a dict of names with tensors."""
     return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
@@ -79,7 +88,7 @@ def check_shapes(module: Mapping[str, Tensor], weights: Mapping[str, Tensor], so
     ]
     if misfits:
         listed = _join_shortest(misfits)
-        raise UserError(source, None, f"holds another architecture, {len(misfits)} parameters differ: {listed}")
+        raise FileError(source, f"holds another architecture, {len(misfits)} parameters differ: {listed}")
 
 
 def describe_shape(tensor: object) -> str:

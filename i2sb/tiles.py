@@ -4,8 +4,6 @@ Only the network sees tiles. States, noise and predictions stay whole, and the t
 evaluation: so no seam has a chance to grow, and the noise is the same whatever the tiles.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,6 +17,9 @@ def pad_reflect(x: Tensor, multiple: int) -> Tensor:
 
     Images smaller than what is added are mirrored again and again. Blocks of pixels counted from the top left, such as
     JPEG's, stay where they are.
+
+    >>> pad_reflect(torch.tensor([[1, 2, 3, 4, 5]]), 8)[0]
+    tensor([1, 2, 3, 4, 5, 4, 3, 2])
     """
     rows, columns = (_mirror(side, -(-side // multiple) * multiple, x.device) for side in x.shape[-2:])
     return x if (len(rows), len(columns)) == tuple(x.shape[-2:]) else x[..., rows[:, None], columns]

@@ -16,8 +16,6 @@ Numbers that the processor only emulates (bf16 on many) are not measured; a row 
 not begun after three minutes is left out, with a row that says so.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -46,7 +44,7 @@ BENCHMARKS = {
     "data": benchmark_data,
     "memory": benchmark_memory,
 }
-# What is not given: in general, with --quick, and for one benchmark.
+# Options that are not given: in general, with --quick, and for one benchmark.
 DEFAULTS = {
     "preset": "adm256",
     "size": 256,
@@ -58,12 +56,12 @@ DEFAULTS = {
 }
 QUICK = {"preset": "mini", "size": 64, "batch": 4, "repeats": 3, "nfe": 5, "images": 64, "workers": [1, 2]}
 QUICK_SECONDS = 180
-OWN = {"corruption": {"size": 256, "batch": 16}, "data": {"size": 256}, "memory": {"nfe": 2}}
+OF_BENCHMARK = {"corruption": {"size": 256, "batch": 16}, "data": {"size": 256}, "memory": {"nfe": 2}}
 
 
 def fill_in(given: argparse.Namespace, what: str) -> argparse.Namespace:
     """Return the options of one benchmark. Raises UserError for what it cannot take."""
-    values = DEFAULTS | (QUICK if given.quick else {}) | OWN.get(what, {})
+    values = DEFAULTS | (QUICK if given.quick else {}) | OF_BENCHMARK.get(what, {})
     values |= {name: value for name, value in vars(given).items() if value is not None}
     for name in ("size", "batch", "repeats", "nfe", "images"):
         if values[name] < 1:

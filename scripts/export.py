@@ -5,8 +5,6 @@ python scripts/export.py NAME OUT.safetensors --raw    those that the optimizer 
 python scripts/export.py NAME OUT.safetensors --half   in float16: half the size, three decimal digits
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -27,7 +25,7 @@ def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool =
         weights = {name: tensor.half() for name, tensor in weights.items()}
         beyond = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if beyond:
-            raise UserError("half", None, f"{beyond[0]} of {run_dir} is beyond what float16 can hold; leave it away")
+            raise UserError("half", None, f"{beyond[0]} of {run_dir} is beyond what float16 can hold; leave it out")
     write_export(out, Exported(weights, model.config, model.iteration, averaged=not raw), overwrite=overwrite)
     print(f"{out}: {'raw' if raw else 'averaged'} weights of {run_dir} after {model.iteration} iterations")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint and test the project in .venv, set up if need be. Arguments go to pytest: bash scripts/test.sh -k bridge
-# What takes long is left out, unless asked for: bash scripts/test.sh -m slow
+# What takes long is left out, unless asked for: bash scripts/test.sh -m slow (or gpu, or cluster)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh requirements.txt tests/requirements.txt

@@ -1,14 +1,7 @@
-"""What the tests share: golden vectors, a small data set, tiny settings, and the programs as real processes."""
+"""Fixtures that the tests share: data sets, a finished run, weights."""
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,84 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(__file__).resolve().parent / "golden"
+pytest.register_assert_rewrite("helpers")  # so that a failing assert in there shows its values, too
+
+from helpers.pictures import write_images  # noqa: E402
+from helpers.programs import ROOT, run_python  # noqa: E402
+from helpers.seeded_weights import write_seeded  # noqa: E402
+from helpers.tiny_run import TINY  # noqa: E402
 
 # Small networks gain nothing from threads, and equal counts make equal sums.
 torch.set_num_threads(1)
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-ENVIRONMENT["no_proxy"] = "127.0.0.1"  # where test_download's server stands
-
-# With these a processor of any age computes as an old one does: it emulates bf16 and fp16. x86 only.
-OLD_PROCESSOR = {
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "ATEN_CPU_CAPABILITY": "default",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-}
-needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others lack such switches")
-
-# After so many seconds a process is taken to hang. A minute is much for one, on a slow and busy machine too.
-HANGS = 1200
 
 
-def golden(name: str) -> dict[str, torch.Tensor]:
-    """Load a golden .npz as tensors."""
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-
-
-def golden_json(name: str) -> dict:
-    return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
-def run_python(
-    *arguments: object, cwd: Path = ROOT, check: bool = True, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run python as a real process; with `check` its failure fails the test, showing what it printed.
-
-    env: environment variables besides the tests' own.
-    """
-    command = [sys.executable, *map(str, arguments)]
-    variables = {**ENVIRONMENT, **(env or {})}
-    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=HANGS)
-    assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def make_image(number: int, width: int = 24, height: int = 20) -> Image.Image:
-    """A smooth colour image that depends on `number`."""
-    y, x = np.mgrid[:height, :width]
-    waves = [np.sin(0.11 * (number + 2) * x + 0.07 * (c + 1) * y + c) for c in range(3)]
-    return Image.fromarray((127.5 + 127 * np.stack(waves, axis=-1)).astype(np.uint8))
-
-
-def write_images(folder: Path, names: list[str], first: int = 0) -> None:
-    for number, name in enumerate(names, first):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make_image(number).save(path)
-
-
-def assert_equal_states(one, other, where=""):
-    """Compare nested dicts and lists of tensors and numbers, to the last bit."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal_states(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal_states(a, b, f"{where}/{i}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
-
-
-def assert_equal_but_for_rounding(one: bytes, other: bytes) -> None:
-    """Compare two files of pictures that were computed in other batches: rounding may carry a value over one level."""
-    pixels, want = (np.asarray(Image.open(io.BytesIO(content)), dtype=np.int16) for content in (one, other))
-    assert pixels.shape == want.shape and abs(pixels - want).max() <= 1
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and torch finds none")
 
 
 @pytest.fixture(scope="session")
@@ -127,49 +56,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def find_crop(crop: torch.Tensor | np.ndarray) -> tuple[int, int, int, bool]:
-    """Return (file, top, left, mirrored) of a 16-pixel crop of `photographs`, having checked every pixel of it."""
-    rows, columns, number = crop[0, :, 0], crop[1, 0], crop[2, 0, 0]
-    flip = bool(columns[0] > columns[-1])
-    top, left = int(rows[0]), int(columns.min())
-    y, x = np.mgrid[top : top + 16, left : left + 16]
-    want = np.stack([y, x[:, ::-1] if flip else x, np.full_like(x, int(number))])
-    assert np.array_equal(crop, want)
-    return int(number), top, left, flip
-
-
-# The smallest run that has every part: 16-pixel images, two microbatches an iteration, validation, checkpoints.
-TINY = {
-    "corrupt": "sr4x-pool",
-    "image_size": 16,
-    "network": "tiny",
-    "batch_size": 4,
-    "microbatch": 2,
-    "num_itr": 6,
-    "lr": 1e-3,
-    "lr_step": 2,
-    "save_every": 2,
-    "log_every": 1,
-    "eval_every": 4,
-    "eval_nfe": 2,
-    "eval_images": 3,
-    "workers": 0,
-    "log_writer": "none",
-    "device": "cpu",
-}
-
-
-def as_flags(settings: dict[str, object]) -> list[str]:
-    """Turn settings into flags."""
-    flags = []
-    for name, value in settings.items():
-        dashed = name.replace("_", "-")
-        flags += (
-            [f"--{dashed}" if value else f"--no-{dashed}"] if isinstance(value, bool) else [f"--{dashed}", str(value)]
-        )
-    return flags
-
-
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory, dataset_dir: Path) -> Path:
     """results/NAME of a finished tiny run; treat it as read-only."""
@@ -180,23 +66,6 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, dataset_dir: Path) -> 
     config = TrainConfig(name="tiny", results_dir=str(results), dataset_dir=str(dataset_dir), **TINY)
     train(config)
     return config.run_dir
-
-
-# --- Weights for the metrics, of the right shapes and drawn from a seed ----------------------------------------------
-
-
-def write_seeded(module: torch.nn.Module, path: Path, keep: str = "") -> dict[str, torch.Tensor]:
-    """Give a module weights drawn from a seed, save those whose names begin with `keep`, and return them."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            if value.ndim > 1:
-                value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)
-            elif name.endswith("running_mean"):
-                value.copy_(0.1 * torch.randn(value.shape, generator=generator))
-    state = {name: value for name, value in module.state_dict().items() if name.startswith(keep)}
-    torch.save(state, path)
-    return state
 
 
 @pytest.fixture(scope="session")

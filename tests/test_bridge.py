@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import golden, golden_json
 
+from helpers.golden import golden, golden_json
 from i2sb.bridge import Bridge, make_betas, space_indices
 
 SETTINGS = [(1000, 0.3), (1000, 1.0), (100, 0.3), (10, 1.0)]

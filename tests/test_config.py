@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import run_python
 
 from corruption import build_corruption
+from helpers.programs import run_python
 from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, check_resumable
 from i2sb.errors import UserError
@@ -37,7 +37,7 @@ def test_released_flags_are_there(config_class):
 def test_published_defaults():
     config = read_flags(TrainConfig, NEEDED)
     published = {"interval": 1000, "beta_max": 0.3, "t0": 1e-4, "T": 1.0, "lr": 5e-5, "lr_gamma": 0.99, "lr_step": 1000}
-    published |= {"l2_norm": 0.0, "ema": 0.99, "batch_size": 256, "microbatch": 2, "image_size": 256, "seed": 0}
+    published |= {"l2_norm": 0.0, "ema": 0.99, "batch_size": 256, "image_size": 256, "seed": 0}
     assert {name: getattr(config, name) for name in published} == published
     assert not (config.ot_ode or config.cond_x1 or config.add_x1_noise)
 
@@ -87,31 +87,32 @@ def test_configs_are_frozen():
         (["--batch-size", "many"], "--batch-size many: must be a whole number"),
         (["--lr", "fast"], "--lr fast: must be a number"),
         (["--log-writer", "paper"], "--log-writer paper: must be one of tensorboard, wandb, none"),
-        (["--interval", "999"], "--interval 999: must be even and at least 2, such as 1000"),
-        (["--interval", "0"], "--interval 0: must be even"),
-        (["--batch-size", "5"], "--batch-size 5: must be a multiple of --microbatch 2"),
+        (["--interval", "999"], "--interval 999: must be even, such as 1000"),
+        (["--interval", "0"], "--interval 0: must be at least 2"),
+        (["--batch-size", "5", "--microbatch", "2"], "--batch-size 5: must be a multiple of --microbatch 2"),
+        (["--microbatch", "many"], "--microbatch many: must be a whole number or auto"),
         (["--microbatch", "0"], "--microbatch 0: must be at least 1"),
-        (["--beta-max", "-1"], "--beta-max -1.0: must be positive"),
-        (["--t0", "2"], "--t0 2.0: must be above 0 and below --T 1.0"),
-        (["--lr", "0"], "--lr 0.0: must be positive"),
+        (["--beta-max", "-1"], "--beta-max -1.0: must be above 0"),
+        (["--t0", "2"], "--t0 2.0: must be below --T 1.0"),
+        (["--lr", "0"], "--lr 0.0: must be above 0"),
         (["--lr", "nan"], "--lr nan: must be a number"),
         (["--lr-gamma", "1.5"], "--lr-gamma 1.5"),
         (["--ema", "1"], "--ema 1.0: must be at least 0 and below 1"),
-        (["--start-share", "1.5"], "--start-share 1.5: must be between 0 and 1"),
-        (["--start-share", "-0.1"], "--start-share -0.1: must be between 0 and 1"),
-        (["--lr-cooldown", "-1"], "--lr-cooldown -1: must not be negative"),
+        (["--start-share", "1.5"], "--start-share 1.5: must be at least 0 and at most 1"),
+        (["--start-share", "-0.1"], "--start-share -0.1: must be at least 0 and at most 1"),
+        (["--lr-cooldown", "-1"], "--lr-cooldown -1: must be at least 0"),
         (["--lr-cooldown", "11", "--num-itr", "10"], "--lr-cooldown 11: must not be more than --num-itr 10"),
         (["--crops-per-image", "4"], "--crops-per-image 4: only --crop random uses it"),
         (["--crops-per-image", "0", "--crop", "random"], "--crops-per-image 0: must be at least 1"),
         (["--crop", "middle"], "--crop middle: must be one of center, random"),
         (["--eval-nfe", "1000"], "--eval-nfe 1000: must be between 1 and 999"),
-        (["--seed", "-1"], "--seed -1: must not be negative"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--name", "../elsewhere"], "--name ../elsewhere: begin with a letter"),
         (["--name", "."], "--name .: begin with a letter"),
         (["--name", "x" * 300], ": begin with a letter"),
         (["--lr", "1e999"], "--lr inf: must be finite"),
         (["--lr="], "--lr '': must be a number"),
-        (["--interval", "1000000000"], "--interval 1000000000: must be at most"),
+        (["--interval", "1000000000"], "--interval 1000000000: must be at least 2 and at most 1000000"),
         (["--name", "/absolute"], "--name /absolute: begin with a letter"),
         (["--name", ""], "--name: is missing"),
         (["--corrupt", ""], "--corrupt: is missing"),
@@ -136,7 +137,7 @@ def test_wrong_flags_are_named(flags, words):
         ("[" * 5000, "a.yaml: cannot be read as YAML"),
         ("- 1\n- 2", "a.yaml: must hold lines of the form 'name: value', not a list"),
         ("a: b: c", "a.yaml: cannot be read as YAML"),
-        ("lr: 1.0\nlr: 2.0", "a.yaml: cannot be read as YAML: lr stands there twice"),
+        ("lr: 1.0\nlr: 2.0", "a.yaml: cannot be read as YAML: lr is given twice"),
         ("lr: !!python/object/apply:os.getcwd []", "a.yaml: cannot be read as YAML"),
     ],
 )
@@ -170,6 +171,20 @@ def test_resuming_allows_what_does_not_change_the_result(tmp_path):
         check_resumable(saved, dataclasses.replace(saved, interval=100, network="tiny"), tmp_path)
     assert "--interval 1000 there, 100 now; --network adm256 there, tiny now" in describe(error.value)
     assert str(tmp_path) in describe(error.value)
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """It saved no lines of what came later, and what those stand for is not what they are by default now."""
+    wanted = read_flags(TrainConfig, NEEDED)
+    later = tuple(f"{f.name}:" for f in dataclasses.fields(TrainConfig) if f.metadata["later"])
+    lines = [line for line in to_yaml(wanted).splitlines() if not line.startswith(later)]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    saved = read_config(TrainConfig, tmp_path / "config.yaml")
+    assert saved.regression_target == "image" != wanted.regression_target
+    check_resumable(saved, wanted, tmp_path)
+    regressions = [dataclasses.replace(config, formulation="regression") for config in (saved, wanted)]
+    with pytest.raises(ValueError, match="`regression_target` image there, difference now"):
+        check_resumable(*regressions, tmp_path)
 
 
 def test_a_run_that_goes_on_may_cool_down_but_keeps_its_crops_and_its_steps(tmp_path):

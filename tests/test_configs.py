@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from corruption import CORRUPTIONS, build_corruption
+from helpers.programs import ROOT
 from i2sb.config import PAIRED, EvalConfig, SampleConfig, TrainConfig
 from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_flags

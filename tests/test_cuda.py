@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY
 
 from corruption import CORRUPTIONS, build_corruption
+from helpers.tiny_run import TINY
 from i2sb import load_model
+from i2sb.formulation_table import FORMULATIONS
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.tasks import FORMULATIONS
 from i2sb.unet import AttentionBlock
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -15,19 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    ENVIRONMENT,
-    ROOT,
-    TINY,
-    as_flags,
-    assert_equal_but_for_rounding,
-    assert_equal_states,
-    run_python,
-    write_images,
-)
 from PIL import Image
 
 from corruption import CORRUPTIONS
+from helpers.comparison import assert_equal_but_for_rounding, assert_equal_states
+from helpers.pictures import write_images
+from helpers.programs import ENVIRONMENT, ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
 from i2sb import load_model
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 
@@ -130,6 +124,7 @@ def test_saving_memory_does_not_change_what_is_learned(tmp_path, dataset_dir, in
     assert_learned_the_same(state, in_float64)
 
 
+@pytest.mark.cluster
 def test_two_processes_learn_what_one_learns(tmp_path, dataset_dir, in_float64):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     state = train_in_float64(tmp_path, dataset_dir, *launcher, eval_every=ITERATIONS, microbatch=1)
@@ -168,6 +163,7 @@ def copy_run(trained_run: Path, results: Path) -> Path:
     return run
 
 
+@pytest.mark.cluster
 def test_restoring_and_scoring_a_split(tmp_path, dataset_dir, trained_run):
     run = copy_run(trained_run, tmp_path)
     common = ["--ckpt", "tiny", "--results-dir", tmp_path, "--device", "cpu", "--workers", 0]

@@ -9,7 +9,8 @@ from textwrap import indent
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT, run_python
+
+from helpers.programs import ROOT, run_python
 
 MOST_LINES = 16  # of code that one block adds
 
@@ -41,14 +42,8 @@ def put_in(project: Path, block: Block) -> None:
         path.write_text(code)
         return
     text = path.read_text()
-    if block.where == "at the end":
-        changed = f"{text}\n\n{code}"
-    elif block.where == "with the imports":
+    if block.where == "with the imports":
         changed = re.sub(r"^(?=from (?:i2sb|corruption)\b)", lambda _: code, text, count=1, flags=re.MULTILINE)
-    elif block.where == "in place of the line with the same beginning":
-        beginning = re.match(r"\w+: \w+\[", code)[0]
-        changed, count = re.subn(rf"^( +){re.escape(beginning)}.*\n", lambda m: m[1] + code, text, flags=re.MULTILINE)
-        assert count == 1
     else:
         where, table = re.fullmatch(r"(above|a row of) (\w+)", block.where).groups()
         begin = re.search(rf"^{table}\b.* = \{{$", text, flags=re.MULTILINE).start()

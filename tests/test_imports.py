@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from conftest import ROOT, run_python
+from helpers.programs import ROOT, run_python
 
 # Imported only inside the functions that need them, so that a machine lacking one still runs the rest.
 LAZY = {

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import golden
 
+from helpers.golden import golden
 from i2sb.bridge import Bridge
 from i2sb.sampler import logged_steps, sample, step_grid
 from i2sb.steps import advise

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_python
 
+from helpers.programs import run_python
 from i2sb.errors import UserError
 from i2sb.tensor_files import UnreadableFileError, is_named_tensors, load_weights, read_tensors
 

@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
-from conftest import TINY, write_images
-from released_run import OPTIONS, write_released_run
-from small_data import pack_lmdb
 
+from helpers.pictures import write_images
+from helpers.released_run import OPTIONS, write_released_run
+from helpers.small_data import pack_lmdb
+from helpers.tiny_run import TINY
 from i2sb import load_model
 from i2sb.config import TrainConfig
 from i2sb.errors import UserError

@@ -13,7 +13,7 @@ from i2sb.baselines.diffusion import CLEAN, Diffusion, sample, step_grid
 from i2sb.baselines.inverse import DDNM, DDRM
 from i2sb.batch import Batch
 from i2sb.bridge import Randn
-from i2sb.config import SamplingOptions
+from i2sb.config import SamplingOptions, TrainConfig
 from i2sb.consistency import measure
 from i2sb.errors import UserError, require
 from i2sb.formulation import NO_HOOKS, Formulation, Hooks, Net
@@ -35,6 +35,10 @@ class Regression(Formulation):
         super().__init__()
         self.whole = whole
         self.register_buffer("time", torch.zeros(1))
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Regression:
+        return cls(whole=config.regression_target == "image")
 
     @property
     def noise_levels(self) -> Tensor:
@@ -78,6 +82,10 @@ class _DiffusionFormulation(Formulation):
     def __init__(self, diffusion: Diffusion) -> None:
         super().__init__()
         self.diffusion = diffusion
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> _DiffusionFormulation:
+        return cls(Diffusion(config.interval, config.schedule))
 
     @property
     def noise_levels(self) -> Tensor:

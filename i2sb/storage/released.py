@@ -24,7 +24,7 @@ PARTS = ("net", "ema", "optimizer", "sched")
 # Flags that decide what the weights mean, so that no default may take their place.
 NEEDED = ("corrupt", "image_size", "interval", "beta_max", "t0", "T", "ot_ode", "cond_x1", "add_x1_noise")
 # Other flags that have the same name and meaning here, and may be missing.
-TAKEN = ("seed", "batch_size", "microbatch", "num_itr", "lr", "lr_gamma", "lr_step", "l2_norm", "ema", "clip_denoise")
+TAKEN = ("seed", "batch_size", "num_itr", "lr", "lr_gamma", "lr_step", "l2_norm", "ema", "clip_denoise")
 
 _MAX_OPTIONS_BYTES = 1 << 20
 

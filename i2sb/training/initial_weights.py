@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.network import BridgeNetwork
 from i2sb.network_sizes import find_network
 from i2sb.restore import read_averaged
@@ -62,7 +62,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if isinstance(weights, dict) and is_named_tensors(weights.get("net")) and isinstance(weights.get("ema"), dict):
         return averaged_weights(weights, path)
     if not is_named_tensors(weights):
-        raise UserError(path, None, "holds no weights (names with tensors)")
+        raise FileError(path, "holds no weights (names with tensors)")
     return {name if name.startswith(_PREFIX) else _PREFIX + name: tensor for name, tensor in weights.items()}
 
 

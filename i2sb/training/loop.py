@@ -16,7 +16,7 @@ from i2sb.data.dataset import UnreadableImageError
 from i2sb.data.loading import load_training
 from i2sb.data.order import TrainingPositions
 from i2sb.distributed import World, average_in_rank_order, join_world, leave_world
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import remove_partials, write_text
 from i2sb.parsing import to_yaml
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
@@ -74,7 +74,7 @@ def _train(config: TrainConfig, world: World) -> None:
             trainer.train_images,
             seed=config.seed,
             positions=TrainingPositions(
-                progress.num_images_seen, config.batch_size, config.microbatch, world.rank, world.world_size
+                progress.num_images_seen, config.batch_size, trainer.microbatch, world.rank, world.world_size
             ),
             workers=config.workers,
             prefetch=config.prefetch,
@@ -139,7 +139,7 @@ def _take_lock(config: TrainConfig, world: World) -> RunLock | None:
             problem = error
     (refused,) = world.any(problem is not None)
     if refused:
-        raise problem or UserError(config.run_dir, None, "the main process could not take this run")
+        raise problem or FileError(config.run_dir, "the main process could not take this run")
     return lock
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from i2sb.config import write_flags
 from i2sb.errors import UserError
 from i2sb.images import save_png
+from i2sb.options import write_flags
 from i2sb.progress import progress_bar
 
 

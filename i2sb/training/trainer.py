@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,24 +15,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from corruption import Corruption
+from i2sb.batch import Batch
 from i2sb.config import TrainConfig, check_resumable
 from i2sb.data.loading import Images
 from i2sb.distributed import World
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, find_os_error
 from i2sb.network import BridgeNetwork, build_network, check_network
 from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_config
-from i2sb.precision import make_scaler, prepare
+from i2sb.precision import choose_precision, find_capability, make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel
-from i2sb.storage.checkpoint import find_checkpoint, save_checkpoint
+from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint, save_checkpoint
 from i2sb.storage.released import is_released
 from i2sb.storage.run_lock import LOCK
 from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch, open_task_split
-from i2sb.tensor_files import load_weights
+from i2sb.tensor_files import load_weights, read_checksum
 from i2sb.training.ema import ExponentialMovingAverage
 from i2sb.training.initial_weights import begin_with, read_initial_weights
+from i2sb.training.microbatch import find_microbatch
 from i2sb.training.optimizer import build_optimizer, build_scheduler, guard_update, scaled_rate
 from i2sb.training.run_log import RunLog
 from i2sb.training.validation import ValidationSet, choose_images, choose_metrics, find_classifier, summarise, validate
@@ -53,6 +56,10 @@ class Progress:
     microbatch: int = 0
 
 
+# Of processes whose checkpoints are not those of the main one.
+_APART = "may have another disk, or an old view of it: `results_dir` must be a folder that all machines share"
+
+
 class IterationResult(NamedTuple):
     """loss: this process's mean loss, and grad_norm: the gradient's norm before it was clipped, both on the device;
     lr: the learning rate."""
@@ -69,15 +76,15 @@ class Trainer:
         self.config, self.world = config, world
         check_image_size(config.network, config.image_size)
         check_image_size(config.network, config.restored_size, "eval_image_size")
-        images_at_once = config.microbatch * world.world_size
+        images_at_once = (1 if config.microbatch == "auto" else config.microbatch) * world.world_size
         if config.batch_size % images_at_once:
             raise UserError(
                 "batch_size",
                 config.batch_size,
-                f"must be a multiple of `microbatch` {config.microbatch} times {world.world_size} processes, "
+                f"must be a multiple of {world.world_size} processes times `microbatch` {config.microbatch}, "
                 f"such as {-(-config.batch_size // images_at_once) * images_at_once}",
             )
-        self.accumulation = config.batch_size // images_at_once
+        self.precision = choose_precision(config.precision, find_capability(world.device))
         self.formulation = build_formulation(config).to(world.device)
         self.train_corruption = build_task_corruption(config, config.image_size, world.device, setting="image_size")
         val_corruption = build_task_corruption(config, config.restored_size, world.device, setting="eval_image_size")
@@ -109,16 +116,18 @@ class Trainer:
         check_network(self.network, config.network, config.image_channels, config.image_size)
         check_network(self.network, config.network, config.image_channels, config.restored_size, "eval_image_size")
         prepare(
-            self.network,
-            config.precision,
-            channels_last=config.channels_last,
-            compile=config.compile,
-            grad_checkpoint=config.grad_checkpoint,
+            self.network, self.precision, channels_last=config.channels_last, grad_checkpoint=config.grad_checkpoint
         )
+        share = config.batch_size // world.world_size
+        chosen = config.microbatch
+        self.microbatch = find_microbatch(share, self._rehearse, world) if chosen == "auto" else chosen
+        self.accumulation = share // self.microbatch
+        if config.compile:  # for the microbatch that it is
+            self.network.compile()
         self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         self.optimizer = build_optimizer(self.network.parameters(), lr=config.lr, weight_decay=config.l2_norm)
         self.scheduler = build_scheduler(self.optimizer, gamma=config.lr_gamma, iterations=config.lr_step)
-        self.scaler = make_scaler(config.precision, world.device)
+        self.scaler = make_scaler(self.precision, world.device)
         self.progress = Progress()
         self.saved_iteration = 0
         # Iterations without an update, in a row and since the start: on the device, so that nobody waits for them.
@@ -142,7 +151,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a checkpoint holds."""
         self.progress.bad_steps = int(self.bad_iterations)
-        self.progress.world_size, self.progress.microbatch = self.world.world_size, self.config.microbatch
+        self.progress.world_size, self.progress.microbatch = self.world.world_size, self.microbatch
         return {
             "net": self.network.state_dict(),
             "ema": self.ema.state_dict(),
@@ -171,7 +180,7 @@ class Trainer:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(source, None, f"its {name} does not fit this run ({reason})") from error
+            raise FileError(source, f"its {name} does not fit this run ({reason})") from error
 
     def resume(self) -> Path | None:
         """Take up the newest whole checkpoint of this run, or of `ckpt`; returns its path, None when starting anew.
@@ -185,30 +194,59 @@ class Trainer:
             run_dirs.append(Path(config.results_dir) / config.ckpt)
         for run_dir in run_dirs:
             if is_released(run_dir):
-                raise UserError(
+                raise FileError(
                     run_dir,
-                    None,
                     "a run of the released program, which cannot be gone on with; begin a run of another `name` from "
                     f"its weights with `init` {run_dir}",
                 )
-            newest = find_checkpoint(run_dir)
+            newest = self._find_checkpoint(run_dir)
             if newest is None:
                 continue
             path, state = newest
             check_resumable(read_config(TrainConfig, run_dir / "config.yaml"), config, run_dir)
-            self.load_state_dict(state, path)
+            # Where tensors are taken as they are, copies: a file that is mapped may be deleted when others are saved.
+            self.load_state_dict(deepcopy(state) if self.world.device.type == "cpu" else state, path)
             self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0
             return path
         if config.ckpt:
             raise UserError("ckpt", config.ckpt, f"there is no run {run_dirs[1]} with a checkpoint")
         names = {path.name for path in config.run_dir.glob("*") if path.suffix != PARTIAL and path.name != LOCK}
         if names and "config.yaml" not in names:
-            raise UserError(config.run_dir, None, "holds files but no config.yaml, so no run: give another `name`")
+            raise FileError(config.run_dir, "holds files but no config.yaml, so no run: give another `name`")
         if config.init != "none":
             initial = read_initial_weights(config.init, Path(config.results_dir))
             self.begun_with = [str(initial.source), *begin_with(self.network, initial)]
             self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         return None
+
+    def _find_checkpoint(self, run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+        """Find the newest whole checkpoint, which the main process chooses and all must find as it is.
+
+        Raises UserError if they do not: processes would train on from different states.
+        """
+        world = self.world
+        newest = world.try_together(lambda: find_checkpoint(run_dir, mmap=True) if world.is_main else None)
+        (chosen, *_) = world.gather(newest[0].name if newest else "")
+        if not chosen:
+            return None
+        path = run_dir / chosen
+
+        def read() -> tuple[dict[str, Any], str]:
+            if not path.exists():
+                raise FileError(path, f"is where the main process goes on from, and process {world.rank} {_APART}")
+            state = newest[1] if newest else read_checkpoint(path, mmap=True)
+            return state, read_checksum(path) if world.world_size > 1 else ""
+
+        state, checksum = world.try_together(read)
+        checksums = world.gather(checksum)
+        others = [rank for rank in range(world.world_size) if checksums[rank] != checksums[0]]
+
+        def compare() -> None:
+            if others and world.is_main:
+                raise FileError(path, f"has other contents for processes {others}, which {_APART}")
+
+        world.try_together(compare)
+        return path, state
 
     def save(self, log: RunLog, *, must: bool = True) -> None:
         """Write a checkpoint, unless this very state is on the disk already.
@@ -227,9 +265,8 @@ class Trainer:
                 raise
             message = f"the checkpoint of iteration {iteration} was not written ({refused})"
             if must:
-                raise UserError(
+                raise FileError(
                     self.config.run_dir,
-                    None,
                     f"{message}; make room and run the same command again: it goes on from the last one",
                 ) from None
             log.warn(
@@ -238,6 +275,18 @@ class Trainer:
             )
         else:
             self.saved_iteration = iteration
+
+    def _rehearse(self, microbatch: int) -> None:
+        """Compute a forward and a backward pass, beside as much memory as the optimizer and DDP are going to take."""
+        config, formulation, device = self.config, self.formulation, self.world.device
+        moments_and_buckets = 3 * sum(p.numel() for p in self.network.parameters())
+        reserved = torch.empty(moments_and_buckets, device=device)
+        x = torch.zeros(microbatch, config.image_channels, config.image_size, config.image_size, device=device)
+        batch = Batch(x0=x, x1=x, mask=None, cond=x if formulation.cond_x1 else None, shown=x)
+        step = torch.zeros(microbatch, dtype=torch.int64, device=device)
+        formulation.loss(self.network, step, batch, torch.zeros_like).backward()
+        self.network.zero_grad(set_to_none=True)
+        del reserved
 
     # --- one iteration -----------------------------------------------------------------------------------------------
 
@@ -251,7 +300,8 @@ class Trainer:
         # draws the same after a restart.
         number = self.progress.iteration * self.world.world_size + self.world.rank
         torch.manual_seed(make_seed(self.config.seed, Purpose.GLOBAL, number))
-        self.optimizer.zero_grad(set_to_none=True)
+        # Gradients that are views of DDP's buckets stay so: new ones, added up over microbatches, would double them.
+        self.optimizer.zero_grad(set_to_none=not isinstance(net, DistributedDataParallel))
         total = torch.zeros((), device=self.world.device)
         for count in range(1, self.accumulation + 1):
             images = next(stream)
@@ -301,9 +351,8 @@ class Trainer:
         in_a_row = int(self.bad_in_a_row)
         if in_a_row >= self.config.max_bad_steps:
             good = self.progress.iteration - in_a_row
-            raise UserError(
+            raise FileError(
                 self.config.run_dir,
-                None,
                 f"{in_a_row} iterations in a row had an infinite or NaN loss or gradient; nothing was learned after "
                 f"iteration {good}, and the checkpoints are good: try a lower `lr`, `grad_clip` 1, or `precision` fp32",
             )
@@ -321,7 +370,7 @@ class Trainer:
                 model,
                 self.validation,
                 numbers[world.rank :: world.world_size],
-                batch_size=config.microbatch,
+                batch_size=self.microbatch,
                 nfe=config.eval_nfe,
                 clip_denoise=config.clip_denoise,
                 seed=config.seed,

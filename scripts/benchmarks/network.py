@@ -1,7 +1,5 @@
 """Training and sampling: images a second, variant by variant, beside the released program's settings."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from copy import deepcopy
@@ -15,9 +13,9 @@ from benchmarks.released import MICROBATCH, use_released_settings
 from benchmarks.timing import compare, matrix_peak, out_of_time, print_table
 from corruption import build_corruption
 from i2sb.bridge import Bridge
-from i2sb.config import write_flags
 from i2sb.loss import bridge_loss
 from i2sb.network import BridgeNetwork, build_network
+from i2sb.options import write_flags
 from i2sb.precision import advise_precision, prepare
 from i2sb.sampler import sample
 from i2sb.training.ema import ExponentialMovingAverage
@@ -147,9 +145,7 @@ def _time_training(
                 loss.item()
 
         works[name] = iterate
-    _reset_memory(images.device)
-    works["variant"]()
-    memory = _peak_memory(images.device)
+    memory = _measure_memory(works["variant"], images.device)
     spent = compare(works, options.repeats, images.device, options.deadline)
     errors = _numerics(options, bridge, network, variant)
     return _row(options, variant, microbatch, spent, len(images), memory) | errors
@@ -180,10 +176,8 @@ def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[
         def restore(varied=varied) -> None:
             sample(bridge, varied, x1, nfe=options.nfe)
 
-        _reset_memory(device)
         works = {"variant": released} if variant.released else {"variant": restore, "released": released}
-        works["variant"]()
-        memory = _peak_memory(device)
+        memory = _measure_memory(works["variant"], device)
         spent = compare(works, options.repeats, device, options.deadline)
         row = _row(options, variant, len(x1), spent, len(x1), memory)
         if not variant.released:
@@ -198,7 +192,7 @@ def _numerics(
     options: argparse.Namespace, bridge: Bridge, network: BridgeNetwork, variant: Variant
 ) -> dict[str, float]:
     """Return how far a variant's output and gradient are from float32's, as norms relative to its."""
-    found = []
+    results = []
     for how in (Variant(), variant):
         varied = vary(network, how)
         torch.manual_seed(1)
@@ -206,8 +200,8 @@ def _numerics(
         out = varied(x, step)
         out.float().square().mean().backward()
         gradient = torch.cat([p.grad.float().flatten() for p in varied.parameters()])
-        found.append((out.detach().float(), gradient))
-    (want, want_gradient), (out, gradient) = found
+        results.append((out.detach().float(), gradient))
+    (want, want_gradient), (out, gradient) = results
     return {
         "output error": ((out - want).norm() / want.norm()).item(),
         "gradient error": ((gradient - want_gradient).norm() / want_gradient.norm()).item(),
@@ -218,13 +212,14 @@ def _images(options: argparse.Namespace, bridge: Bridge, count: int) -> Tensor:
     return torch.rand(count, 3, options.size, options.size, device=bridge.betas.device) * 2 - 1
 
 
-def _reset_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_memory(device: torch.device) -> float | None:
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+def _measure_memory(work: Callable[[], object], device: torch.device) -> float | None:
+    """Do the work once; returns the most GB it had allocated on a GPU, None on a CPU."""
+    if device.type != "cuda":
+        work()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) / 1e9
 
 
 def _row(

@@ -1,7 +1,5 @@
 """How long what is left of a study will take, from a few iterations and evaluations of every formulation."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import find_crop, make_image, write_images
 from PIL import Image
-from small_data import open_native, open_tiny
 
+from helpers.pictures import find_crop, make_image, write_images
+from helpers.small_data import open_native, open_tiny
 from i2sb.data.dataset import UnreadableImageError, View, open_split
 from i2sb.data.loading import load_in_order, load_training
 from i2sb.data.order import TrainingPositions

@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import find_crop, make_image, write_images
 from PIL import Image
-from small_data import open_native, open_tiny, take
 
+from helpers.pictures import find_crop, make_image, write_images
+from helpers.small_data import open_native, open_tiny, take
 from i2sb.data.dataset import UnreadableImageError
 from i2sb.data.loading import load_in_order, load_training
 from i2sb.data.order import TrainingPositions, TrainingStream

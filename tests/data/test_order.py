@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import find_crop
-from small_data import open_native, open_tiny, take
+from PIL import Image
 
+from helpers.pictures import find_crop
+from helpers.small_data import open_native, open_tiny, take
 from i2sb.data.dataset import View
 from i2sb.data.order import TrainingPositions, TrainingStream
 
@@ -58,13 +59,9 @@ def test_native_crops_are_the_files_own_pixels_from_anywhere(photographs):
 
 
 def test_crops_are_cut_ahead_and_no_more_of_them_are_kept_than_are_used(photographs, monkeypatch):
-    images = open_native(photographs)
-    decoded = []
-    decode = type(images)._decode
-    monkeypatch.setattr(
-        type(images), "_decode", lambda self, store, key: decoded.append(key) or decode(self, store, key)
-    )
-    stream = TrainingStream(images, seed=1, batch_size=4, crops_per_image=5)
+    decoded, decode = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file: decoded.append(file) or decode(file))
+    stream = TrainingStream(open_native(photographs), seed=1, batch_size=4, crops_per_image=5)
     for position in range(40):
         stream[position]
     assert len(decoded) == 8 and not stream._ready

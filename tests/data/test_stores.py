@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import write_images
-from small_data import open_tiny, pack_lmdb
 
+from helpers.pictures import write_images
+from helpers.small_data import open_tiny, pack_lmdb
 from i2sb.data.dataset import NO_CLASS, UnreadableImageError
 from i2sb.data.loading import load_in_order
 from i2sb.errors import UserError

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_python, write_images
 from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.functional import pil_to_tensor
 
 from corruption import build_corruption
+from helpers.pictures import write_images
+from helpers.programs import ROOT, run_python
 from i2sb import load_model
 from i2sb.config import EvalConfig, SampleConfig
 from i2sb.data.dataset import open_split
@@ -139,8 +140,9 @@ def test_a_released_file_of_listed_images(config, tmp_path):
     assert report["metrics"]["psnr"]["restored"] == 60
 
 
+@pytest.mark.cluster
 def test_two_processes_score_what_one_scores(config):
-    """In batches of one, so that all images are seen alike. What networks keep is held by test_features.py."""
+    """In batches of one, so that all images are seen alike. What networks keep is held by test_meters.py."""
     config = replace(config, batch_size=1)
     one = score(config)["metrics"]
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(config).items() if value not in ("", None)]

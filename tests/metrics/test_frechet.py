@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ortho_group
-from small_features import draw
 
+from helpers.features import draw
 from i2sb.metrics.frechet import Gaussian, Moments, frechet_distance
 
 

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from small_features import draw
 
+from helpers.features import draw
 from i2sb.metrics.kid import choose_pool, kernel_distance
 
 

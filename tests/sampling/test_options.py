@@ -9,8 +9,8 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
-from conftest import ROOT, run_python
 
+from helpers.programs import ROOT, run_python
 from i2sb.bridge import Bridge
 from i2sb.cli.program import describe
 from i2sb.config import SampleConfig, SamplingOptions

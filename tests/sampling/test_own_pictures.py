@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, make_image
 from PIL import Image
 
 from corruption import build_corruption
+from helpers.pictures import make_image
+from helpers.tiny_run import TINY
 from i2sb import load_model
 from i2sb.config import SampleConfig, TrainConfig
 from i2sb.images import from_uint8, to_uint8
@@ -173,7 +174,7 @@ def test_own_settings_and_the_split_do_not_mix():
         ({"input": "a", "output": "b", "mask": "c", "corrupt": "d"}, "mask c: choose it or `corrupt` d"),
         ({"input": "a", "output": "b", "corrupt": "paired"}, "corrupt paired: pictures of `input` are degraded"),
         ({"input": "a", "output": "b", "tile": 16, "overlap": 16}, "overlap 16: must be below `tile` 16"),
-        ({"sampler": "eta", "eta": 2.0}, "eta 2.0: must be between 0 and 1"),
+        ({"sampler": "eta", "eta": 2.0}, "eta 2.0: must be at least 0 and at most 1"),
         (
             {"consistency": "project", "consistency_weight": 2.0},
             "consistency_weight 2.0: only `consistency` gradient",

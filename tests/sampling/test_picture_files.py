@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_image
 from PIL import Image
 
+from helpers.pictures import make_image
 from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
 
 

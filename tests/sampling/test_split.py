@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, assert_equal_but_for_rounding, assert_equal_states, run_python
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.transforms.functional import pil_to_tensor
 
+from helpers.comparison import assert_equal_but_for_rounding, assert_equal_states
+from helpers.programs import ROOT, run_python
 from i2sb import load_model
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.data.dataset import open_split
@@ -217,7 +218,7 @@ def test_killed_at_five_random_moments_the_files_are_those_of_one_clean_run(tmp_
         link_run(trained_run, tmp_path / name)
     flags = ["--ckpt", "tiny", "--nfe", 2, "--device", "cpu", "--workers", 0, "--batch-size", 2]
     extras = ["--save-pt", "--save-trajectory"]
-    said = run_python(ROOT / "tests" / "moments.py", "sample", 5, tmp_path, *flags, *extras).stdout
+    said = run_python(ROOT / "tests" / "helpers" / "moments.py", "sample", 5, tmp_path, *flags, *extras).stdout
     starts = [json.loads(line) for line in said.splitlines()]
     assert [start["status"] for start in starts] == [0, *[-signal.SIGKILL] * 5, 0], starts
     want, found = (contents(tmp_path / name / "tiny" / "samples_nfe2") for name in ("never-killed", "killed"))

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ENVIRONMENT, ROOT, TINY, run_python
 from PIL import Image
 
+from helpers.programs import ENVIRONMENT, ROOT, run_python
+from helpers.tiny_run import TINY
 from i2sb.cli.program import describe
 
 NOT_OF_TRAINING = ("corrupt", "num_itr", "eval_every")

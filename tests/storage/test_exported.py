@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, run_python
 from safetensors.torch import load_file, save_file
 
+from helpers.programs import ROOT, run_python
 from i2sb import load_model
 from i2sb.errors import UserError
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import golden, run_python, write_images
-from released_run import write_released_run
-from test_unet import formula_network
 
+from helpers.formula_network import formula_network
+from helpers.golden import golden
+from helpers.pictures import write_images
+from helpers.programs import run_python
+from helpers.released_run import write_released_run
 from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.errors import UserError

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY
-from released_run import write_released_run
 
+from helpers.released_run import write_released_run
+from helpers.tiny_run import TINY
 from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.config import TrainConfig

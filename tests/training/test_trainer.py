@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import TINY
 
+from helpers.tiny_run import TINY
 from i2sb.config import TrainConfig
 from i2sb.distributed import World
 from i2sb.formulation import SchroedingerBridge

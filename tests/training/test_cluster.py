@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, HANGS, ROOT, TINY, as_flags, assert_equal_states, run_python
 
-from i2sb.cli.launch import launch_command
-from i2sb.config import SampleConfig, TrainConfig
+from helpers.comparison import assert_equal_states
+from helpers.programs import ENVIRONMENT, HANGS, ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
 from i2sb.stopping import STOPPED
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 
@@ -86,7 +86,8 @@ def test_killed_at_twenty_random_moments_and_started_again_ends_the_same(tmp_pat
     """SIGKILL between any two function calls, in the middle of saving too; the same command until it is done."""
     settings = flags()
     del settings[settings.index("--name") : settings.index("--name") + 2]
-    starts = [json.loads(line) for line in run_python(ROOT / "tests" / "moments.py", 20, *settings).stdout.splitlines()]
+    said = run_python(ROOT / "tests" / "helpers" / "moments.py", 20, *settings).stdout
+    starts = [json.loads(line) for line in said.splitlines()]
     killed = [start for start in starts if start["moment"] is not None]
     assert len(killed) == 20 and all(start["status"] == -signal.SIGKILL for start in killed), starts
     assert all(start["status"] == 0 for start in starts if start["moment"] is None), starts
@@ -146,6 +147,7 @@ def two_processes(tmp_path_factory, dataset_dir) -> dict:
     return final_state(results / "r")
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("who", ["rank == 1", pytest.param("True", marks=pytest.mark.slow)], ids=["one", "all"])
 def test_sigterm_under_torchrun_stops_all_processes_at_one_iteration(tmp_path, flags, two_processes, who):
     action = f"if {who}: os.kill(os.getpid(), signal.SIGTERM)"
@@ -156,6 +158,7 @@ def test_sigterm_under_torchrun_stops_all_processes_at_one_iteration(tmp_path, f
     assert_equal_states(final_state(tmp_path / "run"), two_processes)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_three_processes_stopped_after_an_iteration_end_the_same(tmp_path, flags):
     """Of two gradients there is one sum; of three there are several, in floats."""
@@ -167,6 +170,7 @@ def test_three_processes_stopped_after_an_iteration_end_the_same(tmp_path, flags
     assert_equal_states(final_state(tmp_path / "run"), final_state(tmp_path / "never"))
 
 
+@pytest.mark.cluster
 def test_sigterm_of_torchrun_itself_reaches_the_processes_and_the_state_is_saved(tmp_path, flags):
     """What a cluster does to the whole job."""
     action = "if rank == 0: os.kill(os.getppid(), signal.SIGTERM)"
@@ -177,6 +181,7 @@ def test_sigterm_of_torchrun_itself_reaches_the_processes_and_the_state_is_saved
     assert saved >= 3 and saved == records(tmp_path / "run")[-1]["iteration"]
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_a_dying_process_costs_the_iterations_since_the_last_checkpoint(tmp_path, flags, two_processes):
     """torchrun --max-restarts starts all anew; they go on from the last checkpoint."""
@@ -190,6 +195,7 @@ def test_a_dying_process_costs_the_iterations_since_the_last_checkpoint(tmp_path
 # --- Several machines ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_two_launchers_make_two_nodes(tmp_path, flags, two_processes):
     """Two agents on this machine stand for two nodes, started with the released program's flags."""
@@ -216,34 +222,6 @@ def test_two_launchers_make_two_nodes(tmp_path, flags, two_processes):
     assert_equal_states(final_state(tmp_path / "run"), two_processes)
 
 
-def config(**changes) -> TrainConfig:
-    return TrainConfig(name="a", dataset_dir="b", corrupt="sr4x-pool", **changes)
-
-
-def test_released_launch_flags_become_torchruns(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    assert launch_command(config(), "train.py", []) is None
-    command = launch_command(config(n_gpu_per_node=8), "train.py", ["--name", "a"])
-    assert command[1:] == [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=8",
-        "train.py",
-        "--name",
-        "a",
-    ]
-    command = launch_command(
-        config(n_gpu_per_node=8, num_proc_node=2, node_rank=1, master_address="host", master_port=1234), "train.py", []
-    )
-    assert command[3:-1] == [
-        *("--nnodes=2", "--node-rank=1", "--master-addr=host", "--master-port=1234", "--nproc-per-node=8")
-    ]
-    assert launch_command(SampleConfig(ckpt="a", n_gpu_per_node=2), "sample.py", [])[-1] == "sample.py"
-    monkeypatch.setenv("RANK", "0")
-    assert launch_command(config(n_gpu_per_node=8), "train.py", []) is None
-
-
 # --- What goes between processes -------------------------------------------------------------------------------------
 
 COUNT_COLLECTIVES = """
@@ -263,6 +241,7 @@ if os.environ["RANK"] == "0":
 """
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_gradients_are_reduced_once_an_iteration_whatever_the_accumulation(tmp_path, flags, two_processes):
     """Counted by the profiler: every parameter goes over the wire once an iteration, and little else."""
@@ -419,12 +398,8 @@ def test_a_second_run_on_the_same_name_is_refused(tmp_path, flags):
 
 def test_a_change_of_processes_is_said_and_keys_are_written_nowhere(tmp_path, flags):
     key = "a-key-that-must-stay-secret"
-    os.environ["WANDB_API_KEY"] = ENVIRONMENT["WANDB_API_KEY"] = key
-    try:
-        run_python("train.py", *flags(num_itr=2))
-        again = run_python("train.py", *flags(microbatch=4))
-    finally:
-        del os.environ["WANDB_API_KEY"], ENVIRONMENT["WANDB_API_KEY"]
+    run_python("train.py", *flags(num_itr=2), env={"WANDB_API_KEY": key})
+    again = run_python("train.py", *flags(microbatch=4), env={"WANDB_API_KEY": key})
     assert "1 processes x 2 until now: the same images and noise" in again.stdout + again.stderr
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes()

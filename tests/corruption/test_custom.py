@@ -6,9 +6,10 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, TINY, as_flags, run_python
 
 from corruption import build_corruption
+from helpers.programs import ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
 
 EXAMPLE = next(
     block

@@ -7,9 +7,9 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import OLD_PROCESSOR, ROOT, needs_x86, run_python
 
 from corruption import CORRUPTIONS
+from helpers.programs import OLD_PROCESSOR, ROOT, needs_x86, run_python
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ import pickle
 from pathlib import Path
 
 import torch
-from test_unet import formula_network
+
+from helpers.formula_network import formula_network
 
 # The flags that the released program saved with a run, and what it added to them.
 OPTIONS = {

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, as_flags, run_python, write_images
 
+from helpers.pictures import write_images
+from helpers.programs import run_python
+from helpers.tiny_run import TINY, as_flags
 from i2sb.cli.program import run_program
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig
 
@@ -337,69 +339,6 @@ def test_dry_run_prints_settings_that_config_reads_back(tmp_path):
     printed = run_python("train.py", *flags, "--dry-run").stdout
     (tmp_path / "a.yaml").write_text(printed)
     assert run_python("train.py", "--config", tmp_path / "a.yaml", "--dry-run").stdout == printed
-
-
-# --- scripts ---------------------------------------------------------------------------------------------------------
-
-
-def make_lmdb(*arguments, check=True):
-    return run_python(ROOT / "scripts/make_lmdb.py", *arguments, "--workers", 1, check=check)
-
-
-def test_make_lmdb_lists_unreadable_images_and_resizes(tmp_path):
-    from i2sb.data.dataset import open_split
-
-    write_images(tmp_path / "in", ["a/0.png", "a/1.png", "b/0.png"])
-    (tmp_path / "in" / "a" / "1.png").write_bytes(b"\x89PNG broken")
-    done = make_lmdb(tmp_path / "in", tmp_path / "out", "--split", "val", "--resize", "10")
-    assert "left out 1 unreadable images" in done.stderr and "in/a/1.png" in done.stderr
-    images = open_split(tmp_path / "out", "val", image_size=10)
-    assert images.keys == ["a/0.png", "b/0.png"] and images.label(1) == 1
-    assert not list((tmp_path / "out").glob(".*"))
-
-    before = (tmp_path / "out" / "val_faster_imagefolder.lmdb").read_bytes()
-    again = make_lmdb(tmp_path / "in", tmp_path / "out", "--split", "val", check=False)
-    assert again.returncode == 2 and "exists already; delete it first" in again.stderr
-    assert (tmp_path / "out" / "val_faster_imagefolder.lmdb").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [("nowhere", "there is no such folder"), ("empty", "holds no images"), ("bad", "none of its 1")],
-)
-def test_make_lmdb_refuses(tmp_path, source, words):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.png").write_bytes(b"")
-    done = make_lmdb(tmp_path / source, tmp_path / "out", check=False)
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
-
-
-def test_interrupted_make_lmdb_is_never_mistaken_for_a_finished_one(tmp_path):
-    """Killed between writing and naming the file: no LMDB is there, and the next build succeeds."""
-    write_images(tmp_path / "in", ["0.png", "1.png"])
-    killed = f"""
-import os, runpy, signal, sys
-os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
-sys.argv = ["make_lmdb.py", {str(tmp_path / "in")!r}, {str(tmp_path / "out")!r}, "--workers", "1"]
-runpy.run_path({str(ROOT / "scripts/make_lmdb.py")!r}, run_name="__main__")
-"""
-    assert run_python("-c", killed, check=False).returncode == -9
-    assert not (tmp_path / "out" / "train_faster_imagefolder.lmdb").exists()
-    make_lmdb(tmp_path / "in", tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train_faster_imagefolder.lmdb"]
-
-
-def test_demo_never_trains_on_a_validation_photograph(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from demo_photos import PHOTOS
-
-    train, val = PHOTOS["train"], PHOTOS["val"]
-    assert not train.keys() & val.keys() and not set(train.values()) & set(val.values())
-    # A stereo pair is one scene: both sides of it stay on one side of the split.
-    scenes = [{name.split("_")[0] for name in photos} for photos in (train, val)]
-    assert not scenes[0] & scenes[1]
 
 
 @pytest.mark.parametrize(

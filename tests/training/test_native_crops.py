@@ -1,4 +1,4 @@
-"""`train.py --crop random` in real processes: the crops that a degradation of one's own is given, pixel by pixel."""
+"""The shipped config of random crops in real processes: what a degradation of one's own is given, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, TINY, as_flags, find_crop, run_python
 from PIL import Image
+
+from helpers.pictures import find_crop
+from helpers.programs import ENVIRONMENT, ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
 
 ITERATIONS, SAVE_EVERY = 8, 4
 KILLED_AT = 11  # call of the degradation, two an iteration: in the sixth iteration, the checkpoint being of the fourth
-SETTINGS = {**TINY, "num_itr": ITERATIONS, "save_every": SAVE_EVERY, "eval_every": 0, "crop": "random"}
+# What the config says else, that crops are taken at random above all, is as it is shipped.
+SHIPPED = ROOT / "configs" / "photos-sr4x.yaml"
+SETTINGS = {**TINY, "num_itr": ITERATIONS, "save_every": SAVE_EVERY, "eval_every": 0}
 SETTINGS["crops_per_image"] = 3  # so that the checkpoint falls between two crops of the same files
 
 # Saves what it is given, a file a call and process, and leaves it as it is. Before training it is tried on noise, whose
@@ -49,7 +54,8 @@ def see(tmp_path, photographs, monkeypatch):
         kept.mkdir()
         monkeypatch.setitem(ENVIRONMENT, "KEPT", str(kept))
         places = {"corrupt": f"{tmp_path / 'keep.py'}:Keep", "results_dir": tmp_path, "dataset_dir": photographs}
-        done = run_python(*launcher, "train.py", *as_flags({**SETTINGS, **places, **changes}), check=False)
+        flags = ["--config", SHIPPED, *as_flags({**SETTINGS, **places, **changes})]
+        done = run_python(*launcher, "train.py", *flags, check=False)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         ranks = sorted({path.name.split("_")[0] for path in kept.iterdir()})
         return done.returncode, [
@@ -68,6 +74,7 @@ def locate(crop: np.ndarray, photographs: Path) -> tuple[int, int, int, bool]:
     return number, top, left, mirrored
 
 
+@pytest.mark.cluster
 def test_training_shows_the_files_pixels_and_the_same_in_two_processes_and_after_a_kill(see, photographs, monkeypatch):
     # Two processes, each of which sees its half of every batch.
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -7,7 +7,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import golden
 
 from corruption import CORRUPTIONS, Corruption, LinearCorruption, build_corruption, is_custom
 from corruption.base import Draws
@@ -15,6 +14,7 @@ from corruption.blur import GAUSSIAN, UNIFORM
 from corruption.jpeg import CHROMINANCE, LUMINANCE, quantisation_table
 from corruption.strokes import count_bounds, draw_strokes
 from corruption.superresolution import bicubic_matrix
+from helpers.golden import golden
 
 SIZE = 32
 NAMES = (*CORRUPTIONS, "jpeg-37", "jpeg-100")
@@ -159,7 +159,7 @@ def test_builds_nothing_at_call_time(corruption, clean, monkeypatch):
     corruption(clean)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_is_the_same_on_a_gpu(name, corruption, clean):
     want = corruption(clean, generators(0, 3))
     done = build_corruption(name, SIZE).cuda()(clean.cuda(), generators(0, 3))

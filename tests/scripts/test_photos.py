@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+
+from helpers.programs import ROOT
 
 SCRIPT = ROOT / "scripts" / "fetch_photos.sh"
 
@@ -179,7 +180,6 @@ def test_test_photographs_are_cropped_and_flat_ones_left_out(packages, table, tm
     assert not (tmp_path / "flat/licences.tsv").exists()
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_package_that_is_cut_off_is_one_message(packages, table, tmp_path):
     from fetch_photos import make_data
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, as_flags, make_image, write_images
 from PIL import Image
 
 from corruption import build_corruption
+from helpers.pictures import make_image, write_images
+from helpers.tiny_run import TINY, as_flags
 from i2sb import load_model
 from i2sb.baselines.diffusion import Diffusion
 from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion

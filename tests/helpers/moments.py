@@ -1,7 +1,9 @@
 """Runs train.py in forks of this process, so that many starts cost little, and kills them at random moments.
 
-    python tests/moments.py KILLS FLAGS …
-    python tests/moments.py sample KILLS FOLDER FLAGS …    sample.py, with --results-dir FOLDER/never-killed or /killed
+    python tests/helpers/moments.py KILLS FLAGS …
+    python tests/helpers/moments.py sample KILLS FOLDER FLAGS …
+
+The latter runs sample.py, with --results-dir FOLDER/never-killed or FOLDER/killed.
 
 A moment is a number of function calls, Python's or C's, since training or restoring began, so that the middle of saving
 is as likely as any other.

@@ -1,0 +1,78 @@
+"""What an option of the programs is: a default, a line of help, the values it may have, and what it decides.
+
+Options are the fields of the dataclasses in i2sb.config; all that is to be said of one stands where it is defined.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import field, fields
+from typing import Any
+
+from i2sb.errors import UserError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    may_change: bool = False,
+    later: bool = False,
+    older: Any = None,
+    **more: Any,
+) -> Any:
+    """A field with its default and the line that `--help` prints for it.
+
+    at_least, above, at_most, below: the numbers it may have, besides None where its type has that.
+    may_change: it may differ when a run goes on: it changes neither what the weights mean nor the order of the data.
+    later: versions before it saved no such line; what they made is as the default says, or as `older`.
+    more: what else a family of options says of each.
+    """
+    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    return field(
+        default=default,
+        metadata={"help": help, "bounds": bounds, "may_change": may_change, "later": later, "older": older, **more},
+    )
+
+
+def check_bounds(options: Any) -> None:
+    """Raise UserError for a number that is not finite, or not one that its option may have."""
+    for f in fields(options):
+        value = getattr(options, f.name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            raise UserError(f.name, value, "must be finite")
+        bounds = {words: bound for words, bound in f.metadata["bounds"].items() if bound is not None}
+        if not all(_HOLDS[words](value, bound) for words, bound in bounds.items()):
+            raise UserError(
+                f.name, value, "must be " + " and ".join(f"{words} {bound}" for words, bound in bounds.items())
+            )
+
+
+_HOLDS = {
+    "at least": lambda value, bound: value >= bound,
+    "above": lambda value, bound: value > bound,
+    "at most": lambda value, bound: value <= bound,
+    "below": lambda value, bound: value < bound,
+}
+
+
+def older_values(config_class: type) -> dict[str, Any]:
+    """Return what the options stand for in a file that was written before they came, where that is not the default."""
+    return {f.name: f.metadata["older"] for f in fields(config_class) if f.metadata["older"] is not None}
+
+
+def flag(name: str) -> str:
+    """Return the flag that sets an option."""
+    return "--" + name.replace("_", "-")
+
+
+def write_flags(message: str) -> str:
+    """Return a message for the command line: settings, which it has in backticks, become flags."""
+    return re.sub(r"`([A-Za-z]\w*)`", lambda match: flag(match[1]), message)

@@ -1,0 +1,1 @@
+"""What tests share besides fixtures, which are in conftest.py."""

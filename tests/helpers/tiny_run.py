@@ -1,0 +1,34 @@
+"""Settings of a tiny run."""
+
+from __future__ import annotations
+
+# The smallest run that has every part: 16-pixel images, two microbatches an iteration, validation, checkpoints.
+TINY = {
+    "corrupt": "sr4x-pool",
+    "image_size": 16,
+    "network": "tiny",
+    "batch_size": 4,
+    "microbatch": 2,
+    "num_itr": 6,
+    "lr": 1e-3,
+    "lr_step": 2,
+    "save_every": 2,
+    "log_every": 1,
+    "eval_every": 4,
+    "eval_nfe": 2,
+    "eval_images": 3,
+    "workers": 0,
+    "log_writer": "none",
+    "device": "cpu",
+}
+
+
+def as_flags(settings: dict[str, object]) -> list[str]:
+    """Turn settings into flags."""
+    flags = []
+    for name, value in settings.items():
+        dashed = name.replace("_", "-")
+        flags += (
+            [f"--{dashed}" if value else f"--no-{dashed}"] if isinstance(value, bool) else [f"--{dashed}", str(value)]
+        )
+    return flags

@@ -1,0 +1,190 @@
+"""Several processes: that they are of one start, have a GPU each, go on from one state, and end together."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from helpers.comparison import assert_equal_states
+from helpers.programs import ENVIRONMENT, HANGS, ROOT, run_python
+from helpers.tiny_run import TINY, as_flags
+from i2sb.distributed import agree_on_start, refuse_shared_gpu
+from i2sb.errors import UserError
+from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def in_threads(work, count: int) -> list:
+    """Return what work(rank) returns for each of `count` ranks, which run at the same time."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def test_processes_of_a_start_agree_on_a_name_whatever_dead_ones_left():
+    store = dist.HashStore()
+    starts = [in_threads(lambda rank: agree_on_start(store, rank, 4), 4) for _ in range(3)]
+    assert all(len(set(names)) == 1 for names in starts)
+    assert len({names[0] for names in starts}) == 3
+    # One that died before the main process came, and one that never comes.
+    store.set("question of 1", "of a process that is dead")
+    assert len(set(in_threads(lambda rank: agree_on_start(store, rank, 2), 2))) == 1
+    with pytest.raises(TimeoutError, match=r"processes \[1\] have not come within"):
+        agree_on_start(store, 0, 2, patience=timedelta(seconds=0.1))
+
+
+def test_two_processes_on_one_gpu_are_refused():
+    for gpus, sharing in ((["a", "b", "c"], []), (["a", "b", "a"], [0, 2])):
+        store = dist.HashStore()
+
+        def said(rank, store=store, gpus=gpus):
+            try:
+                refuse_shared_gpu(store, rank, len(gpus), gpus[rank])
+            except UserError as error:
+                return str(error)
+            return ""
+
+        said_by = in_threads(said, len(gpus))
+        assert [rank for rank, text in enumerate(said_by) if text] == sharing
+        assert all(f"processes {sharing} were given the same GPU" in said_by[rank] for rank in sharing)
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------------
+
+# Runs train.py after PREPARE, which may change sys.argv, differently on each rank.
+PREPARED = """
+import os, runpy, signal, sys
+rank, restarts = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+prepare, sys.argv = sys.argv[1], ["train.py", *sys.argv[2:]]
+exec(prepare)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def flags(tmp_path, dataset_dir):
+    """Flags of a tiny run of two processes in tmp_path."""
+
+    def make(**changes) -> list[str]:
+        places = {"name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir}
+        return as_flags({**TINY, "num_itr": 4, "save_every": 2, "eval_every": 0, "microbatch": 1, **places, **changes})
+
+    return make
+
+
+def run_prepared(tmp_path: Path, prepare: str, flags: list[str]) -> subprocess.CompletedProcess:
+    script = tmp_path / "prepared.py"
+    script.write_text(PREPARED)
+    return run_python(*TORCHRUN, script, prepare, *flags, check=False)
+
+
+def iterations(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in run_dir.glob("checkpoint_*.pt"))
+
+
+def test_processes_with_other_checkpoints_are_refused(tmp_path, flags):
+    """As with results on each machine's own disk: the same run, the same iteration, other weights."""
+    for seed, folder in enumerate(("here", "there")):
+        run_python("train.py", *flags(results_dir=tmp_path / folder, microbatch=2, seed=seed))
+    config = (tmp_path / "here/run/config.yaml").read_bytes()
+    (tmp_path / "there/run/config.yaml").write_bytes(config)
+    elsewhere = f"sys.argv[sys.argv.index('--results-dir') + 1] = {str(tmp_path)!r} + ('/there' if rank else '/here')"
+    longer = flags(num_itr=6, microbatch=1)
+    done = run_prepared(tmp_path, elsewhere, longer)
+    assert done.returncode != 0
+    assert done.stderr.count("has other contents for processes [1], which may have another disk") == 1
+    for path in (tmp_path / "there/run").glob("checkpoint_*4.pt"):
+        path.unlink()
+    done = run_prepared(tmp_path, elsewhere, longer)
+    assert done.returncode != 0
+    assert done.stderr.count("is where the main process goes on from, and process 1 may have another disk") == 1
+    assert iterations(tmp_path / "here/run")[-1] == "checkpoint_00000004.pt"
+
+
+def test_a_process_without_memory_for_a_checkpoint_stops_all(tmp_path, flags):
+    """It is no broken checkpoint, to be passed over for an older one."""
+    run_python("train.py", *flags(microbatch=2))
+    before = (tmp_path / "run/checkpoint_00000004.pt").read_bytes()
+    lack = """
+if rank == 1:
+    import torch
+    def load(*args, **kwargs):
+        raise MemoryError("no memory left")
+    torch.load = load
+"""
+    done = run_prepared(tmp_path, lack, flags(num_itr=6))
+    assert done.returncode != 0 and "MemoryError: no memory left" in done.stderr
+    assert "passed over" not in done.stderr
+    assert iterations(tmp_path / "run")[-1] == "checkpoint_00000004.pt"
+    assert (tmp_path / "run/checkpoint_00000004.pt").read_bytes() == before
+
+
+def test_gradients_stay_in_the_buckets_that_are_sent(tmp_path, flags):
+    """Else, added up over microbatches, they would need their memory a second time."""
+    watch = f"""
+import torch
+original, apart = torch.Tensor.backward, []
+def backward(self, *args, **kwargs):
+    original(self, *args, **kwargs)
+    apart.append(sum(p.grad.untyped_storage().nbytes() == p.grad.nbytes for p in parameters if p.grad is not None))
+    open({str(tmp_path / "apart.txt")!r}, "w").write(" ".join(map(str, apart)))
+torch.Tensor.backward = backward
+import i2sb.training.trainer as trainer
+build, parameters = trainer.build_network, []
+def keep(*args, **kwargs):
+    network = build(*args, **kwargs)
+    parameters.extend(network.parameters())
+    return network
+trainer.build_network = keep
+"""
+    done = run_prepared(tmp_path, watch, flags())
+    assert done.returncode == 0, done.stderr
+    apart = [int(count) for count in (tmp_path / "apart.txt").read_text().split()]
+    # Two microbatches an iteration. The first is before there are buckets.
+    assert len(apart) == 8 and not any(apart[2:]), apart
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_killed_process_of_two_machines_costs_one_restart(tmp_path, flags):
+    """Two agents, which count restarts apart: the one whose process died counts one more."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    script = tmp_path / "prepared.py"
+    script.write_text(PREPARED)
+    mark = tmp_path / "killed"
+    kill = f"""
+import torch
+original, calls = torch.optim.AdamW.step, []
+def step(self, *args, **kwargs):
+    calls.append(1)
+    if rank == 1 and len(calls) == 3 and not os.path.exists({str(mark)!r}):
+        open({str(mark)!r}, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args, **kwargs)
+torch.optim.AdamW.step = step
+"""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=job"),
+        *(str(script), kill, *flags()),
+    ]
+    start = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    agents = [start(command, cwd=ROOT, env=ENVIRONMENT) for _ in range(2)]
+    said = [agent.communicate(timeout=HANGS)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["event"] == "resumed"] == [2]
+    assert mark.exists()
+    run_python(*TORCHRUN, "train.py", *flags(name="never"))
+    assert_equal_states(find_checkpoint(tmp_path / "run")[1], read_checkpoint(tmp_path / "never/latest.pt"))
