@@ -283,8 +283,8 @@ def _choose_network(loaded: Exported, network: str, source: Path, *, released: b
         require(released or is_own(own) or network == own, "network", network, f"the run's is {own}; leave it out")
         return network
     if is_own(own):
-        must = f"its network is code, which is not run unasked: give `network` {own} if you trust that file"
-        raise FileError(source, must)
+        unasked = "its network is code, which is not run unasked"
+        raise FileError(source, f"{unasked}: give `network` {own} if you trust that file")
     if released and own not in NETWORKS:
         line = (
             f"{source}: its weights do not tell the heads of attention, so {own} is a guess; with wrong heads images "
