@@ -26,7 +26,7 @@ from i2sb.restore import RestorationModel
 from i2sb.sampler import StepTaken
 from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
-from i2sb.storage.sample_folder import MANIFEST, OLDER_OPTIONS, TRAJECTORIES, describe_network
+from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network
 from i2sb.tasks import build_task_corruption
 from i2sb.tiles import pad_reflect
 
@@ -224,7 +224,7 @@ class OwnPictures:
         if before is None:
             raise FileError(job.out, f"exists already and is not listed in {MANIFEST} there; {advice}")
         now = self._line(job)
-        differences = list_differences(OLDER_OPTIONS | before["settings"], now["settings"])
+        differences = list_differences(OLDER_SETTINGS | before["settings"], now["settings"])
         if differences:
             raise FileError(job.out, f"was made with other settings ({differences}); {advice}")
         if (before["sha256"], before["mask_sha256"]) != (now["sha256"], now["mask_sha256"]):

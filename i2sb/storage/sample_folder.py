@@ -57,8 +57,8 @@ def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
     return {"run": config.ckpt, "iteration": iteration} | {name: getattr(config, name) for name in names}
 
 
-# What settings stand for that were written before there were such options.
-OLDER_OPTIONS = older_values(SampleSettings)
+# What settings stand for that were written before an option came.
+OLDER_SETTINGS = older_values(SampleSettings)
 
 
 class SampleFolder:

@@ -148,7 +148,7 @@ def _time_training(
     memory = _measure_memory(works["variant"], images.device)
     spent = compare(works, options.repeats, images.device, options.deadline)
     errors = _numerics(options, bridge, network, variant)
-    return _row(options, variant, microbatch, spent, len(images), memory) | errors
+    return _row(variant, microbatch, spent, len(images), memory) | errors
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[
         works = {"variant": released} if variant.released else {"variant": restore, "released": released}
         memory = _measure_memory(works["variant"], device)
         spent = compare(works, options.repeats, device, options.deadline)
-        row = _row(options, variant, len(x1), spent, len(x1), memory)
+        row = _row(variant, len(x1), spent, len(x1), memory)
         if not variant.released:
             parts = {"network": lambda varied=varied: varied(x1, step), "all": restore}
             alone = compare(parts, options.repeats, device, options.deadline)
@@ -223,12 +223,7 @@ def _measure_memory(work: Callable[[], object], device: torch.device) -> float |
 
 
 def _row(
-    options: argparse.Namespace,
-    variant: Variant,
-    microbatch: int,
-    spent: dict[str, float],
-    images: int,
-    memory: float | None,
+    variant: Variant, microbatch: int, spent: dict[str, float], images: int, memory: float | None
 ) -> dict[str, object]:
     return {
         "variant": variant.name,

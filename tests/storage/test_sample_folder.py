@@ -7,7 +7,7 @@ import torch
 
 from i2sb.cli.program import describe
 from i2sb.errors import list_differences
-from i2sb.storage.sample_folder import OLDER_OPTIONS, SampleFolder, SampleSettings
+from i2sb.storage.sample_folder import OLDER_SETTINGS, SampleFolder, SampleSettings
 
 # As the first versions wrote them, and as those did that came before tiles were told of.
 OLDEST = """\
@@ -89,8 +89,9 @@ def test_broken_settings_are_named(tmp_path, old, new, words):
 
 def test_differences_are_only_of_what_is_asked_for():
     before = {"nfe": 2, "somewhere": "here"}
-    assert list_differences(OLDER_OPTIONS | before, {"nfe": 2, "tile": 0, "consistency": "none", "network": ""}) == ""
-    assert list_differences(OLDER_OPTIONS | before, {"nfe": 3}) == "nfe 2 there, 3 now"
+    unchanged = {"nfe": 2, "tile": 0, "consistency": "none", "network": ""}
+    assert list_differences(OLDER_SETTINGS | before, unchanged) == ""
+    assert list_differences(OLDER_SETTINGS | before, {"nfe": 3}) == "nfe 2 there, 3 now"
 
 
 def test_an_image_that_is_cut_off_is_named(tmp_path):
