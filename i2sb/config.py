@@ -112,6 +112,9 @@ class TrainConfig:
     prefetch: int = option(
         2, "microbatches that each of the --workers prepares ahead", at_least=1, later=True, may_change=True
     )
+    allow_changed_data: bool = option(
+        False, "go on with a run though its training images are not those it began with", later=True, may_change=True
+    )
     max_bad_images: int = option(
         100,
         "unreadable training images to skip, each named, before the run stops",

@@ -19,11 +19,9 @@ class Architecture:
     """What the name of a network stands for; `BridgeNetwork` says what `build` must return.
 
     patch_size: side of the patches of pixels that the network sees as channels.
-    all_in_state_dict: whether the network keeps all its tensors there, so that weights need not be drawn to be loaded.
     """
 
     patch_size: int = 1
-    all_in_state_dict = False
 
     @property
     def downsampling(self) -> int:
@@ -46,8 +44,6 @@ class UNetSize(Architecture):
     num_head_channels: int
     patch_size: int = 1
     num_heads: int = 0
-
-    all_in_state_dict = True
 
     @property
     def downsampling(self) -> int:
@@ -81,9 +77,6 @@ class OwnNetwork(Architecture):
         from corruption import CorruptionError
         from corruption.user_file import load_from_file
 
-        def check(holds: bool, must: str) -> None:
-            require(holds, "network", self.name, must)
-
         path, _, class_name = self.name.rpartition(":")
         try:
             kind = load_from_file("network", self.name)
@@ -98,15 +91,18 @@ class OwnNetwork(Architecture):
             raise UserError("network", self.name, f"{called} failed: {type(error).__name__}: {error}") from error
         downsampling = getattr(network, "downsampling", 1)
         is_number = type(downsampling) is int and downsampling >= 1
-        check(is_number, f"its downsampling is {downsampling}; it must be a whole number, 1 at least")
         # Checkpoints keep averages of parameters in their order, and of nothing else.
         names = [name for name, _ in network.named_parameters()]
-        check(bool(names), f"{class_name} has no parameters to train")
-        check(
-            list(network.state_dict()) == names,
+        alone = (
             "its state must be parameters alone, each once: register buffers with persistent=False, and normalise "
-            "without running means (GroupNorm, not BatchNorm)",
+            "without running means (GroupNorm, not BatchNorm)"
         )
+        for holds, must in (
+            (is_number, f"its downsampling is {downsampling}; it must be a whole number, 1 at least"),
+            (bool(names), f"{class_name} has no parameters to train"),
+            (list(network.state_dict()) == names, alone),
+        ):
+            require(holds, "network", self.name, must)
         return network
 
 

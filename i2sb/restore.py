@@ -17,7 +17,7 @@ from i2sb.consistency import check_consistency, make_consistency
 from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
 from i2sb.network import BridgeNetwork, build_network, check_network
-from i2sb.network_sizes import NETWORKS, check_image_size, find_network, is_own
+from i2sb.network_sizes import NETWORKS, UNetSize, check_image_size, find_network, is_own
 from i2sb.options import write_flags
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
@@ -252,9 +252,9 @@ def load_model(
     released = not is_export and is_released(path)
     config = replace(loaded.config, network=_choose_network(loaded, network, path, released=released))
     formulation = build_formulation(config)
-    # Shapes only, where they suffice: the weights are not drawn, nor copied.
-    empty = find_network(config.network).all_in_state_dict
-    with torch.device("meta") if empty else torch.random.fork_rng(devices=[]):
+    # Only the shapes of a U-Net, all of whose tensors are weights: none is drawn or copied.
+    shapes_do = isinstance(find_network(config.network), UNetSize)
+    with torch.device("meta") if shapes_do else torch.random.fork_rng(devices=[]):
         net = build_network(
             config.network,
             formulation.noise_levels,
@@ -283,8 +283,8 @@ def _choose_network(loaded: Exported, network: str, source: Path, *, released: b
         require(released or is_own(own) or network == own, "network", network, f"the run's is {own}; leave it out")
         return network
     if is_own(own):
-        must = f"its network is code, which is not run unasked: give `network` {own} if you trust that file"
-        raise UserError(source, None, must)
+        unasked = "its network is code, which is not run unasked"
+        raise FileError(source, f"{unasked}: give `network` {own} if you trust that file")
     if released and own not in NETWORKS:
         line = (
             f"{source}: its weights do not tell the heads of attention, so {own} is a guess; with wrong heads images "

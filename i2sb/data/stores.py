@@ -35,6 +35,10 @@ class FolderStore:
         """Return the encoded file."""
         return read_regular(self.path / key)
 
+    def size(self, key: str) -> int:
+        """Return the size of the encoded file in bytes."""
+        return (self.path / key).stat().st_size
+
     def describe(self, key: str = "") -> str:
         """Name the store, or one of its files, in a message."""
         return str(self.path / key)
@@ -93,6 +97,10 @@ class LmdbStore:
                 return transaction.get(key.encode())
         except lmdb.Error as error:
             raise OSError(f"the LMDB is damaged there: {error}") from None
+
+    def size(self, key: str) -> int:
+        """Return the size of the encoded file in bytes."""
+        return len(self.read(key))
 
     def describe(self, key: str = "") -> str:
         return f"{self.path}:{key}" if key else str(self.path)

@@ -5,9 +5,12 @@ Or, with --input, pictures of one's own (i2sb.sampling.own_pictures).
 
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import check_consistency
@@ -15,6 +18,7 @@ from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation
+from i2sb.images import to_uint8
 from i2sb.network_sizes import check_image_size
 from i2sb.options import write_flags
 from i2sb.precision import advise_precision, choose_precision, find_capability, prepare
@@ -29,6 +33,8 @@ from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batc
 
 # tqdm's own bar, but slow rates, too, are shown as images a second, not seconds an image.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+
+WRITERS = 4  # threads that encode and write images
 
 
 def run(config: SampleConfig) -> None:
@@ -116,29 +122,41 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             print(f"{task.corrupt}: {corruption.note}")
     begun = time.perf_counter()
     progress = progress_bar(len(missing), "image", quiet=not world.is_main, bar_format=BAR)
-    for loaded in load_in_order(
-        images,
-        computed,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        pin_memory=world.device.type == "cuda",
-    ):
-        noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
-        batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
-        recorder = None
-        if config.save_trajectory:
-            recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
-        results = model.restore_batch(batch, noise, options, callback=recorder).x0
-        for row, index in enumerate(loaded.numbers):
-            if index not in needed:
-                continue
-            if recorder is not None:  # before the image, whose presence says that all is done
-                recorder.save(row, folder.trajectory_stem(index))
-            is_new = not folder.image_path(index).exists()
-            folder.save(index, results[row])
-            if is_new:
-                folder.add_to_manifest(line(index))
-        progress.update(len(needed.intersection(loaded.numbers)))
+
+    def write(index: int, image: Tensor, row: int, recorder: TrajectoryRecorder | None) -> None:
+        if recorder is not None:  # before the image, whose presence says that all is done
+            recorder.save(row, folder.trajectory_stem(index))
+        is_new = not folder.image_path(index).exists()
+        folder.save(index, image)
+        if is_new:
+            folder.add_to_manifest(line(index))
+        progress.update()
+
+    # A batch is written while the next one is computed.
+    with ThreadPoolExecutor(WRITERS) as writers:
+        written: list[Future[None]] = []
+        for loaded in load_in_order(
+            images,
+            computed,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            pin_memory=world.device.type == "cuda",
+        ):
+            noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
+            batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
+            recorder = None
+            if config.save_trajectory:
+                recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
+            results = to_uint8(model.restore_batch(batch, noise, options, callback=recorder).x0).cpu()
+            for image in written:
+                image.result()
+            written = [
+                writers.submit(write, index, results[row], row, recorder)
+                for row, index in enumerate(loaded.numbers)
+                if index in needed
+            ]
+        for image in written:
+            image.result()
     progress.close()
     spent = time.perf_counter() - begun
 

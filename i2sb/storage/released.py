@@ -91,7 +91,8 @@ def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     narrowest = min(shapes[name][1] for name in (*attention.values(), "middle_block.1.qkv.weight"))
     size = UNetSize(model_channels, mult, num_res_blocks, tuple(attention), num_head_channels=min(64, narrowest // 4))
     for name, known in NETWORKS.items():
-        if isinstance(known, UNetSize) and replace(size, num_head_channels=known.num_head_channels) == known:
+        guessed = size.num_head_channels
+        if isinstance(known, UNetSize) and replace(known, num_head_channels=guessed, num_heads=0) == size:
             return name
     return size.describe()
 

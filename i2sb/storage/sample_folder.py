@@ -19,7 +19,7 @@ from torchvision.transforms import functional as TF
 from i2sb.config import Precision, SampleConfig, SamplingOptions
 from i2sb.errors import FileError, list_differences
 from i2sb.files import PARTIAL, append, remove_partials, write_atomically, write_text
-from i2sb.images import refuse_undecodable, save_png, to_pil, to_uint8
+from i2sb.images import refuse_undecodable, save_png, to_pil
 from i2sb.options import older_values, option
 from i2sb.parsing import read_config, to_yaml
 from i2sb.storage.run_lock import LOCK, locked
@@ -117,8 +117,8 @@ class SampleFolder:
         return self.path / TRAJECTORIES / f"{index // 1000:03d}" / f"{index:06d}"
 
     def save(self, index: int, image: Tensor) -> None:
-        """Write image [C, H, W] in [-1, 1] as number `index`."""
-        save_png(to_pil(to_uint8(image)), self.image_path(index))
+        """Write image number `index`, uint8 [C, H, W]."""
+        save_png(to_pil(image), self.image_path(index))
 
     def load(self, index: int) -> Tensor:
         """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""

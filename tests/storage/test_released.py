@@ -14,7 +14,7 @@ from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.errors import UserError
 from i2sb.network import build_network
-from i2sb.network_sizes import NETWORKS, find_network
+from i2sb.network_sizes import NETWORKS, UNetSize, find_network
 from i2sb.storage.released import recognise_network
 
 
@@ -146,6 +146,11 @@ def preset_shapes(name: str, **options) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("options", [{}, {"cond_x1": True}, {"image_channels": 1}])
 def test_every_size_is_recognised_from_its_shapes(tmp_path, name, options):
     assert recognise_network(preset_shapes(name, **options), tmp_path) == name
+
+
+def test_a_row_with_a_number_of_heads_is_recognised(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "counted", UNetSize(64, (0.5, 1), 1, (1,), 0, num_heads=2))
+    assert recognise_network(preset_shapes("counted"), tmp_path) == "counted"
 
 
 def test_described_networks_read_back():

@@ -96,7 +96,7 @@ def test_differences_are_only_of_what_is_asked_for():
 
 def test_an_image_that_is_cut_off_is_named(tmp_path):
     folder = SampleFolder.begin(tmp_path, settings())
-    folder.save(0, torch.zeros(3, 16, 16))
+    folder.save(0, torch.arange(3 * 16 * 16).view(3, 16, 16).to(torch.uint8))
     assert folder.load(0).shape == (3, 16, 16) and folder.missing([0, 1]) == [1]
     path = folder.image_path(0)
     path.write_bytes(path.read_bytes()[:60])
