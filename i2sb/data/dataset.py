@@ -133,6 +133,14 @@ class ImageDataset(Dataset):
             return self.clean.labels[self.keys[index]]
         return self.classes.get(class_of(self.keys[index]) or "", NO_CLASS)
 
+    def checksum(self, index: int) -> str:
+        """Return the SHA-256 of an image's encoded file, of a pair's two one after the other."""
+        stores, key = [self.clean, *([self.degraded] if self.degraded else [])], self.keys[index]
+        try:
+            return hashlib.sha256(b"".join(store.read(key) for store in stores)).hexdigest()
+        except OSError as error:
+            raise UnreadableImageError(self.clean.describe(key), say_undecodable(error)) from None
+
     def labels(self, indices: Iterable[int]) -> Tensor:
         """Return the labels of images, int64 [N]."""
         return torch.tensor([self.label(index) for index in indices], dtype=torch.int64)
