@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,6 +16,27 @@ _AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.f
 # A small product takes up to twice its time for reasons that say nothing (threads, noise). Processors without
 # instructions for a type take thirty times as long as in float32, and more.
 EMULATED = 4.0
+
+
+def set_tf32(*, products: bool, convolutions: bool) -> None:
+    """Say whether GPUs may round inputs of float32 matrix products and of convolutions to 10 bits of mantissa.
+
+    The one place that sets torch's switches, which hold for the whole process. torch has two ways to set each, and
+    raises RuntimeError when it finds them at odds: these two agree with each other, and with what degradations do.
+    """
+    torch.set_float32_matmul_precision("high" if products else "highest")
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def tf32(*, products: bool, convolutions: bool) -> Iterator[None]:
+    """Set these switches as `set_tf32` does, and back when the context is left."""
+    before = torch.get_float32_matmul_precision() != "highest", torch.backends.cudnn.allow_tf32
+    set_tf32(products=products, convolutions=convolutions)
+    try:
+        yield
+    finally:
+        set_tf32(products=before[0], convolutions=before[1])
 
 
 def prepare(
@@ -34,7 +57,7 @@ def prepare(
     device = network.noise_levels.device
     if precision == "tf32" and device.type != "cuda":
         raise UserError("precision", precision, f"only GPUs compute so, and this is a {device.type}; use fp32 or bf16")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    set_tf32(products=precision == "tf32", convolutions=precision == "tf32")
     network.autocast_dtype = _AUTOCAST[precision]
     unet = network.diffusion_model
     if channels_last:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from corruption import build_corruption
+from helpers.fake_cuda import FakeCuda
 from helpers.pictures import write_images
 from helpers.programs import OLD_PROCESSOR, needs_x86, run_python
 from helpers.tiny_run import TINY, as_flags
@@ -16,7 +18,7 @@ from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.config import SampleConfig, TrainConfig
 from i2sb.network import BridgeNetwork, build_network
-from i2sb.precision import EMULATED, make_scaler, measure_slowdown, prepare
+from i2sb.precision import EMULATED, make_scaler, measure_slowdown, prepare, set_tf32, tf32
 from i2sb.sampling import split as sampling
 from i2sb.storage.checkpoint import find_checkpoint, save_checkpoint
 from i2sb.training.loop import train
@@ -110,9 +112,26 @@ def test_compiling_keeps_names_and_results(monkeypatch):
 def test_tf32_needs_a_gpu_and_fp32_means_it():
     with pytest.raises(ValueError, match="precision tf32: only GPUs compute so, and this is a cpu"):
         prepare(loud(), "tf32")
-    torch.backends.cudnn.allow_tf32 = True
+    set_tf32(products=True, convolutions=True)
     prepare(loud(), "fp32")
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_one_process_goes_from_one_precision_to_another_and_degrades_under_each():
+    """torch raises where its older and its newer switches were mixed."""
+    image = torch.rand(1, 3, 16, 16)
+    gpu = FakeCuda()
+    on_gpu = gpu.move(loud())
+    for precision in ("tf32", "fp32", "bf16", "tf32", "fp16"):
+        with gpu:
+            prepare(on_gpu, precision)
+        switches = (True, "high") if precision == "tf32" else (False, "highest")
+        for _ in range(2):
+            assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == switches
+            build_corruption("sr4x-pool", 16)(image)
+            with tf32(products=False, convolutions=False):  # as scores are computed
+                build_corruption("sr4x-pool", 16)(image)
+                assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
 
 
 ADVISE = """
