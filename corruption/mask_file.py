@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from corruption.base import CorruptionError
+from corruption.base import CorruptionError, send
 
 SIDE = 256
 KEY = "{}-{}% freeform"  # of percents
@@ -76,7 +76,7 @@ class MaskFile(nn.Module):
 
     def unpack(self, number: Tensor) -> Tensor:
         """Return the masks of these numbers [B] (counted round beyond the last), float32 [B, 1, 256, 256]."""
-        rows = self.packed[number.to(self.packed.device) % len(self)]
+        rows = self.packed[send(number % len(self), self.packed.device)]
         return ((rows.unsqueeze(-1) >> self.shifts) & 1).view(-1, 1, SIDE, SIDE).float()
 
 

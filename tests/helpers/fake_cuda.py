@@ -35,12 +35,20 @@ COPIES = (aten._to_copy.default, aten.copy_.default)
 INDEXING = (aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default)
 
 
+# One for all: tables that programs keep for a device serve the next test, too.
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
 class FakeGenerator(torch.Generator):
     """A generator on the GPU: it only says so."""
 
     @property
     def device(self) -> torch.device:
         return DEVICE
+
+
+def _make_generator(device: Any = "cpu", real: type = torch.Generator) -> torch.Generator:
+    return FakeGenerator() if torch.device(device).type == "cuda" else real(device)
 
 
 class FakeCuda(TorchDispatchMode):
@@ -52,7 +60,6 @@ class FakeCuda(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.pinned: list[Tensor] = []
         self.forget()
 
@@ -66,7 +73,8 @@ class FakeCuda(TorchDispatchMode):
         self.entered = ExitStack()
         for name, said in (("amp.common.amp_definitely_not_available", False), ("is_bf16_supported", True)):
             self.entered.enter_context(patch(f"torch.cuda.{name}", lambda said=said: said))
-        self.entered.enter_context(self.fake)  # below this mode: with it, torch asks for no driver
+        self.entered.enter_context(patch("torch.Generator", _make_generator))
+        self.entered.enter_context(FAKE)  # below this mode: with it, torch asks for no driver
         super().__enter__()
         return self
 
@@ -85,7 +93,7 @@ class FakeCuda(TorchDispatchMode):
 
     def put(self, tensor: Tensor) -> Tensor:
         """Return a tensor's likeness there."""
-        with self.fake:
+        with FAKE:
             likeness = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
         return nn.Parameter(likeness, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else likeness
 
