@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from i2sb.errors import UserError
 from i2sb.network import BridgeNetwork
+from i2sb.unet import Norm
 
 _AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,7 +49,8 @@ def prepare(
     compile: bool = False,
     grad_checkpoint: bool = False,
 ) -> None:
-    """Set a network, on its device already, to compute in `precision`; parameters stay in float32 under their names.
+    """Set a network, on its device already, to compute in `precision`; parameters keep their names, and stay in float32
+    if they are to be trained.
 
     precision: "fp32" and, on GPUs, "tf32" (10 bits of mantissa in matrix products and convolutions), "bf16" or "fp16"
     (autocast). The first two set torch's switches for the whole process. channels_last: keep images and kernels with
@@ -60,6 +63,10 @@ def prepare(
     set_tf32(products=precision == "tf32", convolutions=precision == "tf32")
     network.autocast_dtype = _AUTOCAST[precision]
     unet = network.diffusion_model
+    if network.autocast_dtype is not None and not any(p.requires_grad for p in unet.parameters()):
+        # What every evaluation would make of the weights, made once: nothing will change them. Norms take bf16 alone.
+        norms = (Norm,) if precision == "bf16" else ()
+        unet.cast_blocks(network.autocast_dtype, nn.Conv1d, nn.Conv2d, nn.Linear, *norms)
     if channels_last:
         unet.to(memory_format=torch.channels_last)
     if grad_checkpoint:

@@ -191,6 +191,7 @@ def _time_training(
 def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
     """Time restoring `options.batch` images with `options.nfe` evaluations."""
     bridge, network = make_network(options, device)
+    network.requires_grad_(False)  # as loaded models are, whose weights `prepare` casts once
     flops = options.nfe * count_flops(bridge, network, options)
     x1 = _images(options, bridge, options.batch)
     step = torch.full((len(x1),), bridge.interval - 1, dtype=torch.long, device=device)

@@ -55,7 +55,7 @@ class FakeCuda(TorchDispatchMode):
     """A context in which "cuda:0" can be used, and which counts since the last `forget`.
 
     waits: where the host waited for the device, and for what. kernels: how often each operation ran there, views left
-    out. cast_bytes: what was written by those that change a type alone.
+    out. casts, cast_bytes: those that change a type alone, and what they write.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class FakeCuda(TorchDispatchMode):
         """Count from nought again."""
         self.waits: list[str] = []
         self.kernels: Counter[str] = Counter()
-        self.cast_bytes = 0
+        self.casts = self.cast_bytes = 0
 
     def __enter__(self) -> FakeCuda:
         self.entered = ExitStack()
@@ -146,7 +146,7 @@ class FakeCuda(TorchDispatchMode):
             return
         self.kernels[func.overloadpacket.__name__] += 1
         if func is aten._to_copy.default and first is not None and first.dtype != out.dtype:
-            self.kernels["cast"] += 1
+            self.casts += 1
             self.cast_bytes += out.numel() * out.element_size()
 
     def _wait(self, func: Any) -> None:
