@@ -1,7 +1,5 @@
 """The degradations by name. Images are [B, C, H, W] in [-1, 1]; nothing here knows about the bridge."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -80,7 +78,7 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
 
     name: one of CORRUPTIONS, jpeg-Q for any quality, path/to/file.py:ClassName for a class of the user's own, whose
     file is then run, or several of these with commas between: the mixture of them, every one as likely (twice as likely
-    if it stands there twice). options: mask_file, the published freeform masks, for those that have such holes.
+    if it is given twice). options: mask_file, the published freeform masks, for those that have such holes.
     Raises CorruptionError for an unknown name and for unknown options, ShapeError for images that it cannot take.
 
     >>> clean = torch.rand(2, 3, 64, 64) * 2 - 1
@@ -91,22 +89,22 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
     (torch.Size([2, 1, 64, 64]), 0.25)
     """
     names = name.split(",")
-    entries = [_Entry(lambda side, own=own: build_custom(own), "") if is_custom(own) else _find(own) for own in names]
+    entries = [_find(part_name) for part_name in names]
     if len(names) > 1 and "mixture" in names:
         raise CorruptionError("corrupt", name, "mixture is the published nine; give a mixture of your own without it")
     unknown = [f"`{option}`" for option in options if all(option not in e.options for e in entries)]
     if unknown:
         raise CorruptionError("corrupt", name, f"takes no {', '.join(unknown)}")
-    with torch.inference_mode(False):  # or its tables could not serve a gradient later
+    with torch.inference_mode(False):  # or no gradient could pass through its tables
         parts = _build_each(entries, image_size, options)
     try:
         for part in parts:
             part.check_shape(image_channels, image_size, image_size)
     except ValueError as error:
         raise ShapeError(str(error)) from None
-    for own, part in zip(names, parts, strict=True):
-        if is_custom(own):
-            check_custom(own, part, image_channels, image_size, image_size)
+    for part_name, part in zip(names, parts, strict=True):
+        if is_custom(part_name):
+            check_custom(part_name, part, image_channels, image_size, image_size)
     return parts[0] if len(parts) == 1 else Mixture(parts)
 
 
@@ -129,6 +127,8 @@ def describe_corruptions() -> str:
 def _find(name: str) -> _Entry:
     if name in _TABLE:
         return _TABLE[name]
+    if is_custom(name):
+        return _Entry(lambda side: build_custom(name), "")
     quality = re.fullmatch(r"jpeg-([0-9]+)", name)
     if quality:
         if not 1 <= int(quality[1]) <= 100:

@@ -170,7 +170,7 @@ def cached_table(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @lru_cache(maxsize=32)
     def built(dtype: torch.dtype, device: torch.device, *key: Hashable) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():  # or it could not serve a gradient later
+        with torch.inference_mode(False), torch.no_grad():  # or no gradient could pass through it
             return build(*key).to(device, dtype).contiguous()
 
     @wraps(build)

@@ -4,8 +4,6 @@ The published blur is not the blur it names, but all published checkpoints were 
 `blur-uni` and `blur-gauss` as published, faults included, and `blur-uni-exact` and `blur-gauss-exact` without them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -59,13 +57,13 @@ class PublishedBlur(Blur):
             U, s, Vt = torch.linalg.svd(_toeplitz(kernel[:-1], len(kernel) // 2, side).float())
             s = torch.where(s < self.SMALLEST_SINGULAR_VALUE, 0.0, s)
             products, component = torch.outer(s, s).flatten().sort(descending=True)
-            place = 3 * torch.arange(side**2) + torch.arange(3)[:, None]
+            rank = 3 * torch.arange(side**2) + torch.arange(3)[:, None]
             W = torch.empty(3, side**2)
-            W[:, component] = products[place % side**2]
+            W[:, component] = products[rank % side**2]
         self.register_buffer("U", U.contiguous(), persistent=False)
         self.register_buffer("V", Vt.T.contiguous(), persistent=False)
         self.register_buffer("W", W.view(3, side, side), persistent=False)
-        # U is orthogonal, so what darkens can be added to the components, in one pass with their weights.
+        # U is orthogonal, so the darkening can be added to the components, in one pass with their weights.
         U64 = U.double()
         darkening = self.darkening(torch.ones(1, 3, side, side, dtype=torch.float64, device="cpu"))
         self.register_buffer("C", (U64.T @ darkening[0] @ U64).float(), persistent=False)
@@ -127,7 +125,7 @@ class ExactBlur(Blur):
 
 def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor, offset: Tensor | None = None) -> Tensor:
     """Return L ((Rᵀ x R) ∘ W + C) Lᵀ for square images x; C = 0 if not given."""
-    first = right.T @ x.contiguous()  # matmul takes no other layout as its `out`
+    first = right.T @ x.contiguous()  # matmul writes its `out` in this layout alone
     second = first @ right
     if second.requires_grad:
         second = second * weights

@@ -1,15 +1,14 @@
 """A degradation of the user's own: a class in a file, named as path/to/file.py:ClassName."""
 
-from __future__ import annotations
-
 import re
+from functools import partial
 
 import torch
 
 from corruption.base import Corrupted, Corruption, CorruptionError
 from corruption.user_file import load_from_file
 
-LARGEST = 50.0  # what images in [-1, 1] do not reach, with noise neither; those in [0, 255] do
+LARGEST = 50.0  # images in [-1, 1] stay below it, even with noise added; those in [0, 255] do not
 
 
 def is_custom(name: str) -> bool:
@@ -19,23 +18,22 @@ def is_custom(name: str) -> bool:
 
 def build_custom(name: str) -> Corruption:
     """Run the file and build the class. Raises CorruptionError naming what is wrong with file or class."""
+    wrong = partial(CorruptionError, "corrupt", name)
     path, _, class_name = name.rpartition(":")
     if not path or not class_name.isidentifier():
-        raise CorruptionError("corrupt", name, "name the class too, as path/to/file.py:ClassName")
+        raise wrong("name the class too, as path/to/file.py:ClassName")
     kind = load_from_file("corrupt", name)
     if not (isinstance(kind, type) and issubclass(kind, Corruption)):
-        raise CorruptionError("corrupt", name, f"{path} holds no class {class_name} derived from corruption.Corruption")
+        raise wrong(f"{path} holds no class {class_name} derived from corruption.Corruption")
     if kind.degrade is Corruption.degrade:
-        raise CorruptionError("corrupt", name, f"{class_name} lacks its method degrade(self, clean, draws)")
+        raise wrong(f"{class_name} lacks its method degrade(self, clean, draws)")
     try:
         corruption = kind()
-    except Exception as error:  # the user's code, too
+    except Exception as error:  # the user's code can raise anything
         advice = "; it must need no arguments" if isinstance(error, TypeError) else ""
-        raise CorruptionError(
-            "corrupt", name, f"{class_name}() failed: {type(error).__name__}: {error}{advice}"
-        ) from error
+        raise wrong(f"{class_name}() failed: {type(error).__name__}: {error}{advice}") from error
     if "_buffers" not in vars(corruption):
-        raise CorruptionError("corrupt", name, f"{class_name}.__init__ must call super().__init__() first")
+        raise wrong(f"{class_name}.__init__ must call super().__init__() first")
     return corruption
 
 
@@ -44,39 +42,33 @@ def check_custom(name: str, corruption: Corruption, channels: int, height: int, 
 
     What the user's own code raises is passed on, traceback and all.
     """
+    wrong = partial(CorruptionError, "corrupt", name)
     clean = torch.rand(3, channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
     given = clean.clone()
     done, again = (corruption(given, [torch.Generator().manual_seed(i) for i in range(3)]) for _ in range(2))
     if not (isinstance(done, Corrupted) and isinstance(done.image, torch.Tensor)):
-        raise CorruptionError("corrupt", name, f"degrade must return Corrupted(image), not {type(done).__name__}")
+        raise wrong(f"degrade must return Corrupted(image), not {type(done).__name__}")
     for part, tensor, shape in (("image", done.image, clean.shape), ("mask", done.mask, (3, 1, height, width))):
         if tensor is None:
             continue
-        if not isinstance(tensor, torch.Tensor) or tensor.shape != shape or tensor.dtype != torch.float32:
-            found = (
-                f"{list(tensor.shape)}, {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            )
-            raise CorruptionError(
-                "corrupt",
-                name,
-                f"degrade returned as {part} {found}; "
-                f"it must be {list(shape)}, torch.float32, for images [3, {channels}, {height}, {width}]",
+        is_tensor = isinstance(tensor, torch.Tensor)
+        if not is_tensor or tensor.shape != shape or tensor.dtype != torch.float32:
+            returned = f"{list(tensor.shape)}, {tensor.dtype}" if is_tensor else type(tensor).__name__
+            raise wrong(
+                f"degrade returned as {part} {returned}; "
+                f"it must be {list(shape)}, torch.float32, for images [3, {channels}, {height}, {width}]"
             )
         if not tensor.isfinite().all():
-            raise CorruptionError("corrupt", name, f"degrade returned as {part} values that are not finite")
+            raise wrong(f"degrade returned as {part} values that are not finite")
     if done.image.abs().max() > LARGEST:
-        raise CorruptionError(
-            "corrupt", name, f"degrade returned values as large as {done.image.abs().max():.4g}; images are in [-1, 1]"
-        )
+        raise wrong(f"degrade returned values as large as {done.image.abs().max():.4g}; images are in [-1, 1]")
     if done.mask is not None and not ((done.mask == 0) | (done.mask == 1)).all():
-        raise CorruptionError("corrupt", name, "degrade returned a mask that is not 1 inside the hole and 0 outside")
+        raise wrong("degrade returned a mask that is not 1 inside the hole and 0 outside")
     if not torch.equal(given, clean):
-        raise CorruptionError("corrupt", name, "degrade changes the clean images it is given; let it work on a copy")
+        raise wrong("degrade changes the clean images it is given; let it work on a copy")
     if not torch.equal(done.image, again.image) or (done.mask is not None and not torch.equal(done.mask, again.mask)):
-        raise CorruptionError(
-            "corrupt",
-            name,
+        raise wrong(
             "degrade returned other images for the same seeds; "
-            "take random numbers from draws.rand_like, randn_like and the like",
+            "take random numbers from draws.rand_like, randn_like and the like"
         )
     corruption.makes_holes = done.mask is not None

@@ -1,7 +1,5 @@
 """Decolouring: a colour image keeps its luma alone."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Inpainting: part of the image is missing. What is shown has a white hole; noise fills it where the bridge begins."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -65,8 +63,8 @@ class FreeformInpainting(Inpainting):
 
     percents: (low, high); the share of the area is at least low and below high.
     mask_file: the published masks; without it strokes are drawn by `draw_strokes`.
-    In training each image draws a mask. In evaluation image i has mask i: of the file (counted round), or the i-th
-    that is drawn, the same in every run.
+    In training each image draws a mask. In evaluation image i has mask i: of the file (modulo their number), or the
+    i-th that is drawn, the same in every run.
     """
 
     def __init__(self, percents: tuple[int, int], mask_file: str = "") -> None:

@@ -3,8 +3,6 @@
 ITU T.81 without its entropy coding, which loses nothing; chroma is taken at every second pixel, not averaged.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -36,7 +34,7 @@ TO_LUMA = (0.299, 0.587, 0.114)
 TO_CHROMA = ((-0.1687, -0.3313, 0.5), (0.5, -0.4187, -0.0813))
 FROM_CHROMA = ((-3.68199903e-5, 1.40198758), (-0.344113281, -0.714103821), (1.77197812, -1.34583413e-4))
 HALF_RANGE = 127.5  # 8-bit units in a unit of [-1, 1]
-LUMA_SHIFT = HALF_RANGE - 128  # what black-to-white's middle becomes after 128 is subtracted
+LUMA_SHIFT = HALF_RANGE - 128  # of mid-grey (0 in [-1, 1]) in 8-bit units, after 128 is subtracted
 
 
 class Coefficients(NamedTuple):

@@ -1,8 +1,7 @@
 """The published freeform masks: an .npz of bits, kept packed in memory."""
 
-from __future__ import annotations
-
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from corruption.base import CorruptionError, send
 
 SIDE = 256
-KEY = "{}-{}% freeform"  # of percents
+KEY = "{}-{}% freeform"  # the two percents
 LARGEST = 1 << 30  # bytes; the published masks have 82 million
 
 
@@ -29,30 +28,26 @@ class MaskFile(nn.Module):
     def __init__(self, path: str, percents: tuple[int, int]) -> None:
         super().__init__()
         self.path = path
+        wrong = partial(CorruptionError, "mask_file", path)
         key = KEY.format(*percents)
         if not Path(path).is_file():
-            raise CorruptionError("mask_file", path, "there is no such file")
+            raise wrong("there is no such file")
         try:
             packed = _read(path, f"{key}.npy")
-        except Exception as error:  # bytes that are no masks can raise anything in the readers
+        except Exception as error:  # a broken file can make the readers raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise CorruptionError("mask_file", path, f"cannot be read as .npz of '{key}' ({reason})") from None
+            raise wrong(f"cannot be read as .npz of '{key}' ({reason})") from None
         if packed.dtype != np.uint8 or packed.size == 0 or packed.size % (SIDE * SIDE // 8):
-            raise CorruptionError(
-                "mask_file",
-                path,
+            raise wrong(
                 f"'{key}' must be bit-packed masks of {SIDE}x{SIDE} pixels (uint8, a multiple of "
-                f"{SIDE * SIDE // 8}), found {packed.dtype} of {packed.size}",
+                f"{SIDE * SIDE // 8}), found {packed.dtype} of {packed.size}"
             )
         packed = packed.reshape(-1, SIDE * SIDE // 8)
         bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
         share = 100 * bits[packed].sum(dtype=np.int64) / (packed.size * 8)
         if not percents[0] <= share < percents[1]:
-            raise CorruptionError(
-                "mask_file",
-                path,
-                f"the holes of '{key}' cover {share:.1f} % of the area on average, "
-                f"not {percents[0]} to {percents[1]} %",
+            raise wrong(
+                f"the holes of '{key}' cover {share:.1f} % of the area on average, not {percents[0]} to {percents[1]} %"
             )
         self.register_buffer("packed", torch.from_numpy(packed), persistent=False)
         self.register_buffer("shifts", torch.arange(7, -1, -1, dtype=torch.uint8), persistent=False)
@@ -75,7 +70,7 @@ class MaskFile(nn.Module):
             )
 
     def unpack(self, number: Tensor) -> Tensor:
-        """Return the masks of these numbers [B] (counted round beyond the last), float32 [B, 1, 256, 256]."""
+        """Return the masks of these numbers [B] (modulo the number of masks), float32 [B, 1, 256, 256]."""
         rows = self.packed[send(number % len(self), self.packed.device)]
         return ((rows.unsqueeze(-1) >> self.shifts) & 1).view(-1, 1, SIDE, SIDE).float()
 
@@ -84,8 +79,8 @@ def _read(path: str, member: str) -> np.ndarray:
     """Read one array of an .npz, without unpickling, and without unpacking what cannot be masks."""
     with zipfile.ZipFile(path) as archive:
         if member not in archive.namelist():
-            there = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
-            raise ValueError(f"it holds {there or 'nothing'}")
+            keys = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise ValueError(f"it holds {keys or 'nothing'}")
         size = archive.getinfo(member).file_size
         if size > LARGEST:
             raise ValueError(f"{size} bytes are more than {LARGEST}")

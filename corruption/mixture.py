@@ -1,7 +1,5 @@
 """Mixtures: every image has one of several degradations, so that one network learns them all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 from typing import cast

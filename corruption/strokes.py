@@ -4,8 +4,6 @@ Each image has up to four strokes, chains of straight pieces that turn at random
 a stroke, as many as its share of the area wants: so the brush is as broad as the share needs, and the count is exact.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -58,7 +56,7 @@ def draw_strokes(
 
 def _distance_to_strokes(u: Tensor, height: int, width: int) -> Tensor:
     """Return each pixel's distance to the closest stroke over that stroke's breadth, [B, height, width]."""
-    number = (u[:, :1] * STROKES).long()  # of strokes, less one
+    number = (u[:, :1] * STROKES).long()  # number of strokes, less one
     u = u[:, 1:].view(-1, STROKES, DRAWS_PER_STROKE)
     start, breadth, turn, length = u.split([2, 1, PIECES, PIECES], dim=-1)
     side = min(height, width)

@@ -1,7 +1,5 @@
 """4x super-resolution: the image is shrunk four times, then shown at its old size by repeating pixels."""
 
-from __future__ import annotations
-
 from functools import reduce
 
 import torch
@@ -34,7 +32,7 @@ class PoolSuperResolution(SuperResolution):
     """`sr4x-pool`: the mean of each 4x4 block."""
 
     def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        rows = x.unflatten(-2, (-1, FACTOR)).unbind(-2)  # whole rows first: they lie in memory so
+        rows = x.unflatten(-2, (-1, FACTOR)).unbind(-2)  # whole rows first: they are contiguous in memory
         return reduce(torch.add, rows) @ pool_matrix(x.shape[-1], like=x).T
 
     def A_transpose(self, y: Tensor, mask: Tensor | None = None) -> Tensor:

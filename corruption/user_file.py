@@ -1,7 +1,5 @@
 """Python files of the user's own: run only because the user named them."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path
@@ -18,10 +16,10 @@ def load_from_file(setting: str, name: str) -> object:
     if not Path(path).is_file():
         raise CorruptionError(setting, name, f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"{setting}_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None  # there is one for every file
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
+    assert spec is not None and spec.loader is not None  # every file has a loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's code: anything can come out of it
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise CorruptionError(setting, name, f"running {path} failed: {type(error).__name__}: {error}") from error
     return getattr(module, wanted, None)

@@ -1,7 +1,5 @@
 """Where clean and degraded images meet: what a step of training, validation or sampling works on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

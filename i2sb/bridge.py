@@ -4,8 +4,6 @@ Equation numbers are those of Liu et al., "I²SB: Image-to-Image Schrödinger Br
 `interval` steps: index 0 is clean, index interval - 1 is degraded. Images are [B, C, H, W] in [-1, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

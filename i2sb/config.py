@@ -12,21 +12,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError, list_differences, require
 from i2sb.formulation_table import FORMULATIONS, is_used
 from i2sb.metrics.table import METRICS
-from i2sb.network_sizes import find_preset
-from i2sb.options import check_bounds, list_differences, older_values, option
+from i2sb.network_sizes import find_network
+from i2sb.options import check_bounds, older_values, option
 
 if TYPE_CHECKING:
     FormulationName = str
 else:
     FormulationName = Literal[tuple(FORMULATIONS)]
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Consistency = Literal["none", "project", "gradient"]
 _PRECISION_HELP = (
-    "what the network computes in: fp32; tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors "
-    "without such instructions emulate, many times slower"
+    "what the network computes in: auto (bf16 on GPUs that have it, fp16 on V100 and the like, fp32 on CPUs); fp32; "
+    "tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors without such instructions emulate, many "
+    "times slower"
 )
 _CHANNELS_LAST_HELP = "keep images with their channels innermost, which some GPUs like better"
 _COMPILE_HELP = "compile the network with torch.compile: minutes at the start, faster then"
@@ -111,6 +112,9 @@ class TrainConfig:
     prefetch: int = option(
         2, "microbatches that each of the --workers prepares ahead", at_least=1, later=True, may_change=True
     )
+    allow_changed_data: bool = option(
+        False, "go on with a run though its training images are not those it began with", later=True, may_change=True
+    )
     max_bad_images: int = option(
         100,
         "unreadable training images to skip, each named, before the run stops",
@@ -158,21 +162,27 @@ class TrainConfig:
 
     network: str = option(
         "adm256",
-        "size of the U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny",
+        "a U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny; or a class "
+        "of your own, path/to/file.py:ClassName",
     )
     init: str = option(
         "none",
         "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
         later=True,
     )
-    precision: Precision = option("fp32", _PRECISION_HELP, later=True, may_change=True)
+    precision: Precision = option("auto", _PRECISION_HELP, later=True, older="fp32", may_change=True)
     grad_checkpoint: bool = option(
         False, "compute blocks again in the backward pass, to need less memory", later=True, may_change=True
     )
     channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True, may_change=True)
     compile: bool = option(False, _COMPILE_HELP, later=True, may_change=True)
     batch_size: int = option(256, "images an optimizer iteration, over all GPUs", at_least=1)
-    microbatch: int = option(2, "images a forward pass, per GPU", at_least=1, may_change=True)
+    microbatch: int | Literal["auto"] = option(
+        "auto",
+        "images a forward pass, per GPU; auto: as many as its memory takes (2 on a CPU)",
+        at_least=1,
+        may_change=True,
+    )
     num_itr: int = option(1_000_000, "optimizer iterations in all", at_least=1, may_change=True)
     lr: float = option(5e-5, "learning rate of AdamW", above=0)
     lr_gamma: float = option(0.99, "factor on the learning rate every --lr-step iterations", above=0, at_most=1)
@@ -247,12 +257,12 @@ class TrainConfig:
         data = "is missing; name the folder that holds the train and val data"
         require(bool(self.dataset_dir), "dataset_dir", None, data)
         require(bool(self.corrupt), "corrupt", None, "is missing; name the degradation to restore, or 'paired'")
-        find_preset(self.network)
+        find_network(self.network)
         even = f"must be even, such as {self.interval + 1}"
         require(self.interval % 2 == 0, "interval", self.interval, even)
         require(self.t0 < self.T, "t0", self.t0, f"must be below `T` {self.T}")
-        multiple = f"must be a multiple of `microbatch` {self.microbatch}"
-        require(self.batch_size % self.microbatch == 0, "batch_size", self.batch_size, multiple)
+        multiple = self.microbatch == "auto" or self.batch_size % self.microbatch == 0
+        require(multiple, "batch_size", self.batch_size, f"must be a multiple of `microbatch` {self.microbatch}")
         one = self.crop == "random" or self.crops_per_image == 1
         require(one, "crops_per_image", self.crops_per_image, "only `crop` random uses it")
         at_most = f"must not be more than `num_itr` {self.num_itr}"
@@ -400,6 +410,9 @@ class SampleConfig(SamplingOptions, RunOptions):
     """
 
     ckpt_file: str = option("", "checkpoint of the run, by its name in results/NAME or its path (default: the newest)")
+    network: str = option(
+        "", "the run's network, to be given where it is a Python file, or where a released run's has other heads"
+    )
     input: str = option("", "a degraded picture of your own, or a folder of such, to restore instead of the val split")
     mask: str = option("", "picture, or folder of such named as those of --input, white where theirs are missing")
     output: str = option("", "folder for the restored pictures of --input")
@@ -438,6 +451,8 @@ class SampleConfig(SamplingOptions, RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_name("ckpt", self.ckpt, _NAME_A_RUN)
+        if self.network:
+            find_network(self.network)
         plain = not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None
         require(plain, "sample_dir", self.sample_dir, "name a folder inside the run, such as samples_nfe10")
         one = not self.use_fp16 or self.precision == "fp32"
@@ -571,11 +586,13 @@ def refuse_unused(config: TrainConfig) -> None:
 
 def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> None:
     """Raise UserError if the run in `run_dir`, saved with other settings, cannot go on with the `wanted` ones."""
-    fixed = {f.name for f in fields(TrainConfig) if not f.metadata["may_change"]}
+    fixed = {
+        f.name for f in fields(TrainConfig) if not f.metadata["may_change"] and is_used(f.name, wanted.formulation)
+    }
     if saved.mask_file and wanted.mask_file:  # it may have moved
         fixed.remove("mask_file")
     before, now = ({f"`{name}`": value for name, value in asdict(c).items() if name in fixed} for c in (saved, wanted))
     differences = list_differences(before, now)
     if differences:
         again = "give the same ones to resume it, or another `name` to start anew"
-        raise UserError(run_dir, None, f"holds a run with other settings ({differences}); {again}")
+        raise FileError(run_dir, f"holds a run with other settings ({differences}); {again}")

@@ -5,8 +5,6 @@ x̂0 ← x̂0 − A⁺(A x̂0 − y) (Wang et al., "Denoising Diffusion Null-Spa
 x̂0 ← x̂0 − α · share · ∇‖A x̂0 − y‖² (Chung et al., "Direct Diffusion Bridge using Data Consistency", 2023).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The processes that share the work: this one alone, or one of several that torchrun started."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time
@@ -166,16 +164,16 @@ def refuse_shared_gpu(store: dist.Store, rank: int, world_size: int, gpu: str) -
         raise UserError("", None, f"processes {sharing} were given the same GPU ({gpu}): start one process a GPU")
 
 
-def average_in_rank_order(group, bucket):  # torch takes no annotations that are text, as they are here
+def average_in_rank_order(group: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a bucket of DistributedDataParallel's over the processes: a communication hook for CPUs.
 
     Each number is added up in the order of the ranks. In gloo's own average the order depends on where in the bucket
     the number lies, and buckets are filled anew after the first iteration, also of a resumed run: its last digits would
     differ from those of a run that was never stopped.
     """
-    here = bucket.buffer()
-    parts = [torch.empty_like(here) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, here, group=group)
+    share = bucket.buffer()
+    parts = [torch.empty_like(share) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, share, group=group)
     total = parts[0]
     for part in parts[1:]:
         total += part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -27,14 +28,36 @@ class UserError(ValueError):
         bare = isinstance(self.setting, Path) or not self.setting
         return _say(str(self.setting) if bare else f"`{self.setting}`", self.value, self.must)
 
-    def inside(self, place: str | Path) -> UserError:
-        """Return the same mistake, met in a file: `place` is named first."""
-        return UserError(place, None, self.marked)
+    def inside(self, file: Path) -> UserError:
+        """Return the same mistake, met in a file, which is named first."""
+        return FileError(file, self.marked)
+
+
+class FileError(UserError):
+    """A file or folder that cannot be used. must: what is wrong with it.
+
+    >>> print(FileError("photo.jpg", "is cut off"))
+    photo.jpg: is cut off
+    """
+
+    def __init__(self, path: str | Path, must: str) -> None:
+        super().__init__(Path(path), None, must)
 
 
 def _say(setting: str, value: object, must: str) -> str:
     named = setting if value is None else f"{setting} {value}"
     return f"{named}: {must}" if named else must
+
+
+def list_differences(before: Mapping[str, object], now: Mapping[str, object], *, now_is: str = "now") -> str:
+    """Say which of the values `now` are not as they were before; "" if all are.
+
+    >>> list_differences({"nfe": 10, "seed": 0}, {"nfe": 5, "seed": 0})
+    'nfe 10 there, 5 now'
+    """
+    return "; ".join(
+        f"{name} {before.get(name)} there, {value} {now_is}" for name, value in now.items() if before.get(name) != value
+    )
 
 
 def require(holds: bool, setting: str | Path, value: object, must: str) -> None:

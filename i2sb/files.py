@@ -1,7 +1,5 @@
 """Writing files so that one of the given name is always whole, and what is asked of files everywhere."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable
@@ -12,10 +10,11 @@ from typing import BinaryIO
 PARTIAL = ".partial"
 
 
-def remove_partials(folder: Path) -> None:
-    """Delete unfinished files from `folder`, which a killed process left."""
-    for path in folder.glob(f".*{PARTIAL}"):
-        path.unlink()
+def remove_partials(folder: Path, name: str = "") -> None:
+    """Delete what killed processes left unfinished in `folder`: of all files, or only of the one of this name."""
+    for partial in folder.glob(f".*{PARTIAL}"):  # a name may hold what a pattern would take as a wildcard
+        if partial.name.startswith(f".{name}." if name else "."):
+            partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: bool = True) -> None:
@@ -36,6 +35,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: b
 def write_text(path: Path, text: str) -> None:
     """Write a text file as `write_atomically` does."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def append(path: Path, line: bytes) -> None:
+    """Add a line to a file in one piece, so that lines which several processes add do not mingle."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(file, line)
+    finally:
+        os.close(file)
 
 
 def hash_file(path: Path) -> str:

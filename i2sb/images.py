@@ -1,15 +1,15 @@
 """Pixels: the one place that turns 8-bit images into [-1, 1] and back, and draws and writes pictures."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from i2sb.errors import FileError
 from i2sb.files import write_atomically
 
 
@@ -30,6 +30,19 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_pil(image: Tensor) -> Image.Image:
     """Turn one uint8 image [C, H, W], C of 1 or 3, into a PIL image."""
     return TF.to_pil_image(image.cpu())
+
+
+@contextmanager
+def refuse_undecodable(path: Path, kind: str, advice: str) -> Iterator[None]:
+    """Turn what Pillow says of a broken file at `path` into a FileError with this advice; errors of the disk stay."""
+    try:
+        yield
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        broken = isinstance(error, UnidentifiedImageError)
+        reason = "not an image, or cut off" if broken else " ".join(str(error).split())
+        raise FileError(path, f"unreadable {kind} ({reason}); {advice}") from None
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -1,7 +1,5 @@
 """The training objective: regress the network onto (x_t - x0) / σ_t at a random place on the bridge."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,46 +1,62 @@
-"""The bridge's network: a U-Net that is told the bridge step and, if conditioned, sees the degraded image again."""
+"""The bridge's network: it is told the bridge step and, if conditioned, sees the degraded image beside the state."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from i2sb.network_sizes import find_preset
-from i2sb.unet import UNet
+from i2sb.errors import UserError, require
+from i2sb.network_sizes import check_image_size, find_network, is_own
 
 
 class BridgeNetwork(nn.Module):
-    """Wraps a U-Net so that it is called with step indices.
+    """Wraps a network so that it is called with step indices.
 
-    unet: stored as `diffusion_model`, the prefix of every key in the released checkpoints.
-    noise_levels: float32 [N], the U-Net's time input at each step; not part of the state dict.
-    patch_size: side p of the patches whose pixels the U-Net sees as channels, C·p² of them, at sides p times smaller.
-    autocast_dtype: what the U-Net computes in where autocast lets it, or None for its own; outputs are float32.
+    The network inside is any module, of i2sb.network_sizes.NETWORKS or of the user's own, that is called as
+    network(x [B, in, H, W], timesteps [B]) -> [B, out, H, W]. It may have, besides:
+
+    - downsampling: sides of images must be multiples of this (1 if it does not say so);
+    - checkpoint_gradients(): from then on keep fewer activations for the backward pass (for `grad_checkpoint`);
+    - half_convolutions(): from then on compute convolutions in float16 (for `use_fp16`);
+    - cast_weights(dtype): turn weights to what autocast would make of them at every evaluation, if nobody trains them;
+    - first_convolution: the nn.Conv2d that sees the images, to tell how many weights see the condition.
+
+    network: stored as `diffusion_model`, the prefix of every key in the released checkpoints.
+    noise_levels: float32 [N], the network's time input at each step; not part of the state dict.
+    patch_size: side p of the patches whose pixels the network sees as channels, C·p² of them, at sides p times smaller.
+    condition_channels: how many of the channels the network sees are the condition's, the last ones.
+    autocast_dtype: what the network computes in where autocast lets it, or None for its own; outputs are float32.
     """
 
     noise_levels: Tensor
 
-    def __init__(self, unet: UNet, noise_levels: Tensor, patch_size: int = 1) -> None:
+    def __init__(
+        self, network: nn.Module, noise_levels: Tensor, patch_size: int = 1, condition_channels: int = 0
+    ) -> None:
         super().__init__()
-        self.diffusion_model = unet
-        self.patch_size = patch_size
+        self.diffusion_model = network
+        self.patch_size, self.condition_channels = patch_size, condition_channels
         self.register_buffer("noise_levels", noise_levels.clone(), persistent=False)
         self.autocast_dtype: torch.dtype | None = None
+
+    @property
+    def multiple(self) -> int:
+        """Sides of images must be multiples of this."""
+        return self.patch_size * getattr(self.diffusion_model, "downsampling", 1)
 
     def forward(self, xt: Tensor, step: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map xt [B, C, H, W] at `step` [B], with `cond` [B, C, H, W] where conditioned, to [B, C, H, W].
 
-        Raises ValueError unless H and W are multiples of the patches' side and of the U-Net's downsampling.
+        Raises ValueError unless H and W are multiples of `multiple`.
         """
         x = xt if cond is None else torch.cat([xt, cond], dim=1)
         times = self.noise_levels[step]
-        multiple = self.patch_size * self.diffusion_model.downsampling
-        if x.shape[-2] % multiple or x.shape[-1] % multiple:
+        if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
             raise ValueError(
-                f"images of {x.shape[-2]}x{x.shape[-1]} pixels: this network takes multiples of {multiple}"
+                f"images of {x.shape[-2]}x{x.shape[-1]} pixels: this network takes multiples of {self.multiple}"
             )
         if self.patch_size > 1:
             x = F.pixel_unshuffle(x, self.patch_size)
@@ -51,22 +67,69 @@ class BridgeNetwork(nn.Module):
                 out = self.diffusion_model(x, times).float()
         return F.pixel_shuffle(out, self.patch_size) if self.patch_size > 1 else out
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network inside at its first call, in place: names of parameters stay."""
+        self.diffusion_model.compile(*args, **kwargs)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep fewer activations for the backward pass. Raises UserError if the network cannot."""
+        self._ask("checkpoint_gradients", "grad_checkpoint")
+
+    def half_convolutions(self) -> None:
+        """Compute convolutions in float16, as the released half precision does. Raises UserError if it cannot."""
+        self._ask("half_convolutions", "use_fp16")
+
+    def cast_weights(self, dtype: torch.dtype) -> None:
+        """Turn weights once to what autocast would make of them at every evaluation, if the network can."""
+        cast_weights = getattr(self.diffusion_model, "cast_weights", None)
+        if cast_weights is not None:
+            cast_weights(dtype)
+
+    def _ask(self, method: str, setting: str) -> None:
+        inside = self.diffusion_model
+        require(hasattr(inside, method), setting, None, f"the network {type(inside).__name__} has no {method}()")
+        getattr(inside, method)()
+
     def count_condition_parameters(self) -> int:
-        """Return how many weights of the first layer see the condition: all that conditioned networks have more."""
-        first = self.diffusion_model.first_convolution
-        return first.weight[:, self.diffusion_model.out_channels :].numel()
+        """Return how many weights of the first layer see the condition: all that conditioned networks have more.
+
+        0 if there is none, and for a network that does not say which its first convolution is.
+        """
+        first = getattr(self.diffusion_model, "first_convolution", None)
+        return first.weight[:, -self.condition_channels :].numel() if first and self.condition_channels else 0
 
 
-def build_network(
-    preset: str, noise_levels: Tensor, *, image_channels: int = 3, cond_x1: bool = False
-) -> BridgeNetwork:
-    """Build the network of a preset with fresh weights from torch's global random state.
+def build_network(name: str, noise_levels: Tensor, *, image_channels: int = 3, cond_x1: bool = False) -> BridgeNetwork:
+    """Build a network (TrainConfig.network) with fresh weights from torch's global random state.
 
     image_channels: 3 for RGB, 1 for grey, any number for multispectral images; doubled at the input with `cond_x1`.
+    A file of the user's own is run. Raises UserError for an unknown name, and for whatever is wrong with such a file.
     """
-    in_channels = 2 * image_channels if cond_x1 else image_channels
-    size = asdict(find_preset(preset))
-    patch_size = size.pop("patch_size")
-    pixels = patch_size**2
-    unet = UNet(in_channels=in_channels * pixels, out_channels=image_channels * pixels, **size)
-    return BridgeNetwork(unet, noise_levels, patch_size)
+    architecture = find_network(name)
+    channels = image_channels * architecture.patch_size**2
+    condition = channels if cond_x1 else 0
+    network = architecture.build(in_channels=channels + condition, out_channels=channels)
+    return BridgeNetwork(network, noise_levels, architecture.patch_size, condition)
+
+
+@torch.no_grad()
+def check_network(
+    network: BridgeNetwork, name: str, image_channels: int, side: int, setting: str = "image_size"
+) -> None:
+    """Raise UserError, naming the `setting` that gave `side`, unless the network takes square images of that size.
+
+    One of the user's own is tried on noise, so that mistakes show before any work is lost. What its code raises is
+    passed on, traceback and all.
+    """
+    check_image_size(name, side, setting, network.multiple)
+    if not is_own(name):
+        return
+    device, training = network.noise_levels.device, network.training
+    x = torch.randn(2, image_channels, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    steps = torch.tensor([0, len(network.noise_levels) - 1], device=device)
+    out = network.eval()(x, steps, cond=x if network.condition_channels else None)
+    network.train(training)
+    if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
+        found = f"{list(out.shape)}, {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise UserError("network", name, f"returned {found}; it must be {list(x.shape)}, {x.dtype}")
+    require(bool(out.isfinite().all()), "network", name, "returned values that are not finite")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any
 
@@ -67,13 +66,6 @@ _HOLDS = {
 def older_values(config_class: type) -> dict[str, Any]:
     """Return what the options stand for in a file that was written before they came, where that is not the default."""
     return {f.name: f.metadata["older"] for f in fields(config_class) if f.metadata["older"] is not None}
-
-
-def list_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say which settings are not `now` as they were `before`; empty if all are."""
-    return "; ".join(
-        f"{name} {before.get(name)} there, {value} now" for name, value in now.items() if before.get(name) != value
-    )
 
 
 def flag(name: str) -> str:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.options import flag, older_values
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-C = TypeVar("C", bound="DataclassInstance")  # whose fields are i2sb.config.option
+C = TypeVar("C", bound="DataclassInstance")  # its fields are made by i2sb.config.option
 
 
 def make_parser(config_class: type[C]) -> ArgumentParser:
@@ -61,21 +61,20 @@ def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | P
     Raises ValueError for unknown names (with the nearest right one), for wrong types and for wrong values.
     """
     if config_file is None:
-        return _build(config_class, flags)
+        return _build(config_class, flags, {}, None)
     return _build(config_class, flags, read_yaml(Path(config_file)), Path(config_file))
 
 
-def _build(
-    config_class: type[C], flags: Sequence[str], values: dict[str, Any] | None = None, config_file: Path | None = None
-) -> C:
+def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], config_file: Path | None) -> C:
     parser = make_parser(config_class)
     names = [f.name for f in fields(config_class)]
     switches = [f"no_{f.name}" for f in fields(config_class) if f.default is False]
     given = [token.split("=")[0] for token in flags if token.startswith("--")]
     _refuse_unknown(given, [flag(name) for name in (*names, *switches)])
-    if values is not None and config_file is not None:
+    if config_file is not None:
         _refuse_unknown(values, names, config_file)
-        for name, kind in get_type_hints(config_class).items():  # what jsonargparse would let pass or not name
+        for name, kind in get_type_hints(config_class).items():
+            # jsonargparse would accept these, or refuse them without naming the setting
             value = values.get(name, kind)
             if (kind is bool and value is not kind and not isinstance(value, bool)) or (
                 value is None and type(None) not in get_args(kind)
@@ -101,7 +100,7 @@ def from_values(config_class: type[C], given: dict[str, Any], path: Path) -> C:
     try:
         missing = [f.name for f in fields(config_class) if f.name not in given and not f.metadata["later"]]
         if missing:  # a default in its place could be another bridge or network
-            raise UserError(path, None, f"lacks {', '.join(missing)}; restore it as the run saved it")
+            raise FileError(path, f"lacks {', '.join(missing)}; restore it as the run saved it")
         return _build(config_class, [], older_values(config_class) | given, path)
     except UserError as error:
         raise error if error.setting == path else error.inside(path) from None
@@ -113,13 +112,13 @@ def to_yaml(config: DataclassInstance) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values only, and refuses a name that stands there twice, of which YAML would take the last."""
+    """Reads plain values only, and refuses a name that is given twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(name) for name, _ in node.value]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -128,20 +127,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         return _parse_yaml(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
-        raise UserError(path, None, "there is no such file") from None
+        raise FileError(path, "there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(path, None, f"cannot be read as YAML: {_one_line(error)}") from None
+        raise FileError(path, f"cannot be read as YAML: {_one_line(error)}") from None
 
 
 def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(path, None, f"cannot be read as YAML: {_one_line(error)}") from None
+        raise FileError(path, f"cannot be read as YAML: {_one_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(path, None, f"must hold lines of the form 'name: value', not a {type(values).__name__}")
+        raise FileError(path, f"must hold lines of the form 'name: value', not a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
 
 
@@ -159,7 +158,7 @@ def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, source: 
         return parse(given).as_dict()
     except ArgumentError as error:
         message = _one_line(error)
-    # jsonargparse says in English alone what was wrong with which value: requirements.txt keeps to the releases known.
+    # jsonargparse tells the setting and its value only in an English sentence; requirements.txt caps its version.
     key = re.search(r'Parser key "(\w+)"', message)
     value = re.search(r"(?:Got|Given) value:\s*(.*)$", message)
     if key and value:
@@ -173,9 +172,9 @@ def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, source: 
 def _in_words(kind: Any) -> str:
     """Say what values a field's type admits."""
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
+        return "one of " * (len(get_args(kind)) > 1) + ", ".join(map(str, get_args(kind)))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(kind) or " or ".join(words[member] for member in get_args(kind))
+    return words.get(kind) or " or ".join(map(_in_words, get_args(kind)))
 
 
 def _one_line(error: Exception) -> str:

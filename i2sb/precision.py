@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
+from i2sb.config import Precision
 from i2sb.errors import UserError
 from i2sb.network import BridgeNetwork
-from i2sb.unet import Norm
 
 _AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,25 +53,39 @@ def prepare(
 
     precision: "fp32" and, on GPUs, "tf32" (10 bits of mantissa in matrix products and convolutions), "bf16" or "fp16"
     (autocast). The first two set torch's switches for the whole process. channels_last: keep images and kernels with
-    their channels innermost. compile: compile the U-Net at its first call. grad_checkpoint: keep fewer activations for
-    the backward pass. Raises UserError for tf32 without a GPU.
+    their channels innermost. compile: compile the network at its first call. grad_checkpoint: keep fewer activations
+    for the backward pass. Raises UserError for tf32 without a GPU, and for a network that cannot keep fewer.
     """
     device = network.noise_levels.device
     if precision == "tf32" and device.type != "cuda":
         raise UserError("precision", precision, f"only GPUs compute so, and this is a {device.type}; use fp32 or bf16")
     set_tf32(products=precision == "tf32", convolutions=precision == "tf32")
     network.autocast_dtype = _AUTOCAST[precision]
-    unet = network.diffusion_model
-    if network.autocast_dtype is not None and not any(p.requires_grad for p in unet.parameters()):
-        # What every evaluation would make of the weights, made once: nothing will change them. Norms take bf16 alone.
-        norms = (Norm,) if precision == "bf16" else ()
-        unet.cast_blocks(network.autocast_dtype, nn.Conv1d, nn.Conv2d, nn.Linear, *norms)
+    if network.autocast_dtype is not None and not any(p.requires_grad for p in network.parameters()):
+        network.cast_weights(network.autocast_dtype)  # once for all evaluations: nothing will change them
     if channels_last:
-        unet.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
     if grad_checkpoint:
-        unet.checkpoint_gradients()
+        network.checkpoint_gradients()
     if compile:
-        unet.compile()  # in place: names of parameters stay
+        network.compile()
+
+
+def choose_precision(precision: Precision, capability: tuple[int, int] | None) -> Precision:
+    """Return what "auto" stands for on a GPU of this compute capability, or on a CPU (None); others are as they are.
+
+    Ampere (8.0) and later have bf16, which needs no scaling; Volta and Turing (7.x) have fp16.
+    """
+    if precision != "auto":
+        return precision
+    if capability is None or capability < (7, 0):
+        return "fp32"
+    return "bf16" if capability >= (8, 0) else "fp16"
+
+
+def find_capability(device: torch.device) -> tuple[int, int] | None:
+    """Return a GPU's compute capability; None of a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
@@ -98,10 +111,12 @@ def measure_slowdown(dtype: torch.dtype, *, side: int = 256, repeats: int = 5) -
 
 
 def advise_precision(precision: str, device: torch.device, setting: str = "") -> str:
-    """Return a warning with the factor measured if this processor only emulates `precision`, otherwise nothing.
+    """Return a warning if this processor only emulates `precision`, with the factor measured, or is kept from its best.
 
     setting: what asked for it, if not `precision`. GPUs compute in all of them, and are not measured.
     """
+    if precision == "fp32" and (better := choose_precision("auto", find_capability(device))) != "fp32":
+        return f"`precision` fp32: this GPU computes many times as much in {better} (`precision` auto)"
     dtype = _AUTOCAST[precision]
     factor = measure_slowdown(dtype) if dtype is not None and device.type == "cpu" else 1.0
     if factor < EMULATED:

@@ -1,7 +1,5 @@
 """Progress bars: drawn often on a terminal, every half minute into a file."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -4,8 +4,6 @@ So a result does not depend on the batch size, the number of GPUs, or where a ru
 state needs no saving: it is a function of the seed and of how many images were seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from enum import IntEnum
 

@@ -1,8 +1,7 @@
 """A trained network, ready to restore images."""
 
-from __future__ import annotations
-
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from i2sb.batch import Batch, begin_bridge, find_region
 from i2sb.bridge import Bridge
 from i2sb.config import Consistency, SamplingOptions, TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
-from i2sb.network import BridgeNetwork, build_network
-from i2sb.network_sizes import check_image_size, find_preset
+from i2sb.network import BridgeNetwork, build_network, check_network
+from i2sb.network_sizes import NETWORKS, UNetSize, check_image_size, find_network, is_own
+from i2sb.options import write_flags
 from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import StepTaken, Trajectory
@@ -33,7 +33,7 @@ from i2sb.tiles import pad_reflect, tiled
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
 DEGRADABLE = 16
 
-# Bytes at whose multiples torch puts every tensor that it makes on a CPU.
+# torch puts every tensor that it makes on a CPU at a multiple of so many bytes.
 ALIGNMENT = 64
 
 
@@ -143,18 +143,10 @@ class RestorationModel:
         shown = pad_reflect(degraded.to(self.device), multiple)
         mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
-        require(
-            cond is None or takes_cond,
-            "cond",
-            None,
-            "this run's network takes no condition (it was trained without `cond_x1`)",
-        )
-        require(
-            numbers is None or len(numbers) == len(degraded),
-            "numbers",
-            None,
-            f"{len(numbers or ())} for {len(degraded)} images; give one for each",
-        )
+        if cond is not None and not takes_cond:
+            raise UserError("cond", None, "this run's network takes no condition (it was trained without `cond_x1`)")
+        if numbers is not None and len(numbers) != len(degraded):
+            raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
         noise = ImageNoise(options.seed, Purpose.SAMPLE, range(len(degraded)) if numbers is None else numbers)
         x1, usual_cond = begin_bridge(
             Corrupted(shown, mask), noise, cond_x1=self.config.cond_x1, add_x1_noise=self.config.add_x1_noise
@@ -200,14 +192,13 @@ class RestorationModel:
         )
         net: Callable[..., Tensor] = self.network
         if options.tile:
-            check_image_size(self.config.network, options.tile, "tile")
+            check_image_size(self.config.network, options.tile, "tile", self.network.multiple)
             net = tiled(net, options.tile, options.overlap, tiles_at_once)
         return self.formulation.sample(net, batch, options, noise.randn_like, Hooks(refine, callback, states))
 
     def multiple(self, *, degradable: bool = False) -> int:
         """Return what the sides of images must be multiples of; `degradable`: for every degradation, too."""
-        downsampling = find_preset(self.config.network).downsampling
-        return math.lcm(downsampling, DEGRADABLE) if degradable else downsampling
+        return math.lcm(self.network.multiple, DEGRADABLE) if degradable else self.network.multiple
 
     def padded_sides(self, height: int, width: int, *, degradable: bool = False) -> tuple[int, int]:
         """Return the sides of what `restore` computes on for images of these sides."""
@@ -233,6 +224,7 @@ def load_model(
     device: str | torch.device = "cpu",
     ema: bool = True,
     checkpoint: str | Path | None = None,
+    network: str = "",
 ) -> RestorationModel:
     """Load a run, "results/NAME", for restoring: its averaged weights, or with ema=False the raw ones.
 
@@ -240,33 +232,66 @@ def load_model(
     scripts/export.py wrote (FILE.safetensors, whose weights are the one kind that was exported). On the CPU a
     checkpoint's weights stay in the file and come into memory as they are used: leave it in place meanwhile.
     checkpoint: one of the run's, by its name or its path, if not the newest that is whole.
-    Raises UserError naming the file if the run, its settings or all its checkpoints are missing or broken.
+    network: the run's, where the run does not say all of it (a released one: a warning tells of what is guessed), or
+    where it is a class in a Python file, which is not run unless it is given here as path/to/file.py:ClassName.
+    Raises UserError naming the file if the run, its settings or all its checkpoints are missing or broken, or if the
+    network does not fit the weights.
 
     >>> model = load_model("results/NAME")
     >>> model.restore(torch.rand(2, 3, 16, 16) * 2 - 1, nfe=3).shape
     torch.Size([2, 3, 16, 16])
     >>> load_model("results/nowhere")
     Traceback (most recent call last):
-    i2sb.errors.UserError: results/nowhere: there is no such run
+    i2sb.errors.FileError: results/nowhere: there is no such run
     """
     path = Path(run_dir)
     is_export = path.suffix == ENDING and not path.is_dir()
     if is_export and checkpoint is not None:
         raise UserError("ckpt_file", checkpoint, f"{path} is one file of weights and has no checkpoints")
     loaded = _read_file(path, ema) if is_export else _read_run(path, ema, checkpoint)
-    config = loaded.config
+    released = not is_export and is_released(path)
+    config = replace(loaded.config, network=_choose_network(loaded, network, path, released=released))
     formulation = build_formulation(config)
-    with torch.device("meta"):  # shapes only: the weights are not drawn, nor copied
-        network = build_network(
+    # Only the shapes of a U-Net, all of whose tensors are weights: none is drawn or copied.
+    shapes_do = isinstance(find_network(config.network), UNetSize)
+    with torch.device("meta") if shapes_do else torch.random.fork_rng(devices=[]):
+        net = build_network(
             config.network,
             formulation.noise_levels,
             image_channels=config.image_channels,
             cond_x1=formulation.cond_x1,
         )
     weights = {name: _align(tensor.float()) for name, tensor in loaded.weights.items()}
-    load_weights(network, weights, path, assign=True)
-    network.eval().requires_grad_(False)
-    return RestorationModel(network.to(device), formulation.to(device), config, loaded.iteration)
+    try:
+        load_weights(net, weights, path, assign=True)
+    except UserError as error:
+        raise UserError("network", network, error.marked) if network else error from None
+    net.eval().requires_grad_(False)
+    if is_own(config.network):
+        check_network(net, config.network, config.image_channels, config.image_size)
+    return RestorationModel(net.to(device), formulation.to(device), config, loaded.iteration)
+
+
+def _choose_network(loaded: Exported, network: str, source: Path, *, released: bool) -> str:
+    """Return the name of the network to build for loaded weights: the run's, or the one that the user gives.
+
+    Raises UserError if the run's is a Python file and none is given: code runs only for who asks for it. Warns if the
+    run is a released one, whose weights do not tell all of it.
+    """
+    own = loaded.config.network
+    if network:
+        require(released or is_own(own) or network == own, "network", network, f"the run's is {own}; leave it out")
+        return network
+    if is_own(own):
+        unasked = "its network is code, which is not run unasked"
+        raise FileError(source, f"{unasked}: give `network` {own} if you trust that file")
+    if released and own not in NETWORKS:
+        line = (
+            f"{source}: its weights do not tell the heads of attention, so {own} is a guess; with wrong heads images "
+            "come out wrong: if you know better, give `network` (heads8: of 8 channels each, heads4x: 4 of them)"
+        )
+        print(f"warning: {write_flags(line)}", file=sys.stderr)
+    return own
 
 
 def _align(tensor: Tensor) -> Tensor:
@@ -293,20 +318,20 @@ def read_averaged(path: Path) -> Exported:
 def _read_file(path: Path, ema: bool) -> Exported:
     exported = read_export(path)
     if exported.averaged and not ema:
-        raise UserError(path, None, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
+        raise FileError(path, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
     return exported
 
 
 def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
     if not run_dir.is_dir():
-        raise UserError(run_dir, None, "there is no such run")
+        raise FileError(run_dir, "there is no such run")
     released = is_released(run_dir)
     config = read_run_config(run_dir)
     parts = RELEASED_PARTS if released else PARTS
     if checkpoint is None:
         newest = find_checkpoint(run_dir, mmap=True, parts=parts)
         if newest is None:
-            raise UserError(run_dir, None, "holds no checkpoint yet")
+            raise FileError(run_dir, "holds no checkpoint yet")
         path, state = newest
     else:
         files = [path for path in (run_dir / checkpoint, Path(checkpoint)) if path.is_file()]
@@ -319,7 +344,7 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
         config = replace(config, network=recognise_network(weights, path))
         iteration = state["ema"].get("num_updates")
         if type(iteration) is not int:
-            raise UserError(path, None, "its averaged weights (ema) lack num_updates, the number of iterations")
+            raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
     else:
         iteration = state["progress"]["iteration"]
     return Exported(weights, config, iteration, averaged=ema)

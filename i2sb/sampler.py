@@ -5,8 +5,6 @@ The baselines walk the same way with steps of their own (`walk_back`).
 The network and the source of noise are handed in; this module opens no file and knows no device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

@@ -6,8 +6,6 @@ less noise, `second_order` with the change of the prediction.
 In S = σ²_{N−1}, stepping down from x1 gives x_n ~ N(a x1 + b x0, c²) with a = σ_n²/S, b = 1 − a, c² = σ_n²(S − σ_n²)/S.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

@@ -13,7 +13,7 @@ from i2sb.batch import Batch, make_batch
 from i2sb.config import PAIRED, TrainConfig
 from i2sb.data.dataset import ImageDataset, open_split
 from i2sb.data.loading import Images
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.formulation import Formulation
 from i2sb.formulation_table import FORMULATIONS
 from i2sb.randomness import ImageNoise
@@ -49,9 +49,8 @@ def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source
     Raises UserError if the settings, read from `source`, name a Python file: code runs only for who asks for it.
     """
     if not corrupt and is_custom(config.corrupt):
-        raise UserError(
+        raise FileError(
             source,
-            None,
             "its degradation is code, which is not run unasked: "
             f"give `corrupt` {config.corrupt} if you trust that file",
         )

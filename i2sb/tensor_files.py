@@ -1,7 +1,5 @@
 """Tensors in files that torch.save wrote: read without running code, and compared with the module they are for."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os
@@ -13,18 +11,18 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.files import hash_file
 
 _SHOWN = 10
 
 
-class UnreadableFileError(UserError):
+class UnreadableFileError(FileError):
     """A file that is cut off, damaged, or holds more than tensors and plain values; `reason` says which."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.reason = reason
-        super().__init__(path, None, f"cannot be read ({reason})")
+        super().__init__(path, f"cannot be read ({reason})")
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
@@ -90,7 +88,7 @@ def check_shapes(module: Mapping[str, Tensor], weights: Mapping[str, Tensor], so
     ]
     if misfits:
         listed = _join_shortest(misfits)
-        raise UserError(source, None, f"holds another architecture, {len(misfits)} parameters differ: {listed}")
+        raise FileError(source, f"holds another architecture, {len(misfits)} parameters differ: {listed}")
 
 
 def describe_shape(tensor: object) -> str:

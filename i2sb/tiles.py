@@ -4,8 +4,6 @@ Only the network sees tiles. States, noise and predictions stay whole, and the t
 evaluation: so no seam has a chance to grow, and the noise is the same whatever the tiles.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -129,9 +130,11 @@ class UNet(nn.Module):
     """ADM's U-Net with residual up- and down-sampling and scale-shift norm.
 
     in_channels, out_channels: of the image; conditioned networks take more than they return.
-    model_channels: base width, a multiple of 32; channel_mult: its multiple at each resolution.
-    num_res_blocks: residual blocks a resolution; num_head_channels: channels an attention head.
+    model_channels: base width; channel_mult: its multiple at each resolution, which may be a fraction. All widths are
+    multiples of 32.
+    num_res_blocks: residual blocks a resolution.
     attention_resolutions: down-sampling rates (1, 2, 4, …) at which attention stands.
+    num_head_channels: channels an attention head; num_heads: unless 0 the number of heads, in its place.
     """
 
     def __init__(
@@ -141,9 +144,10 @@ class UNet(nn.Module):
         out_channels: int,
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
-        channel_mult: Sequence[int],
+        channel_mult: Sequence[float | Fraction],
         num_head_channels: int = 64,
         dropout: float = 0.0,
+        num_heads: int = 0,
     ) -> None:
         super().__init__()
         if model_channels % NORM_GROUPS:
@@ -156,20 +160,25 @@ class UNet(nn.Module):
         def res_block(channels: int, out: int, resample: str | None = None) -> ResBlock:
             return ResBlock(channels, emb_channels, out, dropout, resample)
 
+        def attend(channels: int) -> AttentionBlock:
+            if num_heads and channels % num_heads:
+                raise ValueError(f"attention over {channels} channels cannot be split into {num_heads} heads")
+            return AttentionBlock(channels, channels // num_heads if num_heads else num_head_channels)
+
         def attention(rate: int, channels: int) -> list[AttentionBlock]:
-            return [AttentionBlock(channels, num_head_channels)] if rate in attention_resolutions else []
+            return [attend(channels)] if rate in attention_resolutions else []
 
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
 
-        channels = channel_mult[0] * model_channels
+        channels = int(channel_mult[0] * model_channels)
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels, channels, 3, padding=1))])
         skip_channels = [channels]
         for level, multiple in enumerate(channel_mult):
             rate = 2**level
             for _ in range(num_res_blocks):
-                out = multiple * model_channels
+                out = int(multiple * model_channels)
                 self.input_blocks.append(Stage(res_block(channels, out), *attention(rate, out)))
                 channels = out
                 skip_channels.append(channels)
@@ -177,15 +186,13 @@ class UNet(nn.Module):
                 self.input_blocks.append(Stage(res_block(channels, channels, "down")))
                 skip_channels.append(channels)
 
-        self.middle_block = Stage(
-            res_block(channels, channels), AttentionBlock(channels, num_head_channels), res_block(channels, channels)
-        )
+        self.middle_block = Stage(res_block(channels, channels), attend(channels), res_block(channels, channels))
 
         self.output_blocks = nn.ModuleList()
         for level, multiple in reversed(list(enumerate(channel_mult))):
             rate = 2**level
             for i in range(num_res_blocks + 1):
-                out = multiple * model_channels
+                out = int(multiple * model_channels)
                 layers: list[nn.Module] = [res_block(channels + skip_channels.pop(), out), *attention(rate, out)]
                 if level > 0 and i == num_res_blocks:
                     layers.append(res_block(out, out, "up"))
@@ -208,10 +215,14 @@ class UNet(nn.Module):
 
     def half_convolutions(self) -> UNet:
         """Turn the blocks' convolutions to float16, as the released half precision does; norms stay in float32."""
-        return self.cast_blocks(torch.float16, nn.Conv1d, nn.Conv2d)
+        return self._cast_blocks(torch.float16, nn.Conv1d, nn.Conv2d)
 
-    def cast_blocks(self, dtype: torch.dtype, *kinds: type[nn.Module]) -> UNet:
-        """Turn the blocks' layers of these kinds to another type, in place."""
+    def cast_weights(self, dtype: torch.dtype) -> UNet:
+        """Turn the blocks' weights to what autocast to `dtype` makes of them; norms take no float16."""
+        norms = (Norm,) if dtype == torch.bfloat16 else ()
+        return self._cast_blocks(dtype, nn.Conv1d, nn.Conv2d, nn.Linear, *norms)
+
+    def _cast_blocks(self, dtype: torch.dtype, *kinds: type[nn.Module]) -> UNet:
         for blocks in (self.input_blocks, self.middle_block, self.output_blocks):
             for layer in blocks.modules():
                 if isinstance(layer, kinds):

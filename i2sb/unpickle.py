@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 
 # The names that a file may mention, as (module, name); Python 3.13 has pathlib's classes in a module of its own.
 _PATHS = {
@@ -81,9 +81,9 @@ def read_pickle(path: Path, allowed: set[tuple[str, str]], *, max_bytes: int) ->
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise UserError(path, None, "there is no such file") from None
+        raise FileError(path, "there is no such file") from None
     if size > max_bytes:
-        raise UserError(path, None, f"refused ({size} bytes, at most {max_bytes} are expected)")
+        raise FileError(path, f"refused ({size} bytes, at most {max_bytes} are expected)")
     content = path.read_bytes()
     try:
         return _unpickle(io.BytesIO(content), allowed, max_bytes)
@@ -91,7 +91,7 @@ def read_pickle(path: Path, allowed: set[tuple[str, str]], *, max_bytes: int) ->
         raise
     except Exception as error:  # bytes that are no pickle can raise anything in the reader
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(path, None, f"refused ({reason})") from None
+        raise FileError(path, f"refused ({reason})") from None
 
 
 def _unpickle(file: io.BytesIO, allowed: set[tuple[str, str]], max_bytes: int) -> Any:

@@ -16,8 +16,6 @@ Numbers that the processor only emulates (bf16 on many) are not measured; a row 
 not begun after three minutes is left out, with a row that says so.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -37,7 +35,7 @@ from i2sb.cli.program import report_errors
 from i2sb.distributed import find_device
 from i2sb.errors import UserError
 from i2sb.files import write_text
-from i2sb.network_sizes import find_preset
+from i2sb.network_sizes import find_network
 
 BENCHMARKS = {
     "corruption": benchmark_corruption,
@@ -46,7 +44,7 @@ BENCHMARKS = {
     "data": benchmark_data,
     "memory": benchmark_memory,
 }
-# What is not given: in general, with --quick, and for one benchmark.
+# Options that are not given: in general, with --quick, and for one benchmark.
 DEFAULTS = {
     "preset": "adm256",
     "size": 256,
@@ -58,18 +56,18 @@ DEFAULTS = {
 }
 QUICK = {"preset": "mini", "size": 64, "batch": 4, "repeats": 3, "nfe": 5, "images": 64, "workers": [1, 2]}
 QUICK_SECONDS = 180
-OWN = {"corruption": {"size": 256, "batch": 16}, "data": {"size": 256}, "memory": {"nfe": 2}}
+OF_BENCHMARK = {"corruption": {"size": 256, "batch": 16}, "data": {"size": 256}, "memory": {"nfe": 2}}
 
 
 def fill_in(given: argparse.Namespace, what: str) -> argparse.Namespace:
     """Return the options of one benchmark. Raises UserError for what it cannot take."""
-    values = DEFAULTS | (QUICK if given.quick else {}) | OWN.get(what, {})
+    values = DEFAULTS | (QUICK if given.quick else {}) | OF_BENCHMARK.get(what, {})
     values |= {name: value for name, value in vars(given).items() if value is not None}
     for name in ("size", "batch", "repeats", "nfe", "images"):
         if values[name] < 1:
             raise UserError(name, values[name], "must be at least 1")
     if what in ("train", "sample", "memory"):
-        find_preset(values["preset"])
+        find_network(values["preset"])
     return argparse.Namespace(**{**vars(given), **values})
 
 

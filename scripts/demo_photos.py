@@ -6,8 +6,6 @@ The split is by photograph: no crop of a validation photograph is ever trained o
 as folder and in the file name, and go into LMDB through make_lmdb.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
@@ -21,7 +19,7 @@ from make_lmdb import make_lmdb
 from PIL import Image
 
 from i2sb.cli.program import report_errors
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 
 # The two motorcycles are a stereo pair of one scene, so they must stay on the same side.
 PHOTOS = {
@@ -50,7 +48,7 @@ def find_photo(path: str) -> Path:
         raise UserError("", None, f"{package} is not installed: pip install -r scripts/requirements-demo.txt")
     photo = Path(spec.submodule_search_locations[0]) / inner
     if not photo.exists():
-        raise UserError(Path(photo), None, f"is missing from this version of {package}")
+        raise FileError(photo, f"is missing from this version of {package}")
     return photo
 
 

@@ -8,8 +8,6 @@ An interrupted fetch goes on where it was when the same command is given again. 
 (pip install gdown). Proxies are taken from the environment.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from difflib import get_close_matches
@@ -42,7 +40,7 @@ def download(options: argparse.Namespace) -> None:
         raise UserError(
             "", None, f"{options.name}: no lasting address is known ({item.about}); give the one you have with `url`"
         )
-    known = not options.file  # another file of the item has another check sum
+    known = not options.file  # the known check sum is of the item's usual file
     target = (options.dest or Path(item.folder)) / (options.file or item.file)
     fetch(
         url,

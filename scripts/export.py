@@ -5,8 +5,6 @@ python scripts/export.py NAME OUT.safetensors --raw    those that the optimizer 
 python scripts/export.py NAME OUT.safetensors --half   in float16: half the size, three decimal digits
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -19,15 +17,15 @@ from i2sb.restore import load_model
 from i2sb.storage.exported import Exported, write_export
 
 
-def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False) -> None:
+def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False, network: str = "") -> None:
     """Write the weights of a run. Raises UserError if the run cannot be read or the file exists already."""
-    model = load_model(run_dir, ema=not raw)
+    model = load_model(run_dir, ema=not raw, network=network)
     weights = {name: tensor.detach() for name, tensor in model.network.state_dict().items()}
     if half:
         weights = {name: tensor.half() for name, tensor in weights.items()}
         beyond = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if beyond:
-            raise UserError("half", None, f"{beyond[0]} of {run_dir} is beyond what float16 can hold; leave it away")
+            raise UserError("half", None, f"{beyond[0]} of {run_dir} is beyond what float16 can hold; leave it out")
     write_export(out, Exported(weights, model.config, model.iteration, averaged=not raw), overwrite=overwrite)
     print(f"{out}: {'raw' if raw else 'averaged'} weights of {run_dir} after {model.iteration} iterations")
 
@@ -39,6 +37,7 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="the raw weights instead of the averaged ones")
     parser.add_argument("--half", action="store_true", help="write float16, which is read as float32 again")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--network", default="", help="the run's, as for sample.py")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
     options = parser.parse_args()
     with report_errors():
@@ -48,6 +47,7 @@ def main() -> None:
             raw=options.raw,
             overwrite=options.overwrite,
             half=options.half,
+            network=options.network,
         )
 
 

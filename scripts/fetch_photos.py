@@ -11,8 +11,6 @@ other packages' photographs, the most textured one of each, and none of a photog
 OUT/licences.tsv says whose each of them is; it is written last.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io
@@ -31,15 +29,15 @@ from PIL import Image, ImageOps
 from qt_resource import QtResources
 
 from i2sb.cli.program import report_errors
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import write_atomically, write_text
 
 TABLE = Path(__file__).with_name("photos.tsv")
-# Photographs of more pixels than this are blurred as a whole, seen at native scale: they are shrunk further.
+# Larger photographs look blurred at their own scale: they are shrunk until they have no more pixels than this.
 MAX_PIXELS = 3_000_000
 MIN_PHOTOS = {"train": 100, "val": 8, "test": 8}
 CROP, CROP_STRIDE = 256, 64
-# Mean difference between neighbouring pixels, of 255, below which a crop says little: any method restores it.
+# Mean difference between neighbouring pixels, of 255; flatter crops are left out, as any method restores them.
 MIN_TEXTURE = 8.0
 
 
@@ -83,7 +81,7 @@ def read_package(deb: Path, paths: set[str]) -> Iterator[tuple[str, bytes]]:
                     for path in sorted(inner[outer]):
                         if path in resources:
                             yield f"{outer}:{path}", resources.read(path)
-            process.stdout.read()  # what pads the archive, so that dpkg-deb can end
+            process.stdout.read()  # read the archive's padding, so that dpkg-deb can end
         except tarfile.TarError:
             raise _damaged(deb) from None
     if process.returncode:
@@ -91,7 +89,7 @@ def read_package(deb: Path, paths: set[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _damaged(deb: Path) -> UserError:
-    return UserError(deb, None, "is damaged; delete it and start again")
+    return FileError(deb, "is damaged; delete it and start again")
 
 
 def shrink(image: Image.Image, at_least: int) -> tuple[Image.Image, int]:
@@ -108,7 +106,7 @@ def decode(content: bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(content)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except OSError as error:
-        raise UserError(Path(name), None, f"cannot be decoded ({error})") from None
+        raise FileError(name, f"cannot be decoded ({error})") from None
 
 
 def find_textured_crop(image: Image.Image) -> tuple[int, int, float]:
@@ -167,11 +165,11 @@ def make_data(packages: Path, out: Path) -> None:
         if deb is None:
             print(f"{package}: is not there, {len(photos)} photographs left out", flush=True)
             continue
-        version, found = read_version(deb), 0
+        version, decoded = read_version(deb), 0
         for path, content in read_package(deb, set(photos)):
             photo = photos[path]
             written = write_photo(photo, content, out)
-            found += 1
+            decoded += 1
             if written is None:
                 flat += 1
                 continue
@@ -179,8 +177,8 @@ def make_data(packages: Path, out: Path) -> None:
             counts[photo.split] += 1
             pixels[photo.split] += size
             licences.append((file, package, version, path, f"{factor}x", photo.licence, photo.author, photo.source))
-        lost = f", {len(photos) - found} are not in this version of it" if found < len(photos) else ""
-        print(f"{package}: {found} photographs{lost}", flush=True)
+        lost = f", {len(photos) - decoded} are not in this version of it" if decoded < len(photos) else ""
+        print(f"{package}: {decoded} photographs{lost}", flush=True)
     for split, least in MIN_PHOTOS.items():
         if counts[split] < least:
             raise UserError("", None, f"found {counts[split]} photographs for {split}, at least {least} are needed")

@@ -6,8 +6,6 @@ The result, OUT/{split}_faster_imagefolder.lmdb, appears only when it is complet
 folder, values the encoded files. Unreadable images are left out and listed at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import multiprocessing
@@ -25,7 +23,7 @@ from tqdm import tqdm
 
 from i2sb.cli.program import report_errors
 from i2sb.data.stores import list_images, sort_keys
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
@@ -50,7 +48,7 @@ def encode(key: str, root: Path, resize: int | None) -> tuple[str, bytes | None,
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -67,15 +65,15 @@ def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, worker
     """
     target = out / f"{split}_faster_imagefolder.lmdb"
     if not source.is_dir():
-        raise UserError(source, None, "there is no such folder")
+        raise FileError(source, "there is no such folder")
     if target.exists():
-        raise UserError(target, None, "exists already; delete it first to make it anew")
+        raise FileError(target, "exists already; delete it first to make it anew")
     keys = sort_keys(list_images(source))
     if not keys:
-        raise UserError(source, None, "holds no images")
+        raise FileError(source, "holds no images")
 
     out.mkdir(parents=True, exist_ok=True)
-    # The process's number keeps two builds apart; what a killed build left is deleted once its process is gone.
+    # The process id keeps two builds apart; what a killed build left is deleted once its process is gone.
     for stale in out.glob(f".{target.name}.*{PARTIAL}"):
         if not is_running(int(stale.name.split(".")[-2])):
             stale.unlink()
@@ -98,9 +96,7 @@ def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, worker
     environment.close()
     if len(unreadable) == len(keys):
         partial_file.unlink()
-        raise UserError(
-            source, None, f"none of its {len(keys)} images can be read, first {keys[0]}: {unreadable[0][1]}"
-        )
+        raise FileError(source, f"none of its {len(keys)} images can be read, first {keys[0]}: {unreadable[0][1]}")
     os.replace(partial_file, target)
     print(f"{target}: {len(keys) - len(unreadable)} images")
     return unreadable
@@ -132,8 +128,8 @@ def run(options: argparse.Namespace) -> None:
         unreadable = make_lmdb(
             options.source, options.out, options.split, resize=options.resize, workers=options.workers
         )
-    except lmdb.Error as error:  # a full disk among others
-        raise UserError(options.out, None, str(error)) from None
+    except lmdb.Error as error:  # for example a full disk
+        raise FileError(options.out, str(error)) from None
     if unreadable:
         print(f"left out {len(unreadable)} unreadable images:", file=sys.stderr)
         for key, reason in unreadable:

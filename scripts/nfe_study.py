@@ -8,8 +8,9 @@ evenly over the val split and degraded as sample.py degrades them; every sampler
 SSIM (of images from 11 pixels a side on) are means over images; the Fréchet distance is between the features of the
 restored and of the clean ones in EfficientNet-Lite0, which is not FID, and measures the number of images as well as
 their quality where they are few.
-Numbers of evaluations that the run's formulation does not take are left out, and so are samplers that are another one
-on it. The Fréchet distance needs scripts/requirements-scoring.txt, the picture scripts/requirements-demo.txt.
+Numbers of evaluations that the run's formulation does not take are left out, and so are samplers that take the same
+steps as another one. The Fréchet distance needs scripts/requirements-scoring.txt, the picture
+scripts/requirements-demo.txt.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from i2sb.cli.program import report_errors
 from i2sb.config import SamplingOptions
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import find_device
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError, require
 from i2sb.files import write_atomically, write_text
 from i2sb.formulation import Formulation
 from i2sb.images import to_uint8
-from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_efficientnet_lite0
+from i2sb.metrics.feature_networks import EfficientNetLite0, FeatureNetwork, UnavailableError
 from i2sb.metrics.frechet import Moments, frechet_distance
 from i2sb.metrics.table import METRICS, Compare, choose_comparisons
 from i2sb.network_sizes import check_image_size
@@ -110,7 +111,7 @@ def study(
     """Restore the images in every way; returns a row each, the first one for the degraded images."""
     config = choose_degradation(model.config, options.corrupt, "", options.results_dir / options.name)
     image_size = options.image_size or config.restored_size
-    check_image_size(config.network, image_size)
+    check_image_size(config.network, image_size, multiple=model.network.multiple)
     corruption = build_task_corruption(config, image_size, model.device)
     model.formulation.check_degradation(corruption)
     samplers = {name: read_sampler(model.formulation, name) for name in options.samplers or ()}
@@ -143,7 +144,6 @@ def study(
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Return the table as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, help="side of the images (default: the run's validation size)")
     parser.add_argument("--dataset-dir", default="", help="folder with the val data (default: the run's)")
     parser.add_argument("--corrupt", default="", help="degradation, to be given where the run's is a Python file")
+    parser.add_argument("--network", default="", help="the run's, to be given where it is a Python file")
     parser.add_argument("--batch", type=int, default=8, help="images restored at once (default: %(default)s)")
     parser.add_argument("--clip-denoise", action="store_true", help="clamp predicted clean images to [-1, 1]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
@@ -213,15 +214,18 @@ def run(options: argparse.Namespace) -> None:
     for setting, value in (("images", options.images), ("batch", options.batch), ("nfe", min(options.nfe))):
         require(value >= 1, setting, value, "must be at least 1")
     free = not options.out.exists() or (options.out.is_dir() and not any(options.out.iterdir()))
-    require(free, options.out, None, "exists already; remove it, or name another folder")
+    if not free:
+        raise FileError(options.out, "exists already; remove it, or name another folder")
     begun = time.perf_counter()
-    model = load_model(options.results_dir / options.name, find_device(options.device), True, options.ckpt_file)
+    model = load_model(
+        options.results_dir / options.name, find_device(options.device), True, options.ckpt_file, options.network
+    )
     try:
-        features = build_efficientnet_lite0().eval().requires_grad_(False).to(model.device)
+        features = EfficientNetLite0().eval().requires_grad_(False).to(model.device)
     except UnavailableError as error:
         features = None
         print(f"warning: no Fréchet distance: {error}", file=sys.stderr)
-    options.out.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost if that cannot be done
+    options.out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     rows = study(model, options, features)
     config = model.config
     about = " ".join(model.formulation.describe().split())

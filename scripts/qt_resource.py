@@ -4,14 +4,11 @@ The format is that of Qt's own rcc program, all numbers big-endian: a header (ma
 begin), a tree of nodes of one size, the data (a length, then that many bytes), and the names in UTF-16.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
-from pathlib import Path
 from typing import NamedTuple
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 
 _HEADER = struct.Struct(">4sIIII")  # magic, version, offsets of tree, data and names
 _FOLDER = struct.Struct(">IHII")  # offset of the name, flags, number of children, index of the first
@@ -30,12 +27,10 @@ class QtResources:
     def __init__(self, data: bytes, name: str) -> None:
         self._data, self._name = data, name
         if data[:4] != b"qres":
-            raise UserError(Path(name), None, "is not a Qt resource file")
+            raise FileError(name, "is not a Qt resource file")
         _, version, self._tree, self._contents, self._names = self._unpack(_HEADER, 0)
         if version not in (1, 2, 3):
-            raise UserError(
-                Path(name), None, f"is a Qt resource file of version {version}; versions 1 to 3 can be read"
-            )
+            raise FileError(name, f"is a Qt resource file of version {version}; versions 1 to 3 can be read")
         # From version 2 on, each node ends with the file's time.
         self._node_size = _FILE.size + (8 if version >= 2 else 0)
         self._entries: dict[str, _Entry] = {}
@@ -50,20 +45,20 @@ class QtResources:
         (length,) = self._unpack(struct.Struct(">I"), offset)
         content = self._slice(offset + 4, length)
         if flags & _COMPRESSED_ZSTD:
-            raise UserError(Path(self._name), None, f"{path} is compressed with zstd, which cannot be read here")
+            raise FileError(self._name, f"{path} is compressed with zstd, which cannot be read here")
         if not flags & _COMPRESSED_ZLIB:
             return content
         try:
-            return zlib.decompress(content[4:])  # after the length that it will have
+            return zlib.decompress(content[4:])  # the first four bytes are the unpacked length
         except zlib.error:
-            raise UserError(Path(self._name), None, f"{path} is damaged") from None
+            raise FileError(self._name, f"{path} is damaged") from None
 
     def _list_folder(self, node: int, prefix: str) -> None:
         offset = self._tree + node * self._node_size
         _, flags, count, first = self._unpack(_FOLDER, offset)
-        # Children come after their folder: whatever a damaged file says, this ends.
+        # Children come after their folder, so that even with a damaged file this ends.
         if not flags & _IS_FOLDER or (count and first <= node):
-            raise UserError(Path(self._name), None, "is damaged")
+            raise FileError(self._name, "is damaged")
         for child in range(first, first + count):
             name_offset, flags, _, _, data_offset = self._unpack(_FILE, self._tree + child * self._node_size)
             path = prefix + self._read_name(name_offset)
@@ -83,5 +78,5 @@ class QtResources:
     def _slice(self, offset: int, length: int) -> bytes:
         piece = self._data[offset : offset + length]
         if len(piece) < length:
-            raise UserError(Path(self._name), None, "is cut off")
+            raise FileError(self._name, "is cut off")
         return piece

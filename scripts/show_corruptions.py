@@ -5,8 +5,6 @@
 The image's shorter side is resized to --size and its middle is cut out, as validation images are.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
 from i2sb.cli.program import report_errors
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.images import from_uint8, save_png, to_pil, to_uint8
 from i2sb.sampling.picture_files import read_picture
 
@@ -39,8 +37,8 @@ def draw_sheet(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
     rows = -(-len(tiles) // PER_ROW)
     sheet = Image.new("RGB", (width * min(PER_ROW, len(tiles)) + GAP, height * rows + GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    for place, (label, tile) in enumerate(tiles):
-        row, column = divmod(place, PER_ROW)
+    for number, (label, tile) in enumerate(tiles):
+        row, column = divmod(number, PER_ROW)
         x, y = GAP + column * width, GAP + row * height
         sheet.paste(tile, (x, y))
         pen.text((x + 2, y + tile.height + 2), label, fill="black")
@@ -63,13 +61,13 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     """Do what the flags ask for. Raises UserError or OSError naming what is wrong."""
     if options.out.exists():
-        raise UserError(options.out, None, "is there already: remove it, or name another file")
+        raise FileError(options.out, "is there already: remove it, or name another file")
     if options.size < 16:
         raise UserError("size", options.size, "must be at least 16")
-    names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # it is one of the others
+    names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # which is one of the others
     corruptions = [(name, build_corruption(name, options.size)) for name in names]
     clean = load_square(options.image, options.size)
-    # As image number 0 of an evaluation.
+    # Degraded as image number 0 of an evaluation is.
     shown = [(name, corruption(clean, torch.Generator().manual_seed(0), [0]).image) for name, corruption in corruptions]
     sheet = draw_sheet([(name, to_pil(to_uint8(image)[0])) for name, image in [("clean", clean), *shown]])
     save_png(sheet, options.out)

@@ -17,8 +17,6 @@ STUDY.yaml holds, under these names:
     sheet_nfe, sheet_images    what the sheets show (default: 10 evaluations, 4 images)
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from importlib.util import find_spec
@@ -33,17 +31,13 @@ from studies.settings import Study, read_study
 from studies.timing import estimate
 
 from i2sb.cli.program import report_errors
-from i2sb.errors import require
+from i2sb.errors import FileError
 
 
 def run_study(study: Study, plan: Plan) -> None:
     """Do all cells that are left, then write tables and pictures."""
-    require(
-        find_spec("matplotlib") is not None,
-        study.folder,
-        None,
-        "its plots need matplotlib: pip install -r scripts/requirements-demo.txt",
-    )
+    if find_spec("matplotlib") is None:
+        raise FileError(study.folder, "its plots need matplotlib: pip install -r scripts/requirements-demo.txt")
     check_data(plan)
     for cell in plan.cells:
         check_unchanged(cell)

@@ -37,7 +37,7 @@ def test_released_flags_are_there(config_class):
 def test_published_defaults():
     config = read_flags(TrainConfig, NEEDED)
     published = {"interval": 1000, "beta_max": 0.3, "t0": 1e-4, "T": 1.0, "lr": 5e-5, "lr_gamma": 0.99, "lr_step": 1000}
-    published |= {"l2_norm": 0.0, "ema": 0.99, "batch_size": 256, "microbatch": 2, "image_size": 256, "seed": 0}
+    published |= {"l2_norm": 0.0, "ema": 0.99, "batch_size": 256, "image_size": 256, "seed": 0}
     assert {name: getattr(config, name) for name in published} == published
     assert not (config.ot_ode or config.cond_x1 or config.add_x1_noise)
 
@@ -89,7 +89,8 @@ def test_configs_are_frozen():
         (["--log-writer", "paper"], "--log-writer paper: must be one of tensorboard, wandb, none"),
         (["--interval", "999"], "--interval 999: must be even, such as 1000"),
         (["--interval", "0"], "--interval 0: must be at least 2"),
-        (["--batch-size", "5"], "--batch-size 5: must be a multiple of --microbatch 2"),
+        (["--batch-size", "5", "--microbatch", "2"], "--batch-size 5: must be a multiple of --microbatch 2"),
+        (["--microbatch", "many"], "--microbatch many: must be a whole number or auto"),
         (["--microbatch", "0"], "--microbatch 0: must be at least 1"),
         (["--beta-max", "-1"], "--beta-max -1.0: must be above 0"),
         (["--t0", "2"], "--t0 2.0: must be below --T 1.0"),
@@ -136,7 +137,7 @@ def test_wrong_flags_are_named(flags, words):
         ("[" * 5000, "a.yaml: cannot be read as YAML"),
         ("- 1\n- 2", "a.yaml: must hold lines of the form 'name: value', not a list"),
         ("a: b: c", "a.yaml: cannot be read as YAML"),
-        ("lr: 1.0\nlr: 2.0", "a.yaml: cannot be read as YAML: lr stands there twice"),
+        ("lr: 1.0\nlr: 2.0", "a.yaml: cannot be read as YAML: lr is given twice"),
         ("lr: !!python/object/apply:os.getcwd []", "a.yaml: cannot be read as YAML"),
     ],
 )
@@ -172,6 +173,20 @@ def test_resuming_allows_what_does_not_change_the_result(tmp_path):
     assert str(tmp_path) in describe(error.value)
 
 
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """It saved no lines of what came later, and what those stand for is not what they are by default now."""
+    wanted = read_flags(TrainConfig, NEEDED)
+    later = tuple(f"{f.name}:" for f in dataclasses.fields(TrainConfig) if f.metadata["later"])
+    lines = [line for line in to_yaml(wanted).splitlines() if not line.startswith(later)]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    saved = read_config(TrainConfig, tmp_path / "config.yaml")
+    assert saved.regression_target == "image" != wanted.regression_target
+    check_resumable(saved, wanted, tmp_path)
+    regressions = [dataclasses.replace(config, formulation="regression") for config in (saved, wanted)]
+    with pytest.raises(ValueError, match="`regression_target` image there, difference now"):
+        check_resumable(*regressions, tmp_path)
+
+
 def test_a_run_that_goes_on_may_cool_down_but_keeps_its_crops_and_its_steps(tmp_path):
     saved = read_flags(TrainConfig, [*NEEDED, "--crop", "random", "--crops-per-image", "4"])
     check_resumable(saved, dataclasses.replace(saved, lr_cooldown=100), tmp_path)
@@ -194,10 +209,10 @@ def test_help_names_the_networks_and_samplers_there_are():
     """config.py knows neither; what it says of them must still be so."""
     from i2sb.baselines.formulations import ConditionalDiffusion, UnconditionalDiffusion
     from i2sb.formulation import SchroedingerBridge
-    from i2sb.network_sizes import PRESETS
+    from i2sb.network_sizes import NETWORKS
 
-    helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(TrainConfig), *dataclasses.fields(SampleConfig))}
-    assert all(re.search(rf"\b{name}\b", helps["network"]) for name in PRESETS)
+    helps = {f.name: f.metadata["help"] for f in (*dataclasses.fields(SampleConfig), *dataclasses.fields(TrainConfig))}
+    assert all(re.search(rf"\b{name}\b", helps["network"]) for name in NETWORKS)
     for formulation in (SchroedingerBridge, ConditionalDiffusion, UnconditionalDiffusion):
         assert all(re.search(rf"\b{name}\b", helps["sampler"]) for name in formulation.samplers)
 
@@ -223,6 +238,9 @@ def test_help_shows_every_flag_with_its_default_and_no_types(config_class):
         (["--network", "nope"], "--network nope: unknown; choose one of adm256"),
         (["--network", "unet-48x1-blocks1-attention-heads16"], "48 channels are no multiple of 32"),
         (["--network", "unet-32x1.3-blocks1-attention-heads64"], "96 channels cannot be split into heads of 64"),
+        (["--network", "unet-64x1/4.1-blocks1-attention-heads4x"], "16 channels are no multiple of 32"),
+        (["--network", "unet-64x1/2.1-blocks1-attention-heads7x"], "64 channels cannot be split into 7 heads"),
+        (["--network", "mine.py"], "--network mine.py: name the class too, as path/to/file.py:ClassName"),
     ],
 )
 def test_what_nothing_would_use_is_refused_before_anything_is_done(flags, words):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from helpers.comparison import assert_equal_states
@@ -188,3 +189,21 @@ torch.optim.AdamW.step = step
     assert mark.exists()
     run_python(*TORCHRUN, "train.py", *flags(name="never"))
     assert_equal_states(find_checkpoint(tmp_path / "run")[1], read_checkpoint(tmp_path / "never/latest.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_compiled_networks_learn_together_what_others_learn(tmp_path, flags):
+    """Compiled inside DDP; by the compiler's front end alone, as machine code takes it minutes."""
+    front_end = """
+from i2sb.network import BridgeNetwork
+original = BridgeNetwork.compile
+BridgeNetwork.compile = lambda network: original(network, backend="aot_eager")
+"""
+    done = run_prepared(tmp_path, front_end, flags(name="compiled", compile=True, num_itr=2))
+    assert done.returncode == 0, done.stderr
+    run_python(*TORCHRUN, "train.py", *flags(name="eager", num_itr=2))
+    states = [read_checkpoint(tmp_path / name / "latest.pt")["net"] for name in ("compiled", "eager")]
+    assert states[0].keys() == states[1].keys()
+    for name, weight in states[0].items():
+        torch.testing.assert_close(weight, states[1][name], rtol=1e-3, atol=1e-5, msg=name)

@@ -1,7 +1,5 @@
 """Starting on several GPUs without typing torchrun: the released program's flags, handed over to torch's launcher."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ def launch_command(config: TrainConfig | SampleConfig, program: str, flags: Sequ
     if config.n_gpu_per_node * config.num_proc_node == 1 or "RANK" in os.environ:
         return None
     if config.num_proc_node == 1:
-        where = ["--standalone"]  # finds a free port by itself
+        where = ["--standalone"]  # torch finds a free port
     else:
         where = [f"--nnodes={config.num_proc_node}", f"--node-rank={config.node_rank}"]
         where += [f"--master-addr={config.master_address}", f"--master-port={config.master_port}"]

@@ -1,7 +1,5 @@
 """What the three command lines share: flags in, one line out when the user erred, a traceback when the code did."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import traceback
@@ -26,17 +24,17 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     in the debugger where an error arose. Exits with 2 after a wrong setting or file, with 130 after Ctrl-C, with 75
     when it was asked to stop and can go on later.
     """
-    own = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
-    own.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
-    own.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
-    own.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
-    own.add_argument("-h", "--help", action="store_true", help="print this and exit")
+    general = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    general.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
+    general.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
+    general.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
+    general.add_argument("-h", "--help", action="store_true", help="print this and exit")
     try:
-        options, flags = own.parse_known_args(argv)
+        options, flags = general.parse_known_args(argv)
     except UserError as error:
         _fail(describe(error))
     if options.help:
-        print(make_parser(config_class).format_help() + "\n" + own.format_help())
+        print(make_parser(config_class).format_help() + "\n" + general.format_help())
         return
     if ("--corrupt", "help") in pairwise(flags) or "--corrupt=help" in flags:
         from corruption import describe_corruptions
@@ -46,7 +44,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
     with report_errors(debug=options.pdb):
         config = read_flags(config_class, flags, options.config)
         if isinstance(config, TrainConfig) and not (config.run_dir / "config.yaml").exists():
-            refuse_unused(config)  # a run that was begun goes on with what it has
+            refuse_unused(config)  # a run that has begun keeps its settings
         if options.dry_run:
             print(to_yaml(config), end="")
             return
@@ -87,8 +85,7 @@ class _Parser(argparse.ArgumentParser):
 def describe(error: Exception) -> str:
     """Say in one line what the user got wrong, with settings as flags, or what the disk refused.
 
-    Nothing, if the error is neither: then it is a fault of our own. Degradations tell mistakes in UserError's terms
-    without knowing that class.
+    Returns "" if it is neither, but a bug of ours. CorruptionError has the attributes of a UserError, but is none.
     """
     if isinstance(error, OSError):
         return "" if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -100,6 +97,5 @@ def describe(error: Exception) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    """Say what was wrong, and exit."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -6,22 +6,23 @@ import copy
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as TF
 
 from i2sb.data.stores import Store, class_of, open_stores
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 
 NO_CLASS = -1
 
 
-class UnreadableImageError(UserError):
+class UnreadableImageError(FileError):
     """An image file that cannot be decoded, or a pair that does not match."""
 
 
@@ -56,7 +57,7 @@ class Unreadable(NamedTuple):
 
     @property
     def error(self) -> UnreadableImageError:
-        return UnreadableImageError(Path(self.file), None, self.reason)
+        return UnreadableImageError(self.file, self.reason)
 
 
 class ImageDataset(Dataset):
@@ -89,10 +90,13 @@ class ImageDataset(Dataset):
         return len(self.keys)
 
     def subset(self, list_file: str | Path) -> ImageDataset:
-        """Return the images that a text file lists, a path a line, in its order; only their base names count.
+        """Return the images that a text file lists, a path a line, in its order; all of them if no file is named ("").
 
-        So lists made elsewhere fit. Raises UserError counting what is missing, or naming base names that occur twice.
+        Only base names count, so that lists made elsewhere fit. Raises UserError counting what is missing, or naming
+        base names that occur twice.
         """
+        if not list_file:
+            return self
         try:
             lines = Path(list_file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -128,6 +132,10 @@ class ImageDataset(Dataset):
         if self.clean.labels is not None:
             return self.clean.labels[self.keys[index]]
         return self.classes.get(class_of(self.keys[index]) or "", NO_CLASS)
+
+    def labels(self, indices: Iterable[int]) -> Tensor:
+        """Return the labels of images, int64 [N]."""
+        return torch.tensor([self.label(index) for index in indices], dtype=torch.int64)
 
     def read(self, index: int, view: View = View()) -> tuple[Tensor, Tensor | None]:  # noqa: B008 - immutable
         """Decode, resize (shorter side, PIL bilinear) unless `native`, crop, and perhaps mirror: uint8 [C, H, W] each.
@@ -175,19 +183,14 @@ class ImageDataset(Dataset):
     def _decode(self, store: Store, key: str) -> Image.Image | Unreadable:
         try:
             image: Image.Image = Image.open(io.BytesIO(store.read(key)))
-            if self.native:  # photographs lie as the camera was held; the published preprocessing takes no heed of it
+            if self.native:  # the published preprocessing ignores how the camera was held
                 image = ImageOps.exif_transpose(image)
             if not image.mode.startswith(("I", "F")):
                 return image.convert(self.mode)
             reason = f"pixels of kind {image.mode}, only 8-bit images are supported"
         except UnidentifiedImageError:
             reason = "not an image, or cut off"
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split())
         return Unreadable(store.describe(key), f"unreadable image ({reason}); remove or replace it")
 

@@ -1,7 +1,5 @@
 """Batches of images, which worker processes decode ahead of time."""
 
-from __future__ import annotations
-
 import atexit
 import multiprocessing
 import os
@@ -76,7 +74,7 @@ def _load(dataset: Dataset, batches: Any, workers: int, pin_memory: bool, prefet
         collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_ignore_stop_signals,
-        # Newer Pythons would start a fork server, which such a signal kills.
+        # Newer Pythons would start a fork server, which a stop signal would kill.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     for batch in loader:
@@ -96,7 +94,7 @@ def _kill_workers_at_exit() -> None:
     """Kill the workers that are left when the program ends: Python would send SIGTERM, which they ignore, and wait."""
 
     def kill() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a failure
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch's handler would report their end as a failure
         for process in multiprocessing.active_children():
             if process.daemon:
                 process.kill()

@@ -1,7 +1,5 @@
 """In which order the images of a training run come: resumable anywhere, and the same for any number of processes."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
@@ -37,7 +35,7 @@ class TrainingStream(Dataset):
     def _cut_ahead(self, position: int) -> None:
         """Make ready the image at a position, and the later crops of the same file."""
         batch, slot = divmod(position, self.batch_size)
-        group = batch // self.crops_per_image  # of the batches that crop the same files
+        group = batch // self.crops_per_image  # number of the group of batches that crop the same files
         first = group * self.crops_per_image
         positions = [(first + i) * self.batch_size + slot for i in range(self.crops_per_image)]
         wanted = [(p, self._view(p)) for p in positions if p >= position]
@@ -51,7 +49,7 @@ class TrainingStream(Dataset):
             else:
                 items = [item._replace(skipped=tuple(skipped)) for item in items if isinstance(item, Item)]
                 break
-        # A loader process is asked for some of the positions only: those before this one will not come any more.
+        # A loader process is asked for some of the positions only: those a batch ago will not be asked for any more.
         self._ready = {p: item for p, item in self._ready.items() if p > position - self.batch_size}
         self._ready.update((p, item) for (p, _), item in zip(wanted, items, strict=True))
 

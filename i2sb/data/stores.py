@@ -9,14 +9,12 @@ A data set folder holds, for each split (train, val), the first of these that is
     {split}/…                             images without classes (label -1)
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -35,6 +33,10 @@ class FolderStore:
     def read(self, key: str) -> bytes:
         """Return the encoded file."""
         return (self.path / key).read_bytes()
+
+    def size(self, key: str) -> int:
+        """Return the size of the encoded file in bytes."""
+        return (self.path / key).stat().st_size
 
     def describe(self, key: str = "") -> str:
         """Name the store, or one of its files, in a message."""
@@ -58,7 +60,7 @@ class LmdbStore:
             with self._begin() as transaction:
                 keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
         except (lmdb.Error, UnicodeDecodeError) as error:
-            raise UserError(path, None, f"is damaged ({error}); copy or make it again") from None
+            raise FileError(path, f"is damaged ({error}); copy or make it again") from None
         index = path.with_name(f"{path.name}.pt")
         self.labels = _read_index(index, keys) if index.exists() else None
         self.keys = sort_keys(keys) if self.labels is None else list(self.labels)
@@ -70,18 +72,18 @@ class LmdbStore:
         pid, environment = self._open_files.get(name, (0, None))
         if environment is None or pid != os.getpid():
             if environment is not None:
-                environment.close()  # inherited from the process that forked this one, which keeps its own
+                environment.close()  # inherited from the parent process, whose own stays open
             try:
                 environment = lmdb.open(
                     name, subdir=self.path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False
                 )
             except lmdb.Error as error:
-                raise UserError(self.path, None, f"cannot be opened as LMDB ({error})") from None
+                raise FileError(self.path, f"cannot be opened as LMDB ({error})") from None
             file = self.path / "data.mdb" if self.path.is_dir() else self.path
             size, needed = file.stat().st_size, (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
             if size < needed:  # reading beyond the end would kill the process
                 environment.close()
-                raise UserError(self.path, None, f"is cut off ({size} of {needed} bytes); copy it again")
+                raise FileError(self.path, f"is cut off ({size} of {needed} bytes); copy it again")
             self._open_files[name] = (os.getpid(), environment)
         return environment.begin()
 
@@ -95,8 +97,11 @@ class LmdbStore:
         except lmdb.Error as error:
             raise OSError(f"the LMDB is damaged there: {error}") from None
 
+    def size(self, key: str) -> int:
+        """Return the size of the encoded file in bytes."""
+        return len(self.read(key))
+
     def describe(self, key: str = "") -> str:
-        """Name the store, or one of its files, in a message."""
         return f"{self.path}:{key}" if key else str(self.path)
 
 
@@ -114,15 +119,14 @@ def _read_index(path: Path, keys: Sequence[str]) -> dict[str, int]:
         isinstance(image, tuple) and len(image) == 2 and type(image[0]) is str and type(image[1]) is int
         for image in images
     ):
-        raise UserError(path, None, "holds no ImageFolder whose imgs are (path, class) pairs; delete it to do without")
+        raise FileError(path, "holds no ImageFolder whose imgs are (path, class) pairs; delete it to do without")
     labels = dict(images)
     stored = set(keys)
     missing = [key for key in labels if key not in stored]
     if missing or len(labels) != len(keys) or len(labels) != len(images):
         first = f", first {missing[0]}" if missing else ""
-        raise UserError(
+        raise FileError(
             path,
-            None,
             f"lists {len(images)} images, its LMDB holds {len(keys)}, and {len(missing)} of the listed are not among "
             f"them{first}; both must come from the same place",
         )
@@ -180,7 +184,7 @@ def open_stores(dataset_dir: str | Path, split: str) -> tuple[Store, Store | Non
         content = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
         raise UserError("dataset_dir", root, f"needs {lmdb_path.name} or a folder {split}/; found {content}")
     if not clean.keys:
-        raise UserError(clean.path, None, f"holds no images (looked for {', '.join(sorted(IMAGE_ENDINGS))})")
+        raise FileError(clean.path, f"holds no images (looked for {', '.join(sorted(IMAGE_ENDINGS))})")
     return clean, degraded
 
 
@@ -188,9 +192,8 @@ def _check_pairs(clean: FolderStore, degraded: FolderStore) -> None:
     for one, other in ((clean, degraded), (degraded, clean)):
         missing = sorted(set(one.keys) - set(other.keys))
         if missing:
-            raise UserError(
+            raise FileError(
                 other.path,
-                None,
                 f"lacks {len(missing)} of the {len(one.keys)} images in {one.path}, first {missing[0]}; partners need "
                 "the same name",
             )
@@ -199,9 +202,8 @@ def _check_pairs(clean: FolderStore, degraded: FolderStore) -> None:
 def _check_flat_or_classes(store: FolderStore) -> None:
     loose = [key for key in store.keys if class_of(key) is None]
     if loose and len(loose) != len(store.keys):
-        raise UserError(
+        raise FileError(
             store.path,
-            None,
             f"holds images both beside and inside folders ({loose[0]}, {store.keys[-1]}); put them all in class "
             "folders, or none",
         )

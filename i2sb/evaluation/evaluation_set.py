@@ -1,21 +1,18 @@
 """What there is to score: restored images with the clean and the degraded ones that they belong to."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from corruption import Corruption
 from i2sb.config import EvalConfig, TrainConfig
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.images import to_uint8
 from i2sb.metrics.meters import EvaluationBatch
 from i2sb.randomness import ImageNoise, Purpose
@@ -38,7 +35,7 @@ class EvaluationSet:
     """
 
     source: SampleFolder | ReconFiles
-    images: ImageDataset
+    dataset: ImageDataset
     run_config: TrainConfig
     corruption: Corruption | None
     image_size: int
@@ -51,25 +48,25 @@ class EvaluationSet:
         return self.source.path
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.dataset)
 
-    def labels(self) -> Tensor:
-        """Return the class of each image, int64 [N], -1 where it has none."""
-        return _labels(self.images)
-
-    def read(self, numbers: Iterable[int], config: EvalConfig, device: torch.device) -> Iterator[EvaluationBatch]:
+    def read(self, numbers: Sequence[int], config: EvalConfig, device: torch.device) -> Iterator[EvaluationBatch]:
         """Yield images, by their indices in the split, in batches. Raises UserError if restored ones do not fit."""
-        loaded = load_in_order(self.images, list(numbers), batch_size=config.batch_size, workers=config.workers)
+        loaded = load_in_order(self.dataset, numbers, batch_size=config.batch_size, workers=config.workers)
         for part in loaded:
             noise = ImageNoise(self.seed, Purpose.SAMPLE, part.numbers)
             batch = make_task_batch(self.run_config, part, self.corruption, noise, evaluation=True)
             restored = torch.stack([self.source.load(index) for index in part.numbers])
             if restored.shape != part.image.shape:
-                raise UserError(
-                    self.path, None, f"images {part.numbers} are not of the shape of those they were restored from"
+                raise FileError(
+                    self.path, f"images {part.numbers} are not of the shape of those they were restored from"
                 )
             degraded = to_uint8(batch.shown)
             yield EvaluationBatch(degraded.to(device), restored.to(device), part.image.to(device), part.numbers)
+
+    def read_at_once(self, numbers: Sequence[int], config: EvalConfig) -> EvaluationBatch:
+        """Return a few images, by their indices in the split, as one batch on the CPU."""
+        return next(self.read(numbers, replace(config, batch_size=len(numbers), workers=0), torch.device("cpu")))
 
 
 def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
@@ -87,27 +84,24 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
         raise UserError("corrupt", config.corrupt, f"the images in {folder.path} were made with {settings.corrupt}")
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / SETTINGS)
     images = open_task_split(run_config, config.dataset_dir or settings.dataset_dir, "val", settings.image_size)
-    if config.subset or settings.subset:
-        images = images.subset(config.subset or settings.subset)
+    images = images.subset(config.subset or settings.subset)
+    data_set = images.clean.describe()
     if len(images) != settings.num_images:
-        raise UserError(
-            Path(images.clean.describe()),
-            None,
+        raise FileError(
+            data_set,
             f"holds {len(images)} images, but those in {folder.path} were restored from {settings.num_images}: "
             f"{_DATA_SET_WANTED}",
         )
     if images.fingerprint != settings.fingerprint:
-        raise UserError(
-            Path(images.clean.describe()),
-            None,
+        raise FileError(
+            data_set,
             f"holds images of other names than those in {folder.path} were restored from: "
             "give the `dataset_dir` they came from",
         )
     missing = folder.missing(range(len(images)))
     if missing:
-        raise UserError(
+        raise FileError(
             folder.path,
-            None,
             f"{len(missing)} of {len(images)} images are missing, first number {missing[0]}; finish sample.py first "
             "(to score a part of a split, restore that part with `subset`)",
         )
@@ -124,20 +118,18 @@ def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> Evaluat
     elif config.corrupt and config.dataset_dir:
         run_config = TrainConfig(name=config.ckpt, dataset_dir=config.dataset_dir, corrupt=config.corrupt)
     else:
-        raise UserError(
-            path, None, f"its {files[0].name} does not say what it was restored from: give `corrupt` and `dataset_dir`"
+        raise FileError(
+            path, f"its {files[0].name} does not say what it was restored from: give `corrupt` and `dataset_dir`"
         )
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, saved)
     if source.height != source.width:
-        raise UserError(path, None, f"holds images of {source.width}x{source.height} pixels, square ones are wanted")
+        raise FileError(path, f"holds images of {source.width}x{source.height} pixels, square ones are wanted")
     size = source.width
     corruption = build_task_corruption(run_config, size)
     if corruption is not None and corruption.draws_masks:
         raise UserError("corrupt", run_config.corrupt, f"give the published masks that {path} used with `mask_file`")
     dataset_dir = config.dataset_dir or run_config.dataset_dir
-    images = open_task_split(run_config, dataset_dir, "val", size)
-    if config.subset:
-        images = images.subset(config.subset)
+    images = open_task_split(run_config, dataset_dir, "val", size).subset(config.subset)
     _check_released(images, source)
     settings = {
         "run": config.ckpt,
@@ -157,20 +149,15 @@ def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> Evaluat
 
 def _check_released(images: ImageDataset, source: ReconFiles) -> None:
     """Raise UserError if the files hold another number of images than the data set, or images of other classes."""
-    data_set = Path(images.clean.describe())
+    data_set = images.clean.describe()
     if len(images) != len(source):
-        raise UserError(data_set, None, f"holds {len(images)} images, {source.path} {len(source)}: {_DATA_SET_WANTED}")
-    labels = _labels(images)
+        raise FileError(data_set, f"holds {len(images)} images, {source.path} {len(source)}: {_DATA_SET_WANTED}")
+    labels = images.labels(range(len(images)))
     others = (labels != source.labels).nonzero().flatten()
     if (labels >= 0).all() and len(others):
         first = int(others[0])
-        raise UserError(
+        raise FileError(
             data_set,
-            None,
             f"image {first} is of class {labels[first]}, in {source.path} of class {source.labels[first]} "
             f"({len(others)} differ): give the `dataset_dir` they came from",
         )
-
-
-def _labels(images: ImageDataset) -> Tensor:
-    return torch.tensor([images.label(index) for index in range(len(images))])

@@ -1,14 +1,12 @@
 """Making reference statistics: the moments of the features of a split's clean images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from i2sb.config import EvalConfig
 from i2sb.data.dataset import open_split
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import World
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.evaluation.results import build_network, warn_of_unpublished
 from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError
 from i2sb.metrics.frechet import Moments
@@ -29,8 +27,8 @@ def make_reference(config: EvalConfig, world: World) -> None:
     split = config.reference_split or "val"
     images = open_split(config.dataset_dir, split, image_size=config.image_size, native=config.crop == "random")
     if len(images) < max(2, world.world_size):
-        data_set = Path(images.clean.describe())
-        raise UserError(data_set, None, f"holds {len(images)} images, too few for statistics")
+        data_set = images.clean.describe()
+        raise FileError(data_set, f"holds {len(images)} images, too few for statistics")
     candidates = [METRICS[name].network for name in config.wanted if METRICS[name].uses_reference]
     name = OWN_FEATURES if config.features else next(iter(candidates), INCEPTION)
     try:

@@ -3,12 +3,11 @@
 The page is report.html.j2; here stands what it is given.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,48 +36,40 @@ class Example(NamedTuple):
     clean: Tensor
 
 
-def write_report(
-    path: Path,
-    *,
-    title: str,
-    summary: str,
-    results: Sequence[Result],
-    not_computed: Mapping[str, str],
-    psnr: Mapping[str, Sequence[float]],
-    examples: Mapping[str, Sequence[Example]],
-    strips: Sequence[Path],
-    settings: Mapping[str, Any],
-    versions: Mapping[str, str],
-) -> None:
-    """Write the report, whole or not at all.
+@dataclass(frozen=True)
+class Report:
+    """What the page shows.
 
-    psnr: of every image, in dB, for each of COLUMNS. examples: groups of images under their titles. strips: PNG
-    pictures of trajectories, of which the first are shown.
+    not_computed: of the metrics that could not be computed, why. psnr: of every image, in dB, for each of COLUMNS.
+    examples: groups of images under their titles. strips: PNG pictures of trajectories, of which the first are shown.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "number": format_number,
-        "verdict": judge,
-        "pixels_url": _encode_pixels,
-        "file_url": lambda file: _as_url(file.read_bytes()),
-    }
-    page = environment.get_template(TEMPLATE.name).render(
-        title=title,
-        summary=summary,
-        results=results,
-        not_computed=not_computed,
-        histogram=make_histogram(psnr),
-        examples=examples,
-        strips=strips[:STRIPS_SHOWN],
-        settings=settings,
-        versions=versions,
-    )
-    write_text(path, page)
+
+    title: str
+    summary: str
+    results: Sequence[Result]
+    not_computed: Mapping[str, str]
+    psnr: Mapping[str, Sequence[float]]
+    examples: Mapping[str, Sequence[Example]]
+    strips: Sequence[Path]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write the page, whole or not at all."""
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+            autoescape=True,
+            trim_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        environment.filters |= {
+            "number": format_number,
+            "verdict": judge,
+            "pixels_url": _encode_pixels,
+            "file_url": lambda file: _as_url(file.read_bytes()),
+        }
+        template = environment.get_template(TEMPLATE.name)
+        write_text(path, template.render(vars(self), histogram=make_histogram(self.psnr), strips_shown=STRIPS_SHOWN))
 
 
 def format_number(value: float, digits: int, *, sign: bool = False) -> str:

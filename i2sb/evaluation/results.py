@@ -1,7 +1,5 @@
 """From the names of metrics to their values: which can be computed, what they are computed with, what came out."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -96,7 +94,7 @@ def build_meters(
     networks: dict[str, FeatureNetwork | PerceptualDistance] = {}
     for name in config.wanted:
         metric = METRICS[name]
-        lack = metric.find_lack(images=count, side=images.image_size, classes=len(images.images.classes))
+        lack = metric.find_lack(images=count, side=images.image_size, classes=len(images.dataset.classes))
         if not lack and metric.network and metric.network not in networks:
             try:
                 networks[metric.network] = build_network(metric.network, config, device)
@@ -121,7 +119,7 @@ def build_meters(
                 uses_clean=any(metric.uses_clean for metric in metrics),
                 pool=choose_pool(count, config.seed) if any(metric.uses_pool for metric in metrics) else None,
                 seed=config.seed,
-                labels=images.labels() if any(metric.classes for metric in metrics) else None,
+                labels=images.dataset.labels(range(count)) if any(metric.classes for metric in metrics) else None,
             )
     return meters
 

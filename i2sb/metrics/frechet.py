@@ -1,7 +1,5 @@
 """The Fréchet distance between two sets of features, from moments summed up batch by batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

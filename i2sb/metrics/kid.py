@@ -1,14 +1,12 @@
 """The kernel distance between two sets of features (KID, Bińkowski et al. 2018, where they are Inception's)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-POOL_SIZE = 10_000  # the features of so many images at most are kept: memory does not grow with the data set
+POOL_SIZE = 10_000  # images whose features are kept, at most: memory does not grow with the data set
 
 
 class KernelDistance(NamedTuple):

@@ -4,8 +4,6 @@ Every process has meters of its own, which see its share of the images; `reduce`
 processes, then makes the shares one, so that any number of processes comes to the same result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -87,7 +85,6 @@ class NetworkMeter:
         self._pool: dict[str, Tensor] = {}
 
     def add(self, batch: EvaluationBatch) -> None:
-        """Take in a batch."""
         for row, column in enumerate(self.columns):
             output = self.network(as_colour(getattr(batch, column)))
             if output.scores is not None:
@@ -105,7 +102,6 @@ class NetworkMeter:
                 self._pool[column][row] = feature
 
     def reduce(self, reduce: Reduce) -> None:
-        """Bring in what the other processes saw."""
         self._classes = reduce(self._classes)
         if self._moments[COLUMNS[0]].sum is not None and self.count > 1:
             self._gaussians = {column: moments.gaussian(reduce) for column, moments in self._moments.items()}

@@ -46,7 +46,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         raise ValueError(
             f"images of {images.shape[-1]}x{images.shape[-2]} pixels: SSIM needs {SSIM_WINDOW} a side or more"
         )
-    # In float64: in float32, the variances of flat regions drown in the rounding of squares.
+    # In float64: in float32 the rounding of squares is larger than the variances of flat regions.
     offset = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=images.device) - SSIM_WINDOW // 2
     window = torch.exp(-(offset**2) / (2 * 1.5**2))
     window = window / window.sum()

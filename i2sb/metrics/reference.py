@@ -1,17 +1,16 @@
 """Reference statistics in npz files: mean and covariance of features, and what they were made from."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import torch
 
-from i2sb.errors import UserError
+from i2sb.errors import UserError, list_differences
 from i2sb.files import write_atomically
 from i2sb.metrics.frechet import Gaussian
 from i2sb.metrics.table import INCEPTION
@@ -39,7 +38,7 @@ class MadeFrom:
     weights: str = ""
 
 
-# Published files that do not say it themselves.
+# Published files that hold no `made_from`.
 PUBLISHED = {
     "VIRTUAL_imagenet256_labeled.npz": MadeFrom(
         network=INCEPTION, split="train", image_size=256, crop="center", data="ImageNet"
@@ -71,23 +70,24 @@ class Reference:
 
     def check(self, wanted: MadeFrom) -> None:
         """Raise UserError if the file says that it was made from something else than is wanted."""
-        differences = [
-            f"{words} {getattr(self.made_from, name)} there, {getattr(wanted, name)} wanted"
-            for name, words in _MUST_AGREE.items()
-            if self.made_from is not None
-            and getattr(self.made_from, name)
-            and getattr(wanted, name)
-            and getattr(self.made_from, name) != getattr(wanted, name)
-        ]
+        if self.made_from is None:
+            return
+        before, now = vars(self.made_from), vars(wanted)
+        names = {name: words for name, words in _MUST_AGREE.items() if before[name] and now[name]}
+        differences = list_differences(
+            {words: before[name] for name, words in names.items()},
+            {words: now[name] for name, words in names.items()},
+            now_is="wanted",
+        )
         if differences:
-            raise UserError("reference", self.path, f"made from something else ({'; '.join(differences)})")
+            raise UserError("reference", self.path, f"made from something else ({differences})")
 
 
 def write_reference(path: Path, gaussian: Gaussian, made_from: MadeFrom) -> None:
     """Write mu, sigma (float64) and made_from (JSON) as npz, whole or not at all."""
-    said = np.array(json.dumps(asdict(made_from)))
+    text = np.array(json.dumps(asdict(made_from)))
     mu, sigma = gaussian.mean.numpy(), gaussian.covariance.numpy()
-    write_atomically(path, lambda file: np.savez(file, mu=mu, sigma=sigma, made_from=said))
+    write_atomically(path, lambda file: np.savez(file, mu=mu, sigma=sigma, made_from=text))
 
 
 def read_reference(path: Path) -> Reference:
@@ -96,8 +96,8 @@ def read_reference(path: Path) -> Reference:
     Raises UserError naming the file if it is missing, broken, or holds no statistics. Nothing in it is run.
     """
     try:
-        mean, covariance, said = _read_arrays(path)
-        made_from = PUBLISHED.get(path.name) if said is None else _parse_made_from(said)
+        mean, covariance, text = _read_arrays(path)
+        made_from = PUBLISHED.get(path.name) if text is None else _parse_made_from(text)
     except FileNotFoundError:
         raise UserError("reference", path, "there is no such file") from None
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -116,20 +116,21 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, str | None]:
         if missing:
             raise ValueError(f"it holds {', '.join(arrays.files)}; mu and sigma are wanted")
         mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
-        said = str(arrays[MADE_FROM]) if MADE_FROM in arrays.files else None
+        text = str(arrays[MADE_FROM]) if MADE_FROM in arrays.files else None
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
         raise ValueError(f"mu {list(mean.shape)} and sigma {list(covariance.shape)}; [D] and [D, D] are wanted")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError("it holds values that are not finite")
     if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * np.abs(covariance).max()):
         raise ValueError("sigma is not symmetric")
-    return mean, covariance, said
+    return mean, covariance, text
 
 
 def _parse_made_from(text: str) -> MadeFrom:
     """Read the JSON. Raises ValueError or TypeError if it does not say what it should."""
     made_from = MadeFrom(**json.loads(text))
-    for f in fields(MadeFrom):
-        if type(getattr(made_from, f.name)).__name__ != f.type:
-            raise ValueError(f"{MADE_FROM}: {f.name} {getattr(made_from, f.name)} is no {f.type}")
+    for name, kind in get_type_hints(MadeFrom).items():
+        value = getattr(made_from, name)
+        if type(value) is not kind:
+            raise ValueError(f"{MADE_FROM}: {name} {value} is no {kind.__name__}")
     return made_from

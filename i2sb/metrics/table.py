@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from i2sb.metrics.pixels import PSNR_LIMIT, SSIM_WINDOW, mae, psnr, ssim
@@ -56,7 +57,7 @@ class Metric:
     summarise: of what `network` says of all images.
     Neither: `network` compares the images itself, and the metric is the mean over all images.
 
-    limit: the largest number an image can have; how many have it is told.
+    limit: the largest number an image can have; metrics.json tells how many images reach it.
     network: one of the names above; a metric whose network's weights are not here is not computed.
     min_images, min_side, classes: the images it needs at least, the pixels a side of each, the class folders of their
     data set (0: any).
@@ -136,6 +137,10 @@ def summarise_accuracy(meter: NetworkMeter) -> Summary:
     return Summary({column: meter.accuracy(column) for column in COLUMNS})
 
 
+# What the Fréchet distances share, and the two of LPIPS.
+_frechet = partial(Metric, summarise=summarise_frechet, higher_is_better=False, min_images=2, uses_reference=True)
+_lpips = partial(Metric, digits=4, higher_is_better=False)
+
 METRICS: dict[str, Metric] = {
     "psnr": Metric(
         "PSNR",
@@ -158,30 +163,22 @@ METRICS: dict[str, Metric] = {
         compare=mae,
         higher_is_better=False,
     ),
-    "lpips-alex": Metric(
+    "lpips-alex": _lpips(
         "LPIPS (AlexNet)",
         "LPIPS 0.1 with AlexNet, images in [-1, 1] at their own size, mean over images",
         network=LPIPS_ALEX,
-        digits=4,
-        higher_is_better=False,
-        min_side=31,  # of less, nothing is left after its strides
+        min_side=31,  # smaller images vanish in its strides
     ),
-    "lpips-vgg": Metric(
+    "lpips-vgg": _lpips(
         "LPIPS (VGG)",
         "LPIPS 0.1 with VGG-16, images in [-1, 1] at their own size, mean over images",
         network=LPIPS_VGG,
-        digits=4,
-        higher_is_better=False,
         min_side=16,
     ),
-    "fid": Metric(
+    "fid": _frechet(
         "FID",
         "Fréchet distance of {features} features of the Inception network of 2015, {mode}, from {source}",
-        summarise=summarise_frechet,
         network=INCEPTION,
-        higher_is_better=False,
-        min_images=2,
-        uses_reference=True,
     ),
     "kid": Metric(
         "KID",
@@ -203,14 +200,10 @@ METRICS: dict[str, Metric] = {
         unit="%",
         classes=IMAGENET_CLASSES,
     ),
-    "efficientnet-lite0-frechet": Metric(
+    "efficientnet-lite0-frechet": _frechet(
         "Fréchet distance, EfficientNet-Lite0",
         "Fréchet distance of {features} features of {network} from {source}",
-        summarise=summarise_frechet,
         network=EFFICIENTNET_LITE0,
-        higher_is_better=False,
-        min_images=2,
-        uses_reference=True,
     ),
     "efficientnet-lite0-agreement": Metric(
         "top-1 agreement, EfficientNet-Lite0",
@@ -228,15 +221,11 @@ METRICS: dict[str, Metric] = {
         unit="%",
         classes=IMAGENET_CLASSES,
     ),
-    "features-frechet": Metric(
+    "features-frechet": _frechet(
         "Fréchet distance, {network}",
         "Fréchet distance of {features} features of {network} from {source}",
-        summarise=summarise_frechet,
         network=OWN_FEATURES,
         digits=4,
-        higher_is_better=False,
-        min_images=2,
-        uses_reference=True,
         uses_function=True,
     ),
 }

@@ -4,11 +4,7 @@ manifest.jsonl in the folder of the restored pictures says what each was made fr
 where it was stopped, and no file is replaced unless this program made it from the same picture in the same way.
 """
 
-from __future__ import annotations
-
-import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +17,8 @@ from tqdm import tqdm
 from corruption import Corruption, is_custom
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
-from i2sb.errors import UserError, require
-from i2sb.files import PARTIAL, write_atomically
+from i2sb.errors import FileError, UserError, list_differences, require
+from i2sb.files import append, hash_file, remove_partials, write_text
 from i2sb.images import from_uint8, to_uint8
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
@@ -30,12 +26,10 @@ from i2sb.restore import RestorationModel
 from i2sb.sampler import StepTaken
 from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
-from i2sb.storage.sample_folder import describe_network, find_differences
+from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network
 from i2sb.tasks import build_task_corruption
 from i2sb.tiles import pad_reflect
 
-MANIFEST = "manifest.jsonl"
-TRAJECTORIES = "trajectories"
 LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
 DEFAULT_TILE = 256
 _LINE = ("file", "source", "sha256", "mask_sha256", "height", "width", "settings")
@@ -97,9 +91,8 @@ class OwnPictures:
         """Put the manifest in order once nobody adds to it any more."""
         lines = self._read_manifest()
         text = "".join(_as_line(lines[name]) for name in sorted(lines) if (self.output / name).exists())
-        for partial in self.output.glob(f".{MANIFEST}.*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
-        write_atomically(self.output / MANIFEST, lambda file: file.write(text.encode()))
+        remove_partials(self.output, MANIFEST)
+        write_text(self.output / MANIFEST, text)
 
     @cached_property
     def training_corruption(self) -> Corruption | None:
@@ -121,9 +114,7 @@ class OwnPictures:
         picture = read_picture(job.source, model.config.image_channels)
         degraded = from_uint8(picture.image)[None]
         mask = None if job.mask is None else read_mask(job.mask, job.height, job.width)[None]
-        corruption = None
-        if config.corrupt or self.needs_operator:
-            corruption = self._build_corruption(job)
+        corruption = self._build_corruption(job) if config.corrupt or self.needs_operator else None
         if config.corrupt and corruption is not None:
             noise = ImageNoise(options.seed, Purpose.SAMPLE, [0])
             clean = pad_reflect(degraded, model.multiple(degradable=True)).to(model.device)
@@ -142,14 +133,15 @@ class OwnPictures:
             options,
             mask=mask,
             corruption=corruption,
-            tiles_at_once=config.batch_size if model.device.type == "cuda" else 1,  # more are no faster on a CPU
+            tiles_at_once=config.batch_size if model.device.type == "cuda" else 1,  # a CPU is no faster with more
             callback=report,
             states=None,
         )
-        self._remove_partials(job)
+        for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
+            remove_partials(path.parent, path.name)
         if recorder is not None:
             recorder.save(0, self._trajectory_stem(job))
-        self._add_to_manifest(self._line(job))  # before the picture: one that is not listed is not ours
+        self._add_to_manifest(self._line(job))  # before the picture: we replace only what is listed
         colours = self.training_corruption is None or self.training_corruption.adds_colour
         image = to_uint8(trajectory.x0[0, :, : job.height, : job.width])
         write_picture(job.out, image, picture, colours=colours)
@@ -191,7 +183,7 @@ class OwnPictures:
         """Build the degradation that is applied to a picture, or undone with its operator, for its sides."""
         corrupt = self.config.corrupt or self.model.config.corrupt
         if job.mask and not self.model.formulation.sees_degradation:
-            corrupt = "inpaint-center"  # any would do: the operator takes the mask that it is given
+            corrupt = "inpaint-center"  # any inpainting does: its operator takes the mask that it is given
         if is_custom(corrupt) and not self.config.corrupt:
             raise UserError(
                 "input",
@@ -208,7 +200,7 @@ class OwnPictures:
             try:
                 corruption.check_shape(task.image_channels, height, width)
             except ValueError as error:
-                raise UserError(job.source, None, str(error)) from None
+                raise FileError(job.source, str(error)) from None
         check_consistency(self.options.consistency, corrupt, corruption)
         self.model.formulation.check_degradation(corruption)
         return corruption
@@ -220,7 +212,7 @@ class OwnPictures:
         for job in self.jobs:
             wanted = [job.out, *(trajectory_paths(self._trajectory_stem(job)) if self.config.save_trajectory else ())]
             if job.out.exists() and job.out.samefile(job.source):
-                raise UserError(job.out, None, "is the picture itself; name another `output`")
+                raise FileError(job.out, "is the picture itself; name another `output`")
             if job.out.exists() and not self.config.overwrite:
                 self._check_same(job, lines.get(job.name))
             if self.config.overwrite or not all(path.exists() for path in wanted):
@@ -230,13 +222,13 @@ class OwnPictures:
     def _check_same(self, job: Job, before: dict[str, Any] | None) -> None:
         advice = "name another `output`, or allow it with `overwrite`"
         if before is None:
-            raise UserError(job.out, None, f"exists already and is not listed in {MANIFEST} there; {advice}")
+            raise FileError(job.out, f"exists already and is not listed in {MANIFEST} there; {advice}")
         now = self._line(job)
-        differences = find_differences(before["settings"], now["settings"])
+        differences = list_differences(OLDER_SETTINGS | before["settings"], now["settings"])
         if differences:
-            raise UserError(job.out, None, f"was made with other settings ({differences}); {advice}")
+            raise FileError(job.out, f"was made with other settings ({differences}); {advice}")
         if (before["sha256"], before["mask_sha256"]) != (now["sha256"], now["mask_sha256"]):
-            raise UserError(job.out, None, f"was restored from another {job.name}, or with another mask; {advice}")
+            raise FileError(job.out, f"was restored from another {job.name}, or with another mask; {advice}")
 
     def _line(self, job: Job) -> dict[str, Any]:
         settings = {
@@ -247,8 +239,8 @@ class OwnPictures:
         return {
             "file": job.name,
             "source": str(job.source),
-            "sha256": hashlib.sha256(job.source.read_bytes()).hexdigest(),
-            "mask_sha256": hashlib.sha256(job.mask.read_bytes()).hexdigest() if job.mask else "",
+            "sha256": hash_file(job.source),
+            "mask_sha256": hash_file(job.mask) if job.mask else "",
             "height": job.height,
             "width": job.width,
             "settings": settings,
@@ -268,21 +260,10 @@ class OwnPictures:
 
     def _add_to_manifest(self, line: dict[str, Any]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.output / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(file, ("\n" + _as_line(line)).encode())  # after one that was cut off, too
-        finally:
-            os.close(file)
+        append(self.output / MANIFEST, ("\n" + _as_line(line)).encode())  # the newline ends a line that was cut off
 
     def _trajectory_stem(self, job: Job) -> Path:
         return self.output / TRAJECTORIES / job.name
-
-    def _remove_partials(self, job: Job) -> None:
-        """Delete what a killed process left that was writing this picture."""
-        for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
-            for partial in path.parent.glob(f".*{PARTIAL}"):  # a name may hold what a pattern would take as a wildcard
-                if partial.name.startswith(f".{path.name}."):
-                    partial.unlink(missing_ok=True)
 
 
 def _as_line(line: dict[str, Any]) -> str:

@@ -4,8 +4,6 @@ What a picture is besides its pixels is kept: the ending and so the format, its 
 if its EXIF says so), transparency, grey, and the colour profile. Other metadata is not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from i2sb.data.stores import IMAGE_ENDINGS, list_images
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, require
 from i2sb.files import write_atomically
-from i2sb.images import to_pil
+from i2sb.images import refuse_undecodable, to_pil
 
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
 GREY_MODES = ("1", "L", "LA")
@@ -105,53 +103,36 @@ def read_mask(path: Path, height: int, width: int) -> Tensor:
     """
     image = read_picture(path, 3).image
     sides = f"{image.shape[2]}x{image.shape[1]}"
-    require(
-        image.shape[1:] == (height, width),
-        path,
-        None,
-        f"the mask is {sides} pixels, its picture {width}x{height}: they must be the same",
-    )
+    if image.shape[1:] != (height, width):
+        raise FileError(path, f"the mask is {sides} pixels, its picture {width}x{height}: they must be the same")
     mask = (image.float().mean(0, keepdim=True) >= 127.5).to(torch.float32)
     if mask.min() == mask.max():
         colour = "white" if mask.min() == 1 else "black"
-        raise UserError(path, None, f"the mask is {colour} all over; white is missing")
+        raise FileError(path, f"the mask is {colour} all over; white is missing")
     return mask
 
 
 @contextmanager
 def _open(path: Path, channels: int) -> Iterator[Image.Image]:
-    require(path.exists(), path, None, "there is no such file")
-    try:
-        with Image.open(path) as image:
-            _refuse_kinds(image, path, channels)
-            yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if getattr(error, "errno", None) is not None:  # the disk's trouble, not the file's
-            raise
-        broken = isinstance(error, UnidentifiedImageError)
-        reason = "not an image, or cut off" if broken else " ".join(str(error).split())
-        raise UserError(path, None, f"unreadable picture ({reason}); remove or replace it") from None
+    if not path.exists():
+        raise FileError(path, "there is no such file")
+    with refuse_undecodable(path, "picture", "remove or replace it"), Image.open(path) as image:
+        _refuse_kinds(image, path, channels)
+        yield image
 
 
 def _refuse_kinds(image: Image.Image, path: Path, channels: int) -> None:
     frames = getattr(image, "n_frames", 1)
-    require(frames <= 1, path, None, f"holds {frames} pictures; give one by one what is to be restored")
-    deep = image.mode.startswith(("I", "F")) or _is_deep(image)
-    require(not deep, path, None, "has more than 8 bits a channel; convert it to 8 bits first")
-    known = image.mode in COLOUR_MODES + GREY_MODES
-    require(known, path, None, f"has {image.mode} colours; convert it to RGB first")
-    require(
-        channels != 1 or image.mode in GREY_MODES,
-        path,
-        None,
-        "is in colour, but this run restores grey pictures; convert it to grey first",
-    )
-    require(
-        not _is_transparent(image) or path.suffix.lower() in ALPHA_ENDINGS,
-        path,
-        None,
-        f"is transparent, which {path.suffix} files cannot be; save it as .png first",
-    )
+    if frames > 1:
+        raise FileError(path, f"holds {frames} pictures; give one by one what is to be restored")
+    if image.mode.startswith(("I", "F")) or _is_deep(image):
+        raise FileError(path, "has more than 8 bits a channel; convert it to 8 bits first")
+    if image.mode not in COLOUR_MODES + GREY_MODES:
+        raise FileError(path, f"has {image.mode} colours; convert it to RGB first")
+    if channels == 1 and image.mode not in GREY_MODES:
+        raise FileError(path, "is in colour, but this run restores grey pictures; convert it to grey first")
+    if _is_transparent(image) and path.suffix.lower() not in ALPHA_ENDINGS:
+        raise FileError(path, f"is transparent, which {path.suffix} files cannot be; save it as .png first")
 
 
 def _is_transparent(image: Image.Image) -> bool:

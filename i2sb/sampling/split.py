@@ -3,14 +3,14 @@
 Or, with --input, pictures of one's own (i2sb.sampling.own_pictures).
 """
 
-from __future__ import annotations
-
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import check_consistency
@@ -18,9 +18,10 @@ from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.formulation import Formulation
+from i2sb.images import to_uint8
 from i2sb.network_sizes import check_image_size
 from i2sb.options import write_flags
-from i2sb.precision import advise_precision, prepare
+from i2sb.precision import advise_precision, choose_precision, find_capability, prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel, load_model
@@ -30,8 +31,10 @@ from i2sb.storage.recon import recon_path, write_recon
 from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_network
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
-# tqdm's own, but for a rate that stays in images a second when they are slow.
+# tqdm's own bar, but slow rates, too, are shown as images a second, not seconds an image.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+
+WRITERS = 4  # threads that encode and write images
 
 
 def run(config: SampleConfig) -> None:
@@ -41,11 +44,12 @@ def run(config: SampleConfig) -> None:
     for settings that do not fit, or if the folder holds images made with others.
     """
     world = join_world(config.device)
+    config = replace(config, precision=choose_precision(config.precision, find_capability(world.device)))
     try:
-        model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None)
+        model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None, network=config.network)
         options = model.formulation.settle(config.sampling)  # before any image is read
         if config.use_fp16:
-            model.network.diffusion_model.half_convolutions()
+            model.network.half_convolutions()
         prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
         if world.is_main:
             asked = ("fp16", world.device, "use_fp16") if config.use_fp16 else (config.precision, world.device)
@@ -62,15 +66,13 @@ def run(config: SampleConfig) -> None:
 
 def _restore_split(config: SampleConfig, world: World, model: RestorationModel, options: SamplingOptions) -> None:
     image_size = config.image_size or model.config.restored_size
-    check_image_size(model.config.network, image_size)
+    check_image_size(model.config.network, image_size, multiple=model.network.multiple)
     task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
     corruption = build_task_corruption(task, image_size, world.device, setting="image_size")
     check_consistency(options.consistency, task.corrupt, corruption)
     model.formulation.check_degradation(corruption)
     dataset_dir = config.dataset_dir or model.config.dataset_dir
-    images = open_task_split(task, dataset_dir, "val", image_size)
-    if config.subset:
-        images = images.subset(config.subset)
+    images = open_task_split(task, dataset_dir, "val", image_size).subset(config.subset)
 
     settings = SampleSettings(
         **options.record(),
@@ -100,50 +102,61 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
 
     part, parts = config.part
     wanted = range(len(images) * part // parts, len(images) * (part + 1) // parts)[: config.limit]
-    # Dealt out by index, not by what is missing: other processes may be writing already.
+    # Shared out by index, not by what is missing: other processes may be writing already.
     mine = wanted[world.rank :: world.world_size]
     missing = folder.missing(mine)
     if config.save_trajectory:
         drawings = {index: trajectory_paths(folder.trajectory_stem(index)) for index in mine}
         undrawn = {index for index, paths in drawings.items() if not all(path.exists() for path in paths)}
         missing = sorted({*missing, *undrawn})
-    # Whole batches, made up as they would be if nothing were there yet: in another company an image's last digits may
-    # be others.
+    # Whole batches, the same as if no image existed yet: beside other images, an image's last digits might differ.
     needed = set(missing)
     batches = [mine[i : i + config.batch_size] for i in range(0, len(mine), config.batch_size)]
     computed = [index for batch in batches if not needed.isdisjoint(batch) for index in batch]
     folder.remove_partials(mine)
     if world.is_main:
         folder.rewrite_manifest(line)
-        here = f"{len(missing)} to restore here, NFE {options.nfe}"
-        print(f"{folder.path}: {len(wanted)} images from number {wanted.start} on, {here}")
+        to_do = f"{len(missing)} to restore here, NFE {options.nfe}"
+        print(f"{folder.path}: {len(wanted)} images from number {wanted.start} on, {to_do}")
         if corruption is not None and corruption.note:
             print(f"{task.corrupt}: {corruption.note}")
     begun = time.perf_counter()
     progress = progress_bar(len(missing), "image", quiet=not world.is_main, bar_format=BAR)
-    for loaded in load_in_order(
-        images,
-        computed,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        pin_memory=world.device.type == "cuda",
-    ):
-        noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
-        batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
-        recorder = None
-        if config.save_trajectory:
-            recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
-        results = model.restore_batch(batch, noise, options, callback=recorder).x0
-        for row, index in enumerate(loaded.numbers):
-            if index not in needed:
-                continue
-            if recorder is not None:  # before the image, which says that all is done
-                recorder.save(row, folder.trajectory_stem(index))
-            is_new = not folder.image_path(index).exists()
-            folder.save(index, results[row])
-            if is_new:
-                folder.add_to_manifest(line(index))
-        progress.update(len(needed.intersection(loaded.numbers)))
+
+    def write(index: int, image: Tensor, row: int, recorder: TrajectoryRecorder | None) -> None:
+        if recorder is not None:  # before the image, whose presence says that all is done
+            recorder.save(row, folder.trajectory_stem(index))
+        is_new = not folder.image_path(index).exists()
+        folder.save(index, image)
+        if is_new:
+            folder.add_to_manifest(line(index))
+        progress.update()
+
+    # A batch is written while the next one is computed.
+    with ThreadPoolExecutor(WRITERS) as writers:
+        written: list[Future[None]] = []
+        for loaded in load_in_order(
+            images,
+            computed,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            pin_memory=world.device.type == "cuda",
+        ):
+            noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
+            batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
+            recorder = None
+            if config.save_trajectory:
+                recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
+            results = to_uint8(model.restore_batch(batch, noise, options, callback=recorder).x0).cpu()
+            for image in written:
+                image.result()
+            written = [
+                writers.submit(write, index, results[row], row, recorder)
+                for row, index in enumerate(loaded.numbers)
+                if index in needed
+            ]
+        for image in written:
+            image.result()
     progress.close()
     spent = time.perf_counter() - begun
 
@@ -158,7 +171,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
 
 def _save_pt(config: SampleConfig, folder: SampleFolder, images: ImageDataset, wanted: range) -> None:
     path = recon_path(folder.path, config.partition)
-    write_recon(path, folder, wanted, torch.tensor([images.label(index) for index in wanted], dtype=torch.int64))
+    write_recon(path, folder, wanted, images.labels(wanted))
     print(f"{path}: {len(wanted)} images and their labels")
 
 

@@ -1,12 +1,9 @@
 """An image's way over the bridge to look at: a strip of its states and predictions, and an animation."""
 
-from __future__ import annotations
-
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +11,7 @@ from i2sb.files import write_atomically
 from i2sb.images import draw_strip, save_png, to_pil, to_uint8
 from i2sb.sampler import StepTaken, logged_steps
 
-STATES = 10  # drawn at most, as many as the released program logs
+STATES = 10  # states drawn at most, as many as the released program logs
 LONGEST_SIDE = 256  # larger images are drawn smaller
 FRAME_MS, LAST_FRAME_MS = 250, 1500
 
@@ -47,14 +44,14 @@ class TrajectoryRecorder:
         """Draw image number `image` of the batch: `stem`.png, the strip, and `stem`.webp, the states one by one."""
         states = torch.stack([state[image] for state in self.states[::-1]])
         pred_x0s = torch.stack([pred_x0[image] for pred_x0 in self.pred_x0s[::-1]])
-        save_png(draw_strip(states, pred_x0s, self.degraded[image], title="degraded"), trajectory_paths(stem)[0])
+        strip_path, animation_path = trajectory_paths(stem)
+        save_png(draw_strip(states, pred_x0s, self.degraded[image], title="degraded"), strip_path)
         frames = [to_pil(frame).convert("RGB") for frame in (self.degraded[image], *states.flip(0))]
         times = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-        write_atomically(trajectory_paths(stem)[1], lambda file: _write_webp(frames, times, file), sync=False)
-
-
-def _write_webp(frames: list[Image.Image], times: list[int], file: IO[bytes]) -> None:
-    frames[0].save(file, format="WEBP", save_all=True, append_images=frames[1:], duration=times, loop=0, quality=90)
+        write_webp = partial(
+            frames[0].save, format="WEBP", save_all=True, append_images=frames[1:], duration=times, loop=0, quality=90
+        )
+        write_atomically(animation_path, write_webp, sync=False)
 
 
 def trajectory_paths(stem: Path) -> tuple[Path, Path]:

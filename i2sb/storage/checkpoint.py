@@ -5,8 +5,6 @@ of their sizes. Each is a dict laid out as in the released program: `net` (keys 
 `optimizer`, `sched`, and beside them `progress` and `format`, the version of this layout.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.files import PARTIAL, write_atomically, write_text
 from i2sb.tensor_files import UnreadableFileError, describe_shape, is_named_tensors, read_tensors
 
@@ -30,11 +28,8 @@ _NAME = "checkpoint_{:08d}.pt"
 _PATTERN = re.compile(r"checkpoint_\d+\.pt")
 
 
-class BrokenCheckpointError(UserError):
+class BrokenCheckpointError(FileError):
     """A checkpoint file that is cut off, damaged, or no checkpoint at all."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, None, reason)
 
 
 def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_last: int) -> Path:
@@ -45,7 +40,7 @@ def save_checkpoint(run_dir: Path, state: dict[str, Any], iteration: int, keep_l
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     os.replace(link, run_dir / LATEST)
-    # Those of later iterations are broken and were passed over: they are neither counted nor deleted.
+    # Checkpoints of later iterations were broken and passed over: they are neither counted nor deleted.
     reached = [other for other in _list_checkpoints(run_dir) if _iteration(other) <= iteration]
     for old in reached[keep_last:]:
         old.unlink()
@@ -100,9 +95,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False, parts: Sequence[str] = PA
         state = {}
     version = state.get("format", FORMAT)
     if version != FORMAT:
-        raise UserError(
-            path, None, f"is of format {version}, this version of the program reads {FORMAT}: use a newer one"
-        )
+        raise FileError(path, f"is of format {version}, this version of the program reads {FORMAT}: use a newer one")
     missing = [part for part in parts if part not in state]
     dicts = [state[part] for part in ("net", "ema", "progress") if part in parts and not missing]
     if missing or not all(isinstance(part, dict) for part in dicts) or not is_named_tensors(state["net"]):
@@ -119,7 +112,7 @@ def averaged_weights(state: dict[str, Any], source: Path) -> dict[str, Tensor]:
     shadow = state["ema"].get("shadow_params")
     shapes = [describe_shape(p) for p in state["net"].values()]
     if not isinstance(shadow, list) or [describe_shape(p) for p in shadow] != shapes:
-        raise UserError(source, None, "its averaged weights (ema) are not those of its network (net)")
+        raise FileError(source, "its averaged weights (ema) are not those of its network (net)")
     return dict(zip(state["net"], shadow, strict=True))
 
 

@@ -7,8 +7,6 @@ A file appears under its name only when it is whole and the right one. Until the
 Proxies are taken from the environment (https_proxy, no_proxy).
 """
 
-from __future__ import annotations
-
 import fcntl
 import http.client
 import json
@@ -25,11 +23,11 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, hash_file, write_atomically
 
 _CHUNK = 1 << 20
-# Answers after which another try may succeed; the others from 400 to 499 will stay.
+# HTTP statuses after which another try may succeed; others from 400 to 499 are final.
 _PASSING = frozenset((408, 425, 429))
 
 
@@ -48,6 +46,13 @@ class Item:
     sha256: str = ""
 
 
+def _weights(about: str, url: str) -> Item:
+    """Return weights whose name ends, by custom, in the first digits of their SHA-256."""
+    file = url.rpartition("/")[2]
+    return Item(file, "data/weights", about, url, sha256=Path(file).stem.rpartition("-")[2])
+
+
+_TORCH = "https://download.pytorch.org/models"
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 _RUN = "released I²SB checkpoint, announced at github.com/NVlabs/I2SB; fetch its options.pkl too, with --file"
 _STATISTICS = "data/statistics"
@@ -84,34 +89,13 @@ ITEMS: dict[str, Item] = {
         _STATISTICS,
         "Inception statistics of the ImageNet-256 validation set, announced at github.com/NVlabs/I2SB",
     ),
-    "inception": Item(
-        "pt_inception-2015-12-05-6726825d.pth",
-        "data/weights",
+    "inception": _weights(
         "the Inception network of the FID, as PyTorch weights",
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-        sha256="6726825d",
     ),
-    "resnet50": Item(
-        "resnet50-0676ba61.pth",
-        "data/weights",
-        "torchvision's ResNet-50 (V1), for classifier accuracy",
-        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-        sha256="0676ba61",
-    ),
-    "alexnet": Item(
-        "alexnet-owt-7be5be79.pth",
-        "data/weights",
-        "torchvision's AlexNet, for LPIPS",
-        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        sha256="7be5be79",
-    ),
-    "vgg16": Item(
-        "vgg16-397923af.pth",
-        "data/weights",
-        "torchvision's VGG-16, for LPIPS",
-        "https://download.pytorch.org/models/vgg16-397923af.pth",
-        sha256="397923af",
-    ),
+    "resnet50": _weights("torchvision's ResNet-50 (V1), for classifier accuracy", f"{_TORCH}/resnet50-0676ba61.pth"),
+    "alexnet": _weights("torchvision's AlexNet, for LPIPS", f"{_TORCH}/alexnet-owt-7be5be79.pth"),
+    "vgg16": _weights("torchvision's VGG-16, for LPIPS", f"{_TORCH}/vgg16-397923af.pth"),
 }
 
 
@@ -137,7 +121,7 @@ def fetch(
     Raises UserError saying what happened, also if `target` exists: nothing is ever overwritten.
     """
     if target.exists():
-        raise UserError(target, None, "exists already; delete it first to fetch it anew")
+        raise FileError(target, "exists already; delete it first to fetch it anew")
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError("url", url, "give an address that begins with https:// or http://")
@@ -161,7 +145,7 @@ def _open_alone(partial: Path) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(partial, None, "another process is fetching this file") from None
+            raise FileError(partial, "another process is fetching this file") from None
         try:
             yield file
         finally:
@@ -206,7 +190,8 @@ def _refuse(url: str, reason: str) -> UserError:
 def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
     """Make one request, for what is missing; returns when the file is complete."""
     kept = file.seek(0, os.SEEK_END)
-    validator = _read_source(partial).get("validator") if _read_source(partial).get("url") == url else None
+    source = _read_source(partial)
+    validator = source.get("validator") if source.get("url") == url else None
     headers = {"User-Agent": "i2sb-download", "Accept-Encoding": "identity"}
     if kept and validator:
         # If the file has changed since, the server sends it whole.
@@ -234,8 +219,8 @@ def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
             file.truncate(0)
         strong = response.headers.get("ETag", "")
         validator = strong if strong.startswith('"') else response.headers.get("Last-Modified")
-        source = json.dumps({"url": url, "validator": validator}).encode()
-        write_atomically(_source(partial), lambda out: out.write(source), sync=False)
+        note = json.dumps({"url": url, "validator": validator}).encode()
+        write_atomically(_source(partial), lambda out: out.write(note), sync=False)
         with tqdm(total=total, initial=begin, unit="B", unit_scale=True, dynamic_ncols=True) as progress:
             while chunk := response.read1(_CHUNK):
                 _write(file, chunk, partial)
@@ -249,7 +234,7 @@ def _write(file: BinaryIO, chunk: bytes, partial: Path) -> None:
     try:
         file.write(chunk)
         file.flush()
-    except OSError as error:  # the file's name tells trouble of the disk from trouble of the net
+    except OSError as error:  # `filename` tells an error of the disk from one of the net
         raise OSError(error.errno, error.strerror, str(partial)) from None
 
 
@@ -280,7 +265,7 @@ def _fetch_from_drive(url: str, partial: Path) -> None:
         raise UserError("url", url, "files on Google Drive need gdown: pip install gdown") from None
     try:
         done = gdown.download(url, str(partial), fuzzy=True)
-    except Exception as error:  # whatever the service or gdown makes of it
+    except Exception as error:  # gdown and the service can raise anything
         raise UserError("url", url, f"gdown failed: {' '.join(str(error).split())}") from None
     if done is None or not partial.exists():
         raise UserError("url", url, "gdown fetched nothing; is the file shared with everyone?")

@@ -3,15 +3,13 @@
 Such a file can hold nothing but tensors and text.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from i2sb.config import TrainConfig
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.files import write_atomically
 from i2sb.parsing import from_yaml, to_yaml
 
@@ -33,9 +31,9 @@ def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> 
     from safetensors.torch import save
 
     if path.suffix != ENDING:
-        raise UserError(path, None, f"the name must end in {ENDING}")
+        raise FileError(path, f"the name must end in {ENDING}")
     if path.exists() and not overwrite:
-        raise UserError(path, None, "exists already; delete it first, or allow it with `overwrite`")
+        raise FileError(path, "exists already; delete it first, or allow it with `overwrite`")
     metadata = {
         "format": "pt",
         "config": to_yaml(exported.config),
@@ -58,11 +56,11 @@ def read_export(path: Path) -> Exported:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except FileNotFoundError:
-        raise UserError(path, None, "there is no such file") from None
+        raise FileError(path, "there is no such file") from None
     except SafetensorError as error:
-        raise UserError(path, None, f"broken file of weights ({' '.join(str(error).split())[:100]})") from None
+        raise FileError(path, f"broken file of weights ({' '.join(str(error).split())[:100]})") from None
     iteration, kind = metadata.get("iteration", ""), metadata.get("weights")
     if "config" not in metadata or not iteration.isdecimal() or kind not in ("averaged", "raw"):
-        raise UserError(path, None, "lacks the settings that scripts/export.py writes, so its network is unknown")
+        raise FileError(path, "lacks the settings that scripts/export.py writes, so its network is unknown")
     config = from_yaml(TrainConfig, metadata["config"], path)
     return Exported(weights, config, int(iteration), averaged=kind == "averaged")

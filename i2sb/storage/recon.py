@@ -3,8 +3,6 @@
 They hold `arr`, float32 [M, C, H, W] in [-1, 1] in the order of the data set, and `label_arr`, int64 [M].
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.files import PARTIAL, write_atomically
 from i2sb.images import to_uint8
 from i2sb.storage.sample_folder import SampleFolder
@@ -36,7 +34,7 @@ class ReconFiles:
         self._images = [part["arr"] for part in parts]
         shapes = {tuple(images.shape[1:]) for images in self._images}
         if len(shapes) > 1:
-            raise UserError(path, None, f"the parts hold images of different sizes ({sorted(shapes)})")
+            raise FileError(path, f"the parts hold images of different sizes ({sorted(shapes)})")
         self.labels = torch.cat([part["label_arr"] for part in parts])
         self.channels, self.height, self.width = next(iter(shapes))
 
@@ -51,11 +49,11 @@ class ReconFiles:
             return []
         if len(counts) > 1:
             sets = ", ".join(map(str, sorted(counts)))
-            raise UserError(path, None, f"holds parts of several sets (of {sets} parts)")
+            raise FileError(path, f"holds parts of several sets (of {sets} parts)")
         count = counts.pop()
         missing = sorted(set(range(count)) - {int(match[1]) for match in matches})
         if missing:
-            raise UserError(path, None, f"lacks {len(missing)} of {count} parts, first recon_{missing[0]}_{count}.pt")
+            raise FileError(path, f"lacks {len(missing)} of {count} parts, first recon_{missing[0]}_{count}.pt")
         return [path / f"recon_{i}_{count}.pt" for i in range(count)]
 
     def __len__(self) -> int:
@@ -68,7 +66,7 @@ class ReconFiles:
             if row < len(images):
                 image = images[row]
                 if not image.isfinite().all():
-                    raise UserError(file, None, f"image {row} holds values that are not finite")
+                    raise FileError(file, f"image {row} holds values that are not finite")
                 return to_uint8(image)
             row -= len(images)
         raise IndexError(index)
@@ -79,12 +77,11 @@ def _read(file: Path) -> dict[str, Any]:
     images = part.get("arr") if isinstance(part, dict) else None
     labels = part.get("label_arr") if isinstance(part, dict) else None
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise UserError(file, None, "holds no restored images (a dict of the tensors arr and label_arr is wanted)")
+        raise FileError(file, "holds no restored images (a dict of the tensors arr and label_arr is wanted)")
     fits = images.ndim == 4 and images.dtype == torch.float32 and labels.shape == images.shape[:1]
     if not fits or labels.dtype != torch.int64:
-        raise UserError(
+        raise FileError(
             file,
-            None,
             f"arr is {images.dtype} {list(images.shape)}, label_arr {labels.dtype} {list(labels.shape)}; "
             "float32 [M, 3, H, W] and int64 [M] are wanted",
         )
@@ -94,7 +91,7 @@ def _read(file: Path) -> dict[str, Any]:
 def write_recon(path: Path, folder: SampleFolder, indices: Sequence[int], labels: Tensor) -> None:
     """Write the images `indices` of a folder, which must all exist, and their labels int64 [M].
 
-    An 8-bit value stands for the middle of the numbers that it was cut down from, so that cutting again gives it back.
+    An 8-bit value becomes the middle of the numbers that are truncated to it, so that truncating gives it back.
     The array grows in a file beside `path`, as large as itself, and not in memory. Raises UserError if an image is
     unreadable.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from i2sb.config import TrainConfig
 from i2sb.errors import UserError
-from i2sb.network_sizes import PRESETS, Preset
+from i2sb.network_sizes import NETWORKS, UNetSize
 from i2sb.unpickle import NAMESPACE, Bare, as_text, read_pickle
 
 OPTIONS = "options.pkl"
@@ -23,7 +24,7 @@ PARTS = ("net", "ema", "optimizer", "sched")
 # Flags that decide what the weights mean, so that no default may take their place.
 NEEDED = ("corrupt", "image_size", "interval", "beta_max", "t0", "T", "ot_ode", "cond_x1", "add_x1_noise")
 # Other flags that have the same name and meaning here, and may be missing.
-TAKEN = ("seed", "batch_size", "microbatch", "num_itr", "lr", "lr_gamma", "lr_step", "l2_norm", "ema", "clip_denoise")
+TAKEN = ("seed", "batch_size", "num_itr", "lr", "lr_gamma", "lr_step", "l2_norm", "ema", "clip_denoise")
 
 _MAX_OPTIONS_BYTES = 1 << 20
 
@@ -65,8 +66,9 @@ def read_options(run_dir: Path, network: str = "adm256") -> TrainConfig:
 def recognise_network(net: Mapping[str, Tensor], source: Path) -> str:
     """Return the name of the network (TrainConfig.network) whose weights have the names and shapes of `net`.
 
-    Shapes tell all but the heads of attention. A size that a preset has is that preset; any other has ADM's 64 channels
-    a head, fewer where attention would not have ADM's usual four heads. Raises UserError if `net` is no such U-Net.
+    Shapes tell all but the heads of attention. A size that is in NETWORKS has those of its row; for any other they are
+    a guess: ADM's 64 channels a head, fewer where attention would not have ADM's usual four heads. Raises UserError if
+    `net` is no such U-Net.
     """
     shapes = {name.removeprefix("diffusion_model."): tuple(tensor.shape) for name, tensor in net.items()}
     try:
@@ -83,13 +85,14 @@ def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     levels = len(rising) + 1
     num_res_blocks = rising[0] if rising else blocks - 1
     firsts = [1 + level * (num_res_blocks + 1) for level in range(levels)]
-    mult = tuple(shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] // model_channels for i in firsts)
+    mult = tuple(Fraction(shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0], model_channels) for i in firsts)
     attention = {2**level: f"input_blocks.{i}.1.qkv.weight" for level, i in enumerate(firsts)}
     attention = {rate: name for rate, name in attention.items() if name in shapes}
     narrowest = min(shapes[name][1] for name in (*attention.values(), "middle_block.1.qkv.weight"))
-    size = Preset(model_channels, mult, num_res_blocks, tuple(attention), num_head_channels=min(64, narrowest // 4))
-    for name, preset in PRESETS.items():
-        if replace(preset, num_head_channels=size.num_head_channels) == size:
+    size = UNetSize(model_channels, mult, num_res_blocks, tuple(attention), num_head_channels=min(64, narrowest // 4))
+    for name, known in NETWORKS.items():
+        guessed = size.num_head_channels
+        if isinstance(known, UNetSize) and replace(known, num_head_channels=guessed, num_heads=0) == size:
             return name
     return size.describe()
 

@@ -1,7 +1,5 @@
 """One process at a time may write into a run's folder, or do something to a folder that several write into."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os
@@ -11,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 
 LOCK = ".lock"
 
@@ -33,8 +31,8 @@ class RunLock:
             holder = self._file.read().strip() or "another process"
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 self._file.close()
-                raise UserError(
-                    run_dir, None, f"{holder} trains this run already; stop it first, or give another `name`"
+                raise FileError(
+                    run_dir, f"{holder} trains this run already; stop it first, or give another `name`"
                 ) from None
             print(f"warning: {run_dir}: not guarded against a second run ({error.strerror})", file=sys.stderr)
         self._file.truncate(0)
@@ -42,7 +40,7 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Give the lock back."""
         self._file.close()
 
 

@@ -7,22 +7,21 @@ added as images are, and put in order at every start and end.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from i2sb.config import Precision, SampleConfig, SamplingOptions
-from i2sb.errors import UserError
-from i2sb.files import PARTIAL, write_atomically, write_text
-from i2sb.images import save_png, to_pil, to_uint8
-from i2sb.options import list_differences, older_values, option
-from i2sb.parsing import from_values, read_yaml, to_yaml
+from i2sb.errors import FileError, list_differences
+from i2sb.files import PARTIAL, append, remove_partials, write_atomically, write_text
+from i2sb.images import refuse_undecodable, save_png, to_pil
+from i2sb.options import older_values, option
+from i2sb.parsing import read_config, to_yaml
 from i2sb.storage.run_lock import LOCK, locked
 
 SETTINGS = "settings.yaml"
@@ -37,6 +36,7 @@ class SampleSettings(SamplingOptions):
     run: str = option("", "name of the run")
     iteration: int = option(0, "iteration that the network's weights are of")
     ckpt_file: str = option("", "checkpoint, as the user named it; empty for the newest", later=True)
+    network: str = option("", "network, as the user named it; empty for what the run says", later=True, older="")
     use_fp16: bool = option(False, "whether convolutions computed in half precision")
     precision: Precision = option("fp32", "what the network computed in", later=True)
     corrupt: str = option("", "degradation")
@@ -53,13 +53,12 @@ def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
 
     iteration: where the weights stood.
     """
-    names = ("ckpt_file", "use_fp16", "precision")
+    names = ("ckpt_file", "network", "use_fp16", "precision")
     return {"run": config.ckpt, "iteration": iteration} | {name: getattr(config, name) for name in names}
 
 
-def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say what of the settings `now` is not as it was for images that exist already; empty if all is."""
-    return list_differences({**older_values(SamplingOptions), **before}, now)
+# What settings stand for that were written before an option came.
+OLDER_SETTINGS = older_values(SampleSettings)
 
 
 class SampleFolder:
@@ -73,29 +72,23 @@ class SampleFolder:
         """Start a folder, or go on with one made with the same settings. Raises UserError if they differ."""
         names = {entry.name for entry in path.iterdir() if entry.suffix != PARTIAL} if path.is_dir() else set()
         if SETTINGS not in names and names - {LOCK}:
-            raise UserError(path, None, f"holds files but no {SETTINGS}: who knows how they were made; move it away")
-        with locked(path):  # so nobody else is writing these now
+            raise FileError(path, f"holds files but no {SETTINGS}, so nobody knows how they were made; move it away")
+        with locked(path):  # nobody else is writing these files now
             for name in (SETTINGS, MANIFEST):
-                for partial in path.glob(f".{name}.*{PARTIAL}"):
-                    partial.unlink()
-            return cls._begin(path, settings)
-
-    @classmethod
-    def _begin(cls, path: Path, settings: SampleSettings) -> SampleFolder:
-        if not (path / SETTINGS).exists():
-            write_text(path / SETTINGS, to_yaml(settings))
-            return cls(path, settings)
-        before = cls.open(path).settings
+                remove_partials(path, name)
+            if not (path / SETTINGS).exists():
+                write_text(path / SETTINGS, to_yaml(settings))
+                return cls(path, settings)
+            before = cls.open(path).settings
         now = asdict(settings)
         for name in ("dataset_dir", "subset"):  # may have moved: the fingerprint tells data sets apart
             del now[name]
         if settings.mask_file and before.mask_file:
             del now["mask_file"]
-        differences = find_differences(asdict(before), now)
+        differences = list_differences(asdict(before), now)
         if differences:
-            raise UserError(
+            raise FileError(
                 path,
-                None,
                 f"holds images made with other settings ({differences}): "
                 "ask for the same again, name another folder with `sample_dir`, or move it away",
             )
@@ -105,14 +98,12 @@ class SampleFolder:
     def open(cls, path: Path) -> SampleFolder:
         """Open a folder that sample.py made. Raises UserError if it is none."""
         if (path / SETTINGS).exists():
-            values = older_values(SamplingOptions) | read_yaml(path / SETTINGS)
-            return cls(path, from_values(SampleSettings, values, path / SETTINGS))
+            return cls(path, read_config(SampleSettings, path / SETTINGS))
         if not path.parent.is_dir():
-            raise UserError(path.parent, None, "there is no such run")
+            raise FileError(path.parent, "there is no such run")
         names = ", ".join(sorted(settings.parent.name for settings in path.parent.glob(f"*/{SETTINGS}")))
-        raise UserError(
+        raise FileError(
             path,
-            None,
             f"holds no {SETTINGS}, so no images that sample.py restored; "
             f"folders in {path.parent} that do: {names or 'none'}",
         )
@@ -126,20 +117,14 @@ class SampleFolder:
         return self.path / TRAJECTORIES / f"{index // 1000:03d}" / f"{index:06d}"
 
     def save(self, index: int, image: Tensor) -> None:
-        """Write image [C, H, W] in [-1, 1] as number `index`."""
-        save_png(to_pil(to_uint8(image)), self.image_path(index))
+        """Write image number `index`, uint8 [C, H, W]."""
+        save_png(to_pil(image), self.image_path(index))
 
     def load(self, index: int) -> Tensor:
         """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""
         path = self.image_path(index)
-        try:
-            with Image.open(path) as image:
-                return TF.pil_to_tensor(image)
-        except (OSError, SyntaxError) as error:
-            if getattr(error, "errno", None) is not None:  # the disk's trouble, not the file's
-                raise
-            reason = "not an image, or cut off" if isinstance(error, UnidentifiedImageError) else error
-            raise UserError(path, None, f"unreadable image ({reason}); delete it and run sample.py again") from None
+        with refuse_undecodable(path, "image", "delete it and run sample.py again"), Image.open(path) as image:
+            return TF.pil_to_tensor(image)
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Return those of `indices` whose images do not exist yet."""
@@ -164,11 +149,7 @@ class SampleFolder:
 
     def add_to_manifest(self, line: dict[str, Any]) -> None:
         """Add the line of an image that was saved."""
-        file = os.open(self.path / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(file, self._manifest_line(line))  # at once, so that processes' lines do not mingle
-        finally:
-            os.close(file)
+        append(self.path / MANIFEST, self._manifest_line(line))
 
     def _manifest_line(self, line: dict[str, Any]) -> bytes:
         return (json.dumps(line | {"settings": asdict(self.settings)}, ensure_ascii=False) + "\n").encode()

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.network import BridgeNetwork
-from i2sb.network_sizes import find_preset
+from i2sb.network_sizes import find_network
 from i2sb.restore import read_averaged
 from i2sb.storage.checkpoint import averaged_weights
 from i2sb.storage.exported import ENDING
@@ -62,7 +62,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if isinstance(weights, dict) and is_named_tensors(weights.get("net")) and isinstance(weights.get("ema"), dict):
         return averaged_weights(weights, path)
     if not is_named_tensors(weights):
-        raise UserError(path, None, "holds no weights (names with tensors)")
+        raise FileError(path, "holds no weights (names with tensors)")
     return {name if name.startswith(_PREFIX) else _PREFIX + name: tensor for name, tensor in weights.items()}
 
 
@@ -76,7 +76,7 @@ def begin_with(network: BridgeNetwork, initial: InitialWeights) -> list[str]:
     """
     drawn, fitted, lines = network.state_dict(), dict(initial.weights), []
     pixels = network.patch_size**2
-    if initial.network and find_preset(initial.network).patch_size != network.patch_size:
+    if initial.network and find_network(initial.network).patch_size != network.patch_size:
         raise UserError(
             initial.source,
             None,
@@ -84,8 +84,8 @@ def begin_with(network: BridgeNetwork, initial: InitialWeights) -> list[str]:
             f"{network.patch_size}; take weights of one that sees the same",
         )
     for name, dim in _CHANNELS.items():
-        given, fresh = fitted.get(name), drawn[name]
-        if given is None or given.ndim != fresh.ndim or given.shape[dim] == fresh.shape[dim]:
+        given, fresh = fitted.get(name), drawn.get(name)
+        if given is None or fresh is None or given.ndim != fresh.ndim or given.shape[dim] == fresh.shape[dim]:
             continue
         available, wanted = given.shape[dim], fresh.shape[dim]
         if available % pixels or given.select(dim, 0).shape != fresh.select(dim, 0).shape:

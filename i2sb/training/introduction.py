@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corruption import is_custom
+from i2sb.network_sizes import is_own
 from i2sb.precision import advise_precision
 
 if TYPE_CHECKING:
@@ -20,22 +21,24 @@ def introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
     log.say(f"data      {len(trainer.train_images)} training images in {trainer.train_images.clean.path}")
     if trainer.train_corruption is not None and trainer.train_corruption.note:
         log.say(f"degraded  {config.corrupt}: {trainer.train_corruption.note}")
-    log.say(f"network   {config.network}, {parameters / 1e6:.1f} M parameters, on {world.device}")
+    log.say(
+        f"network   {config.network}, {parameters / 1e6:.1f} M parameters, in {trainer.precision} on {world.device}"
+    )
     more = trainer.network.count_condition_parameters()
     if more:
         log.say(f"          {more:,} of them look at the degraded image, which is shown beside the state")
     log.say(
-        f"batch     {config.batch_size} = {world.world_size} processes x {config.microbatch} x "
+        f"batch     {config.batch_size} = {world.world_size} processes x {trainer.microbatch} x "
         f"{trainer.accumulation} accumulated"
     )
     log.say(trainer.formulation.describe())
     before, now = (progress := trainer.progress).world_size, world.world_size
-    if resumed_from and before and (before, progress.microbatch) != (now, config.microbatch):
+    if resumed_from and before and (before, progress.microbatch) != (now, trainer.microbatch):
         log.say(
             f"changed   {before} processes x {progress.microbatch} until now: the same images and noise, but "
             "floats are added in another order, so the last digits differ from a run that was never changed"
         )
-    advice = advise_precision(config.precision, world.device) if world.is_main else ""
+    advice = advise_precision(trainer.precision, world.device) if world.is_main else ""
     if advice:
         log.warn(advice)
     begun = f"resumed from {resumed_from}" if resumed_from else f"begun with {'; '.join(trainer.begun_with)}"
@@ -48,4 +51,5 @@ def next_command(trainer: Trainer) -> str:
     command = f"python sample.py --ckpt {config.name}"
     command += f" --results-dir {config.results_dir}" if config.results_dir != "results" else ""
     command += f" --corrupt {config.corrupt}" if is_custom(config.corrupt) else ""
+    command += f" --network {config.network}" if is_own(config.network) else ""
     return command + (f" --nfe 10 (without --nfe: {slowest} evaluations an image)" if slowest > 10 else "")

@@ -16,11 +16,12 @@ from i2sb.data.dataset import UnreadableImageError
 from i2sb.data.loading import load_training
 from i2sb.data.order import TrainingPositions
 from i2sb.distributed import World, average_in_rank_order, join_world, leave_world
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import remove_partials, write_text
 from i2sb.parsing import to_yaml
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
 from i2sb.storage.run_lock import RunLock
+from i2sb.training.data_record import check_images
 from i2sb.training.introduction import introduce, next_command
 from i2sb.training.meter import Meter
 from i2sb.training.run_log import RunLog, choose_curves
@@ -52,6 +53,14 @@ def _train(config: TrainConfig, world: World) -> None:
         settings=asdict(config),
     )
     lock = _take_lock(config, world)
+    resumed, allowed = trainer.saved_iteration > 0, config.allow_changed_data
+    changed = world.try_together(
+        lambda: (
+            check_images(config.run_dir, trainer.train_images, resumed=resumed, allowed=allowed)
+            if world.is_main
+            else ""
+        )
+    )
     if world.is_main:
         remove_partials(config.run_dir)
         write_text(config.run_dir / "config.yaml", to_yaml(config))
@@ -68,13 +77,15 @@ def _train(config: TrainConfig, world: World) -> None:
         StopRequest() as stop,
     ):
         introduce(trainer, log, resumed_from)
+        if changed:
+            log.warn(changed)
         net = _share_gradients(trainer.network, world)
         meter = Meter(trainer, log)
         images = load_training(
             trainer.train_images,
             seed=config.seed,
             positions=TrainingPositions(
-                progress.num_images_seen, config.batch_size, config.microbatch, world.rank, world.world_size
+                progress.num_images_seen, config.batch_size, trainer.microbatch, world.rank, world.world_size
             ),
             workers=config.workers,
             prefetch=config.prefetch,
@@ -139,7 +150,7 @@ def _take_lock(config: TrainConfig, world: World) -> RunLock | None:
             problem = error
     (refused,) = world.any(problem is not None)
     if refused:
-        raise problem or UserError(config.run_dir, None, "the main process could not take this run")
+        raise problem or FileError(config.run_dir, "the main process could not take this run")
     return lock
 
 

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from corruption import Corruption
+from i2sb.batch import Batch
 from i2sb.config import TrainConfig, check_resumable
 from i2sb.data.loading import Images
 from i2sb.distributed import World
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, find_os_error
-from i2sb.network import BridgeNetwork, build_network
+from i2sb.network import BridgeNetwork, build_network, check_network
 from i2sb.network_sizes import check_image_size
 from i2sb.parsing import read_config
-from i2sb.precision import make_scaler, prepare
+from i2sb.precision import choose_precision, find_capability, make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint, save_checkpoint
@@ -33,6 +34,7 @@ from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch
 from i2sb.tensor_files import load_weights, read_checksum
 from i2sb.training.ema import ExponentialMovingAverage
 from i2sb.training.initial_weights import begin_with, read_initial_weights
+from i2sb.training.microbatch import find_microbatch
 from i2sb.training.optimizer import build_optimizer, build_scheduler, guard_update, scaled_rate
 from i2sb.training.run_log import RunLog
 from i2sb.training.validation import ValidationSet, choose_images, choose_metrics, find_classifier, summarise, validate
@@ -74,15 +76,15 @@ class Trainer:
         self.config, self.world = config, world
         check_image_size(config.network, config.image_size)
         check_image_size(config.network, config.restored_size, "eval_image_size")
-        images_at_once = config.microbatch * world.world_size
+        images_at_once = (1 if config.microbatch == "auto" else config.microbatch) * world.world_size
         if config.batch_size % images_at_once:
             raise UserError(
                 "batch_size",
                 config.batch_size,
-                f"must be a multiple of `microbatch` {config.microbatch} times {world.world_size} processes, "
+                f"must be a multiple of {world.world_size} processes times `microbatch` {config.microbatch}, "
                 f"such as {-(-config.batch_size // images_at_once) * images_at_once}",
             )
-        self.accumulation = config.batch_size // images_at_once
+        self.precision = choose_precision(config.precision, find_capability(world.device))
         self.formulation = build_formulation(config).to(world.device)
         self.train_corruption = build_task_corruption(config, config.image_size, world.device, setting="image_size")
         val_corruption = build_task_corruption(config, config.restored_size, world.device, setting="eval_image_size")
@@ -111,17 +113,21 @@ class Trainer:
             image_channels=config.image_channels,
             cond_x1=self.formulation.cond_x1,
         ).to(world.device)
+        check_network(self.network, config.network, config.image_channels, config.image_size)
+        check_network(self.network, config.network, config.image_channels, config.restored_size, "eval_image_size")
         prepare(
-            self.network,
-            config.precision,
-            channels_last=config.channels_last,
-            compile=config.compile,
-            grad_checkpoint=config.grad_checkpoint,
+            self.network, self.precision, channels_last=config.channels_last, grad_checkpoint=config.grad_checkpoint
         )
+        share = config.batch_size // world.world_size
+        chosen = config.microbatch
+        self.microbatch = find_microbatch(share, self._rehearse, world) if chosen == "auto" else chosen
+        self.accumulation = share // self.microbatch
+        if config.compile:  # for the microbatch that it is
+            self.network.compile()
         self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
         self.optimizer = build_optimizer(self.network.parameters(), lr=config.lr, weight_decay=config.l2_norm)
         self.scheduler = build_scheduler(self.optimizer, gamma=config.lr_gamma, iterations=config.lr_step)
-        self.scaler = make_scaler(config.precision, world.device)
+        self.scaler = make_scaler(self.precision, world.device)
         self.progress = Progress()
         self.saved_iteration = 0
         # Iterations without an update, in a row and since the start: on the device, so that nobody waits for them.
@@ -145,7 +151,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a checkpoint holds."""
         self.progress.bad_steps = int(self.bad_iterations)
-        self.progress.world_size, self.progress.microbatch = self.world.world_size, self.config.microbatch
+        self.progress.world_size, self.progress.microbatch = self.world.world_size, self.microbatch
         return {
             "net": self.network.state_dict(),
             "ema": self.ema.state_dict(),
@@ -174,7 +180,7 @@ class Trainer:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(source, None, f"its {name} does not fit this run ({reason})") from error
+            raise FileError(source, f"its {name} does not fit this run ({reason})") from error
 
     def resume(self) -> Path | None:
         """Take up the newest whole checkpoint of this run, or of `ckpt`; returns its path, None when starting anew.
@@ -188,9 +194,8 @@ class Trainer:
             run_dirs.append(Path(config.results_dir) / config.ckpt)
         for run_dir in run_dirs:
             if is_released(run_dir):
-                raise UserError(
+                raise FileError(
                     run_dir,
-                    None,
                     "a run of the released program, which cannot be gone on with; begin a run of another `name` from "
                     f"its weights with `init` {run_dir}",
                 )
@@ -207,7 +212,7 @@ class Trainer:
             raise UserError("ckpt", config.ckpt, f"there is no run {run_dirs[1]} with a checkpoint")
         names = {path.name for path in config.run_dir.glob("*") if path.suffix != PARTIAL and path.name != LOCK}
         if names and "config.yaml" not in names:
-            raise UserError(config.run_dir, None, "holds files but no config.yaml, so no run: give another `name`")
+            raise FileError(config.run_dir, "holds files but no config.yaml, so no run: give another `name`")
         if config.init != "none":
             initial = read_initial_weights(config.init, Path(config.results_dir))
             self.begun_with = [str(initial.source), *begin_with(self.network, initial)]
@@ -228,9 +233,7 @@ class Trainer:
 
         def read() -> tuple[dict[str, Any], str]:
             if not path.exists():
-                raise UserError(
-                    path, None, f"is where the main process goes on from, and process {world.rank} {_APART}"
-                )
+                raise FileError(path, f"is where the main process goes on from, and process {world.rank} {_APART}")
             state = newest[1] if newest else read_checkpoint(path, mmap=True)
             return state, read_checksum(path) if world.world_size > 1 else ""
 
@@ -240,7 +243,7 @@ class Trainer:
 
         def compare() -> None:
             if others and world.is_main:
-                raise UserError(path, None, f"has other contents for processes {others}, which {_APART}")
+                raise FileError(path, f"has other contents for processes {others}, which {_APART}")
 
         world.try_together(compare)
         return path, state
@@ -262,9 +265,8 @@ class Trainer:
                 raise
             message = f"the checkpoint of iteration {iteration} was not written ({refused})"
             if must:
-                raise UserError(
+                raise FileError(
                     self.config.run_dir,
-                    None,
                     f"{message}; make room and run the same command again: it goes on from the last one",
                 ) from None
             log.warn(
@@ -273,6 +275,18 @@ class Trainer:
             )
         else:
             self.saved_iteration = iteration
+
+    def _rehearse(self, microbatch: int) -> None:
+        """Compute a forward and a backward pass, beside as much memory as the optimizer and DDP are going to take."""
+        config, formulation, device = self.config, self.formulation, self.world.device
+        moments_and_buckets = 3 * sum(p.numel() for p in self.network.parameters())
+        reserved = torch.empty(moments_and_buckets, device=device)
+        x = torch.zeros(microbatch, config.image_channels, config.image_size, config.image_size, device=device)
+        batch = Batch(x0=x, x1=x, mask=None, cond=x if formulation.cond_x1 else None, shown=x)
+        step = torch.zeros(microbatch, dtype=torch.int64, device=device)
+        formulation.loss(self.network, step, batch, torch.zeros_like).backward()
+        self.network.zero_grad(set_to_none=True)
+        del reserved
 
     # --- one iteration -----------------------------------------------------------------------------------------------
 
@@ -337,9 +351,8 @@ class Trainer:
         in_a_row = int(self.bad_in_a_row)
         if in_a_row >= self.config.max_bad_steps:
             good = self.progress.iteration - in_a_row
-            raise UserError(
+            raise FileError(
                 self.config.run_dir,
-                None,
                 f"{in_a_row} iterations in a row had an infinite or NaN loss or gradient; nothing was learned after "
                 f"iteration {good}, and the checkpoints are good: try a lower `lr`, `grad_clip` 1, or `precision` fp32",
             )
@@ -357,7 +370,7 @@ class Trainer:
                 model,
                 self.validation,
                 numbers[world.rank :: world.world_size],
-                batch_size=config.microbatch,
+                batch_size=self.microbatch,
                 nfe=config.eval_nfe,
                 clip_denoise=config.clip_denoise,
                 seed=config.seed,

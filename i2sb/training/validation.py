@@ -15,7 +15,7 @@ from i2sb.config import SamplingOptions
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.images import draw_grid, draw_strip, to_uint8
-from i2sb.metrics.feature_networks import FeatureNetwork, UnavailableError, build_resnet50
+from i2sb.metrics.feature_networks import FeatureNetwork, ResNet50, UnavailableError
 from i2sb.metrics.table import IMAGENET_CLASSES, Compare, choose_comparisons
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
@@ -63,7 +63,7 @@ def find_classifier(images: ImageDataset, weights_dir: Path, device: torch.devic
     if len(images.classes) != IMAGENET_CLASSES or images.mode != "RGB":
         return None
     try:
-        return build_resnet50(weights_dir).eval().requires_grad_(False).to(device)
+        return ResNet50(weights_dir).eval().requires_grad_(False).to(device)
     except UnavailableError:
         return None
 

@@ -1,7 +1,5 @@
 """Degradations, in units of one 2048 x 2048 x 2048 float32 matrix product."""
 
-from __future__ import annotations
-
 import argparse
 
 import torch

@@ -1,10 +1,10 @@
 """Images a second by the number of worker processes: out of an LMDB, and as crops of large photographs."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,8 @@ def _benchmark_whole(options: argparse.Namespace) -> list[dict[str, object]]:
             make_lmdb(root / "photos", root / kind, "train", resize=resize, workers=1)
             images = open_split(root / kind, "train", image_size=options.size)
             for workers in options.workers:
-                row: dict[str, object] = {"stored": kind, "workers": workers}
-                rows.append(row)
-                if reason := out_of_time(options.deadline):
-                    row["skipped"] = reason
-                    continue
-                row["images/s"] = _speed(images, workers, options.images)
-                row["times first"] = row["images/s"] / rows[0]["images/s"]
+                measure = partial(_speed, images, workers, options.images)
+                _add_row(rows, {"stored": kind, "workers": workers}, measure, options.deadline)
     columns = {"stored": "", "workers": "", "images/s": ".0f", "times first": ".2f"}
     print_table(f"data: JPEG of {FULL_SIZE[0]}x{FULL_SIZE[1]}, to {options.size} px", columns, rows)
     return rows
@@ -56,16 +51,25 @@ def _benchmark_crops(options: argparse.Namespace) -> list[dict[str, object]]:
         images = open_split(folder, "train", image_size=CROP, native=True)
         for crops in CROPS_PER_IMAGE:
             for workers in options.workers:
-                row: dict[str, object] = {"stored": "12 megapixels", "crops an image": crops, "workers": workers}
-                rows.append(row)
-                if reason := out_of_time(options.deadline):
-                    row["skipped"] = reason
-                    continue
-                row["images/s"] = _speed(images, workers, 2 * crops * CAMERA_PHOTOGRAPHS, CAMERA_PHOTOGRAPHS, crops)
-                row["times first"] = row["images/s"] / rows[0]["images/s"]
+                row = {"stored": "12 megapixels", "crops an image": crops, "workers": workers}
+                least = 2 * crops * CAMERA_PHOTOGRAPHS
+                measure = partial(_speed, images, workers, least, CAMERA_PHOTOGRAPHS, crops)
+                _add_row(rows, row, measure, options.deadline)
     columns = {"stored": "", "crops an image": "", "workers": "", "images/s": ".0f", "times first": ".2f"}
     print_table(f"data: crops of {CROP} px from JPEG of {CAMERA_SIZE[0]}x{CAMERA_SIZE[1]}", columns, rows)
     return rows
+
+
+def _add_row(
+    rows: list[dict[str, object]], row: dict[str, object], measure: Callable[[], float], deadline: float
+) -> None:
+    """Add a row with the images a second that `measure` returns, also as a multiple of the first row's."""
+    rows.append(row)
+    if reason := out_of_time(deadline):
+        row["skipped"] = reason
+        return
+    row["images/s"] = measure()
+    row["times first"] = row["images/s"] / rows[0]["images/s"]
 
 
 def _speed(

@@ -1,7 +1,5 @@
 """Memory and time of loading a run and restoring one image, in a process of its own."""
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import pickle
@@ -16,7 +14,7 @@ import torch
 
 from i2sb import load_model
 from i2sb.bridge import Bridge
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.network import build_network
 from i2sb.options import write_flags
 from i2sb.precision import advise_precision, prepare
@@ -66,7 +64,7 @@ def benchmark_memory(options: argparse.Namespace, device: torch.device) -> dict[
         process.start()
         process.join()
     if process.exitcode:
-        raise UserError(run_dir, None, "could not be measured; the reason stands above")
+        raise FileError(run_dir, "could not be measured; the reason stands above")
     figures = results.get()
     for name, value in figures.items():
         print(f"{name:18}{value:.2f}" if isinstance(value, float) else f"{name:18}{value}")

@@ -1,7 +1,5 @@
 """Training and sampling: images a second, variant by variant, beside the released program's settings."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -120,9 +118,7 @@ def compare_networks(
     for together in [makers] if device.type == "cpu" else [[make] for make in makers]:
         works = {name: work for make in together for name, work in make().items()}
         if "variant" in works:
-            _reset_memory(device)
-            works["variant"]()
-            memory = _peak_memory(device)
+            memory = _measure_memory(works["variant"], device)
         spent |= compare(works, options.repeats, device, options.deadline)
         del works
     return spent, memory
@@ -184,7 +180,7 @@ def _time_training(
         makers.append(partial(make, "released", Variant(released=True), MICROBATCH))
     spent, memory = compare_networks(makers, options, device)
     errors = _numerics(options, bridge, network, variant)
-    return _row(options, variant, microbatch, spent, len(images), memory) | errors
+    return _row(variant, microbatch, spent, len(images), memory) | errors
 
 
 @torch.no_grad()
@@ -200,7 +196,7 @@ def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[
         how = Variant(released=True)
         varied = vary(network, how, device)
         if device.type == "cuda":
-            varied.diffusion_model.half_convolutions()
+            varied.half_convolutions()
 
         def restore() -> None:
             with how.switches():
@@ -231,7 +227,7 @@ def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[
         if not variant.released:
             makers = [partial(make, variant), partial(make_released, "released")]
         spent, memory = compare_networks(makers, options, device)
-        row = _row(options, variant, len(x1), spent, len(x1), memory)
+        row = _row(variant, len(x1), spent, len(x1), memory)
         if not variant.released:
             row["overhead %"] = 100 * max(0.0, 1 - options.nfe * spent["network"] / spent["variant"])
         rows.append(row)
@@ -264,22 +260,18 @@ def _images(options: argparse.Namespace, bridge: Bridge, count: int) -> Tensor:
     return torch.rand(count, 3, options.size, options.size, device=bridge.betas.device) * 2 - 1
 
 
-def _reset_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_memory(device: torch.device) -> float | None:
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+def _measure_memory(work: Callable[[], object], device: torch.device) -> float | None:
+    """Do the work once; returns the most GB it had allocated on a GPU, None on a CPU."""
+    if device.type != "cuda":
+        work()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) / 1e9
 
 
 def _row(
-    options: argparse.Namespace,
-    variant: Variant,
-    microbatch: int,
-    spent: dict[str, float],
-    images: int,
-    memory: float | None,
+    variant: Variant, microbatch: int, spent: dict[str, float], images: int, memory: float | None
 ) -> dict[str, object]:
     return {
         "variant": variant.name,

@@ -4,8 +4,6 @@ Attention with a materialised float32 softmax, always recomputed in the backward
 `loss.item()` every iteration; torch's own defaults for float32 (convolutions may use TF32, matrix products not).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Times and rates, always beside a baseline measured in the same run."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -36,8 +34,8 @@ def compare(
 ) -> dict[str, float]:
     """Return the median time of each, in seconds, of `repeats` calls or the fewer that end before the deadline.
 
-    They are called in turn, so that all meet the same noise, each time after a call that is not timed, so that none
-    finds the others' leavings in the cache.
+    They are called in turn, so that all meet the same noise, each time after a call that is not timed, so that each
+    finds its own data in the cache.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(repeats):

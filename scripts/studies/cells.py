@@ -1,7 +1,5 @@
 """Doing a cell: train its run, restore its images, score them; whatever of that is done is not done again."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess
@@ -15,7 +13,7 @@ from typing import Any
 from i2sb import load_model
 from i2sb.config import SamplingOptions, TrainConfig, check_resumable
 from i2sb.data.dataset import ImageDataset
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError
 from i2sb.evaluation import score as evaluation
 from i2sb.files import write_text
 from i2sb.network_sizes import check_image_size
@@ -29,7 +27,7 @@ from studies.plan import Cell, Plan
 from studies.settings import Study
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# In a folder of restored images, once it is scored: with which settings, and what it took.
+# A file in every folder that is scored: the settings of that, and how long it took.
 SCORED = "scored.json"
 # Settings of sample.py that decide what images look like, besides the sampling options.
 _NETWORK_AND_DATA = ("use_fp16", "precision", "subset", "image_size")
@@ -41,10 +39,10 @@ def do_cell(cell: Cell, study: Study) -> dict[str, Any]:
     Raises StoppedError if it was asked to stop, UserError if something cannot be done.
     """
     run = cell.run.config
-    model = load_model(run.run_dir) if find_iteration(run) else None
+    model = load_model(run.run_dir, network=run.network) if find_iteration(run) else None
     if model is None or model.iteration < run.num_itr:  # the newest may be broken
         _run_program("train.py", training.train, run, cell.run.flags)
-        model = load_model(run.run_dir)
+        model = load_model(run.run_dir, network=run.network)
     begun = time.perf_counter()
     _run_program("sample.py", sampling.run, cell.config, cell.flags)
     restored = time.perf_counter()
@@ -61,9 +59,7 @@ def do_cell(cell: Cell, study: Study) -> dict[str, Any]:
     write_text(cell.folder / SCORED, json.dumps(note, indent=2))
     score = read_score(cell, study)
     if score is None:
-        raise UserError(
-            cell.folder, None, f"was scored, but its {SCORED} does not say so: are two studies at work here?"
-        )
+        raise FileError(cell.folder, f"was scored, but its {SCORED} does not say so: are two studies at work here?")
     return score
 
 
@@ -80,7 +76,7 @@ def _run_program(program: str, main: Callable[[Any], None], config: Any, flags: 
     if status in (75, 130):
         raise StoppedError(f"{program} was stopped", status)
     if status:
-        raise UserError(ROOT / program, None, f"failed with status {status}; the reason stands above")
+        raise FileError(ROOT / program, f"failed with status {status}; the reason stands above")
 
 
 def _run_process(command: list[str]) -> int:
@@ -124,8 +120,7 @@ def open_images(cell: Cell) -> ImageDataset:
     run = cell.run.config
     task = replace(run, corrupt=cell.config.corrupt or run.corrupt)
     size = cell.config.image_size or run.restored_size
-    images = open_task_split(task, cell.config.dataset_dir or run.dataset_dir, "val", size)
-    return images.subset(cell.config.subset) if cell.config.subset else images
+    return open_task_split(task, cell.config.dataset_dir or run.dataset_dir, "val", size).subset(cell.config.subset)
 
 
 def check_data(plan: Plan) -> None:
@@ -153,26 +148,15 @@ def check_unchanged(cell: Cell) -> None:
     if (run.run_dir / "config.yaml").exists():
         check_resumable(read_config(TrainConfig, run.run_dir / "config.yaml"), run, run.run_dir)
     iteration = find_iteration(run)
-    require(
-        iteration <= run.num_itr,
-        run.run_dir,
-        None,
-        f"was trained to iteration {iteration}, beyond num_itr {run.num_itr}: {anew}",
-    )
+    if iteration > run.num_itr:
+        raise FileError(run.run_dir, f"was trained to iteration {iteration}, beyond num_itr {run.num_itr}: {anew}")
     if not (cell.folder / SETTINGS).exists():
         return
     before, config = SampleFolder.open(cell.folder).settings, cell.config
-    require(
-        before.iteration == run.num_itr,
-        cell.folder,
-        None,
-        f"was restored at iteration {before.iteration}, num_itr is {run.num_itr} now: {anew}",
-    )
+    if before.iteration != run.num_itr:
+        restored_at = f"was restored at iteration {before.iteration}, num_itr is {run.num_itr} now"
+        raise FileError(cell.folder, f"{restored_at}: {anew}")
     for name in (*(f.name for f in fields(SamplingOptions)), *_NETWORK_AND_DATA):
         value, value_before = getattr(config, name), getattr(before, name)
-        require(
-            value is None or value == value_before,
-            cell.folder,
-            None,
-            f"was restored with {name} {value_before}, it is {value} now: {anew}",
-        )
+        if value is not None and value != value_before:
+            raise FileError(cell.folder, f"was restored with {name} {value_before}, it is {value} now: {anew}")

@@ -1,17 +1,17 @@
 """From a study's settings to its cells: each a folder of restored images, with the run that restores them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig
 from i2sb.consistency import check_consistency
-from i2sb.errors import UserError, require
+from i2sb.errors import FileError, UserError
 from i2sb.formulation import Formulation
+from i2sb.network_sizes import is_own
 from i2sb.options import flag
 from i2sb.parsing import C, read_config, read_flags
 from i2sb.tasks import build_formulation, build_task_corruption
@@ -82,20 +82,16 @@ def make_config(config_class: type[C], settings: Settings, section: str) -> tupl
 
 def make_plan(study: Study, source: Path) -> Plan:
     """List the cells of a study. Raises UserError naming the `source` if settings are wrong."""
-    cells: list[Cell] = []
-    left_out: list[dict[str, Any]] = []
-    for seed in study.seeds:
-        for task in study.tasks:
-            for name in study.formulations:
-                try:
-                    for planned in _plan_formulation(study, task, name, seed):
-                        if isinstance(planned, Cell):
-                            cells.append(planned)
-                        else:
-                            left_out.append(planned)
-                except UserError as error:
-                    raise UserError(source, None, f"tasks, {task}, with {name}: {error.marked}") from None
-    require(bool(cells), source, None, f"nothing can be done: {left_out[0]['reason'] if left_out else ''}")
+    planned: list[Cell | dict[str, Any]] = []
+    for seed, task, name in product(study.seeds, study.tasks, study.formulations):
+        try:
+            planned += _plan_formulation(study, task, name, seed)
+        except UserError as error:
+            raise FileError(source, f"tasks, {task}, with {name}: {error.marked}") from None
+    cells = [cell for cell in planned if isinstance(cell, Cell)]
+    left_out = [reason for reason in planned if not isinstance(reason, Cell)]
+    if not cells:
+        raise FileError(source, f"nothing can be done: {left_out[0]['reason'] if left_out else ''}")
     return Plan(cells, left_out)
 
 
@@ -104,33 +100,33 @@ def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator
     of_task = {key: value for key, value in study.of_task(task).items() if key in OF_TASK}
     task_config = replace(run.config, **{"mask_file": "", **of_task})
     degradation = build_task_corruption(task_config, run.config.restored_size)
-    for sampler in study.samplers(name) or list(formulation.samplers):
-        for nfe in study.nfe:
-            key = {"task": task, "formulation": name, "sampler": sampler, "seed": seed, "nfe": nfe}
-            try:
-                formulation.check_degradation(degradation)
-                formulation.check_nfe(nfe)
-            except UserError as error:
-                # A sentence on the number of evaluations is the same sentence for all of them.
-                yield {**key, "reason": error.must if error.setting == "nfe" else describe(error)}
-                continue
-            settings = {
-                "ckpt": run.config.name,
-                "results_dir": study.results_dir,
-                "seed": seed,
-                **({} if degradation is None else of_task),
-                **study.sample,
-                **study.of_formulation(name, "sample"),
-                "sampler": sampler,
-                "nfe": nfe,
-                "sample_dir": f"{task}_{sampler}_nfe{nfe}",
-            }
-            config, flags = make_config(SampleConfig, settings, "sample")
-            formulation.settle(config.sampling)
-            check_consistency(config.consistency, task_config.corrupt, degradation)
-            cell = Cell(**key, run=run, config=config, flags=flags)
-            cell.scoring(study.score)
-            yield cell
+    for sampler, nfe in product(study.samplers(name) or list(formulation.samplers), study.nfe):
+        key = {"task": task, "formulation": name, "sampler": sampler, "seed": seed, "nfe": nfe}
+        try:
+            formulation.check_degradation(degradation)
+            formulation.check_nfe(nfe)
+        except UserError as error:
+            # Without the number, so that the same reason is told once for all numbers of evaluations.
+            yield {**key, "reason": error.must if error.setting == "nfe" else describe(error)}
+            continue
+        settings = {
+            "ckpt": run.config.name,
+            "results_dir": study.results_dir,
+            "seed": seed,
+            **({} if degradation is None else of_task),
+            **({"network": run.config.network} if is_own(run.config.network) else {}),
+            **study.sample,
+            **study.of_formulation(name, "sample"),
+            "sampler": sampler,
+            "nfe": nfe,
+            "sample_dir": f"{task}_{sampler}_nfe{nfe}",
+        }
+        config, flags = make_config(SampleConfig, settings, "sample")
+        formulation.settle(config.sampling)
+        check_consistency(config.consistency, task_config.corrupt, degradation)
+        cell = Cell(**key, run=run, config=config, flags=flags)
+        cell.scoring(study.score)
+        yield cell
 
 
 def _plan_run(study: Study, task: str, name: str, seed: int) -> tuple[Run, Formulation]:

@@ -1,7 +1,5 @@
 """What a study's scores become: a table of how far it is, results as JSON and CSV, plots, and sheets of images."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -13,12 +11,9 @@ from typing import Any
 
 import torch
 
-from i2sb.data.loading import load_in_order
+from i2sb.evaluation.evaluation_set import open_evaluation_set
 from i2sb.files import write_atomically, write_text
-from i2sb.images import draw_grid, save_png, to_uint8
-from i2sb.randomness import ImageNoise, Purpose
-from i2sb.storage.sample_folder import SampleFolder
-from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
+from i2sb.images import draw_grid, save_png
 from studies.plan import Cell, Plan
 from studies.settings import Study
 
@@ -73,9 +68,9 @@ def make_table(study: Study, plan: Plan, scores: list[Score]) -> str:
         line = f"{task:22}{formulation:23}{sampler:14}{seed:>4} "
         for nfe in study.nfe:
             key = dict(zip(KEY, (task, formulation, sampler, seed, nfe), strict=True))
-            found = _find(scores, **key)
+            scored = _find(scores, **key)
             pending = f"{'·' if tuple(key.values()) in possible else '-':>9}"
-            line += f"{found[0]['metrics']['psnr']['restored']:9.2f}" if found else pending
+            line += f"{scored[0]['metrics']['psnr']['restored']:9.2f}" if scored else pending
         lines.append(line)
     for task in dict.fromkeys(score["task"] for score in scores):
         value = _find(scores, task=task)[0]["metrics"]["psnr"]["degraded"]
@@ -152,20 +147,12 @@ def draw_sheets(folder: Path, study: Study, plan: Plan) -> None:
             continue
         columns: list[tuple[str, torch.Tensor]] = []
         for cell in (cell for cell in cells if cell in chosen.values()):
-            restored = SampleFolder.open(cell.folder)
-            settings = restored.settings
-            task_config = choose_degradation(cell.run.config, settings.corrupt, settings.mask_file, cell.folder)
-            images = open_task_split(task_config, settings.dataset_dir, "val", settings.image_size)
-            if settings.subset:
-                images = images.subset(settings.subset)
+            config, _ = cell.scoring(study.score)
+            images = open_evaluation_set(config)
             count = min(study.sheet_images, len(images))
-            numbers = [i * len(images) // count for i in range(count)]
+            batch = images.read_at_once([i * len(images) // count for i in range(count)], config)
             if not columns:
-                corruption = build_task_corruption(task_config, settings.image_size)
-                part = next(load_in_order(images, numbers, batch_size=count))
-                noise = ImageNoise(settings.seed, Purpose.SAMPLE, part.numbers)
-                batch = make_task_batch(task_config, part, corruption, noise, evaluation=True)
-                columns, clean = [("degraded", to_uint8(batch.shown))], part.image
+                columns, clean = [("degraded", batch.degraded)], batch.clean
             title = f"{cell.formulation.split('_')[0]}, {cell.sampler}, {cell.nfe}"  # a column is narrow
-            columns.append((title, torch.stack([restored.load(number) for number in numbers])))
+            columns.append((title, batch.restored))
         save_png(draw_grid([*columns, ("clean", clean)], per_row=1), folder / f"{task}.png")

@@ -1,18 +1,16 @@
 """What STUDY.yaml says, checked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError
 from i2sb.formulation_table import FORMULATIONS
 from i2sb.parsing import read_yaml
 
-# What makes a comparison fair, so the same for all; what is a task's own; what the study decides.
+# Settings that must be the same for all, or the comparison is unfair; a task's own; and those the study decides.
 SHARED = ("dataset_dir", "image_size", "image_channels", "network", "batch_size", "num_itr", "ema")
 OF_TASK = ("corrupt", "mask_file")
 DECIDED = ("name", "ckpt", "results_dir", "formulation", "seed", "sampler", "nfe", "sample_dir")
@@ -63,7 +61,7 @@ def read_study(path: Path) -> Study:
     """Read STUDY.yaml. Raises UserError naming the file and what is wrong."""
     values = read_yaml(path)
     for mistake in _find_mistakes(values):
-        raise UserError(path, None, mistake)
+        raise FileError(path, mistake)
     return Study(**values)
 
 

@@ -1,7 +1,5 @@
 """How long what is left of a study will take, from a few iterations and evaluations of every formulation."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
@@ -93,7 +91,7 @@ def _time_formulation(cell: Cell, study: Study) -> Timing:
             evaluation.run(replace(cell, config=sample).scoring(study.score)[0])
             scored = time.perf_counter()
 
-        model = load_model(config.run_dir, find_device(config.device))
+        model = load_model(config.run_dir, find_device(config.device), network=config.network)
         side, channels = config.restored_size, config.image_channels
         count = min(timed, cell.config.batch_size)
         x = torch.zeros(count, channels, side, side, device=model.device)

@@ -354,7 +354,7 @@ def spoiled(name):
     raise error
 spoiled.__code__ = spoiled.__code__.replace(co_filename=i2sb.network_sizes.__file__)
 import i2sb.config
-i2sb.config.find_preset = spoiled
+i2sb.config.find_network = spoiled
 sys.argv = ["train.py", "--name", "a", "--dataset-dir", "b", "--corrupt", "sr4x-pool", "--dry-run"]
 import runpy
 runpy.run_path("train.py", run_name="__main__")

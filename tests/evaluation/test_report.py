@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from i2sb.evaluation.report import Example, write_report
+from i2sb.evaluation.report import Example, Report
 from i2sb.evaluation.results import Result
 from i2sb.metrics.table import METRICS
 
@@ -43,7 +43,7 @@ def page(tmp_path):
             "settings": {"nfe": 3},
             "versions": {"torch": "2"},
         }
-        write_report(tmp_path / "report.html", **{**values, **changes})
+        Report(**{**values, **changes}).write(tmp_path / "report.html")
         return (tmp_path / "report.html").read_text()
 
     return write

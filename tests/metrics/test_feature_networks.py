@@ -21,12 +21,12 @@ from i2sb.metrics.feature_networks import (
     INCEPTION_FILES,
     LPIPS_FILES,
     RESNET50_FILES,
+    EfficientNetLite0,
+    Inception,
     OwnFeatures,
+    PerceptualDistance,
+    ResNet50,
     UnavailableError,
-    build_efficientnet_lite0,
-    build_inception,
-    build_lpips,
-    build_resnet50,
     find_weights,
     prepare_for_efficientnet,
     prepare_for_resnet50,
@@ -138,7 +138,7 @@ def test_inception_as_published_agrees_with_pytorch_fid(images, inception_dir, m
 
     state = torch.load(inception_dir / INCEPTION_FILES[0], weights_only=True)
     monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: state)
-    ours = build_inception("legacy_pytorch", inception_dir).eval()
+    ours = Inception("legacy_pytorch", inception_dir).eval()
     with torch.inference_mode():
         want = theirs.InceptionV3([3]).eval()(images.float() / 255)[0].flatten(1)
         output = ours(images)
@@ -154,7 +154,7 @@ def test_inception_as_tensorflow_agrees_with_torch_fidelity(images, inception_di
     theirs = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
     with torch.inference_mode():
         want = theirs(images)[0]
-        got = build_inception("legacy_tensorflow", inception_dir).eval()(images).features
+        got = Inception("legacy_tensorflow", inception_dir).eval()(images).features
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -164,16 +164,16 @@ def test_resnet50_is_torchvisions(images, tmp_path):
     network = resnet50(weights=None)
     state = write_seeded(network, tmp_path / RESNET50_FILES[0])
     with torch.inference_mode():
-        output = build_resnet50(tmp_path).eval()(images)
+        output = ResNet50(tmp_path).eval()(images)
         want = network.eval()(prepare_for_resnet50(images))
     assert output.features is None
     torch.testing.assert_close(output.scores, want)
     # Older files lack the counters of batch norm; nothing else may be missing.
     torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / RESNET50_FILES[0])
-    build_resnet50(tmp_path)
+    ResNet50(tmp_path)
     torch.save({k: v for k, v in state.items() if k != "fc.bias"}, tmp_path / RESNET50_FILES[0])
     with pytest.raises(UserError, match=r"resnet50-0676ba61.pth: holds another architecture.*fc.bias missing"):
-        build_resnet50(tmp_path)
+        ResNet50(tmp_path)
 
 
 @pytest.mark.parametrize(("backbone", "make"), [("alex", alexnet), ("vgg", vgg16)])
@@ -185,7 +185,7 @@ def test_lpips_agrees_with_torchmetrics(tmp_path, monkeypatch, backbone, make):
     network = make(weights=None)
     write_seeded(network, tmp_path / LPIPS_FILES[backbone][0], keep="features.")
     one, other = torch.randint(0, 256, (2, 2, 3, 48, 48), generator=torch.Generator().manual_seed(0)).byte()
-    ours = build_lpips(backbone, tmp_path).eval()
+    ours = PerceptualDistance(backbone, tmp_path).eval()
     reference = theirs._LPIPS(net=backbone, pnet_rand=True)
     names = reference.net.state_dict()
     reference.net.load_state_dict({n: network.state_dict()[f"features.{n.partition('.')[2]}"] for n in names})
@@ -201,7 +201,7 @@ def test_efficientnet_lite0_knows_photographs():
     data = pytest.importorskip("skimage.data")
     photo = torch.from_numpy(data.chelsea()[:300, 75:375]).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        network = build_efficientnet_lite0().eval()
+        network = EfficientNetLite0().eval()
         output = network(photo)
     assert output.features.shape == (1, 1280) and network.weights.published
     assert output.scores.argmax().item() in range(281, 286)  # ImageNet's cats
@@ -214,10 +214,10 @@ def test_missing_weights_are_named_and_never_drawn_at_random(tmp_path, monkeypat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     cache = tmp_path / "torch" / "hub" / "checkpoints"
     for build in (
-        lambda: build_inception("clean", tmp_path / "none"),
-        lambda: build_resnet50(tmp_path / "none"),
-        lambda: build_lpips("alex", tmp_path / "none"),
-        lambda: build_lpips("vgg", tmp_path / "none"),
+        lambda: Inception("clean", tmp_path / "none"),
+        lambda: ResNet50(tmp_path / "none"),
+        lambda: PerceptualDistance("alex", tmp_path / "none"),
+        lambda: PerceptualDistance("vgg", tmp_path / "none"),
     ):
         with pytest.raises(UnavailableError, match=r"needs (pt_inception|resnet50|alexnet|vgg16)-.*\.pth in .*none or"):
             build()
@@ -234,9 +234,9 @@ class Hostile:
 def test_weights_cannot_run_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for build, name in (
-        (build_resnet50, RESNET50_FILES[0]),
-        (lambda folder: build_inception("clean", folder), INCEPTION_FILES[1]),
-        (lambda folder: build_lpips("alex", folder), LPIPS_FILES["alex"][0]),
+        (ResNet50, RESNET50_FILES[0]),
+        (lambda folder: Inception("clean", folder), INCEPTION_FILES[1]),
+        (lambda folder: PerceptualDistance("alex", folder), LPIPS_FILES["alex"][0]),
     ):
         torch.save({"a": Hostile()}, tmp_path / name)
         with pytest.raises(UserError, match=f"{name}: cannot be read"):

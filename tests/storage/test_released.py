@@ -14,7 +14,7 @@ from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.errors import UserError
 from i2sb.network import build_network
-from i2sb.network_sizes import PRESETS, find_preset
+from i2sb.network_sizes import NETWORKS, UNetSize, find_network
 from i2sb.storage.released import recognise_network
 
 
@@ -74,6 +74,35 @@ def test_wrong_options_are_named(tmp_path, changes, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_heads_that_the_weights_do_not_tell_are_warned_of_and_can_be_given(tmp_path, capsys):
+    """The guess is right for the golden network, which has 4 heads of 16 channels; with 2 its output is another."""
+    run = write_released_run(tmp_path / "small")
+    guessed = load_model(run)
+    warning = capsys.readouterr().err
+    assert "the heads of attention" in warning and "give --network" in warning and warning.count("\n") == 1
+    name = guessed.config.network
+    assert name in warning and name.endswith("-heads16")
+    right, wrong = (load_model(run, network=name.replace("-heads16", heads)) for heads in ("-heads4x", "-heads2x"))
+    assert not capsys.readouterr().err and wrong.config.network.endswith("-heads2x")
+    want, x = golden("unet_formula"), formula_network("tiny")[1]
+    with torch.no_grad():
+        errors = [(m.network.diffusion_model(x, want["tiny_t"]) - want["tiny_y"]).norm() for m in (right, wrong)]
+    assert errors[0] < 1e-4 * want["tiny_y"].norm() < errors[1]
+    with pytest.raises(UserError, match="network adm256: .* holds another architecture"):
+        load_model(run, network="adm256")
+
+
+def test_networks_that_are_known_are_not_warned_of_nor_to_be_said_otherwise(tmp_path, trained_run, capsys):
+    run, net = write_released_run(tmp_path / "small"), build_network("tiny", Bridge(10).noise_levels).state_dict()
+    ema = {"num_updates": 1, "shadow_params": list(net.values())}
+    torch.save({"net": net, "ema": ema, "optimizer": {}, "sched": None}, run / "latest.pt")
+    assert load_model(run).config.network == load_model(trained_run).config.network == "tiny"
+    assert load_model(trained_run, network="tiny").config.network == "tiny"
+    with pytest.raises(UserError, match="network mini: the run's is tiny; leave it out"):
+        load_model(trained_run, network="mini")
+    assert not capsys.readouterr().err
+
+
 def test_wrong_checkpoints_are_named(tmp_path):
     run = write_released_run(tmp_path / "small")
     state = torch.load(run / "latest.pt", weights_only=True)
@@ -108,9 +137,10 @@ def preset_shapes(name: str, **options) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "name",
     [
-        *(n for n, size in PRESETS.items() if size.patch_size == 1),
+        *(n for n, size in NETWORKS.items() if size.patch_size == 1),
         "unet-64x2-blocks3-attention-heads32",
         "unet-32x1.4.4-blocks1-attention1.4-heads8",
+        "unet-64x1/2.1.3/2-blocks2-attention2-heads16",
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"cond_x1": True}, {"image_channels": 1}])
@@ -118,9 +148,14 @@ def test_every_size_is_recognised_from_its_shapes(tmp_path, name, options):
     assert recognise_network(preset_shapes(name, **options), tmp_path) == name
 
 
+def test_a_row_with_a_number_of_heads_is_recognised(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "counted", UNetSize(64, (0.5, 1), 1, (1,), 0, num_heads=2))
+    assert recognise_network(preset_shapes("counted"), tmp_path) == "counted"
+
+
 def test_described_networks_read_back():
-    for preset in PRESETS.values():
-        assert find_preset(preset.describe()) == preset
+    for preset in NETWORKS.values():
+        assert find_network(preset.describe()) == preset
     for wrong in ("unet-0x1-blocks1-attention-heads1", "unet-32x-blocks1-attention-heads1", "unet-32x1"):
         with pytest.raises(UserError, match=f"network {wrong}: unknown"):
-            find_preset(wrong)
+            find_network(wrong)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from i2sb.cli.program import describe
-from i2sb.storage.sample_folder import SampleFolder, SampleSettings, find_differences
+from i2sb.errors import list_differences
+from i2sb.storage.sample_folder import OLDER_SETTINGS, SampleFolder, SampleSettings
 
 # As the first versions wrote them, and as those did that came before tiles were told of.
 OLDEST = """\
@@ -88,13 +89,14 @@ def test_broken_settings_are_named(tmp_path, old, new, words):
 
 def test_differences_are_only_of_what_is_asked_for():
     before = {"nfe": 2, "somewhere": "here"}
-    assert find_differences(before, {"nfe": 2, "tile": 0, "consistency": "none"}) == ""
-    assert find_differences(before, {"nfe": 3}) == "nfe 2 there, 3 now"
+    unchanged = {"nfe": 2, "tile": 0, "consistency": "none", "network": ""}
+    assert list_differences(OLDER_SETTINGS | before, unchanged) == ""
+    assert list_differences(OLDER_SETTINGS | before, {"nfe": 3}) == "nfe 2 there, 3 now"
 
 
 def test_an_image_that_is_cut_off_is_named(tmp_path):
     folder = SampleFolder.begin(tmp_path, settings())
-    folder.save(0, torch.zeros(3, 16, 16))
+    folder.save(0, torch.arange(3 * 16 * 16).view(3, 16, 16).to(torch.uint8))
     assert folder.load(0).shape == (3, 16, 16) and folder.missing([0, 1]) == [1]
     path = folder.image_path(0)
     path.write_bytes(path.read_bytes()[:60])
