@@ -584,15 +584,38 @@ def refuse_unused(config: TrainConfig) -> None:
             raise UserError(f.name, value, f"`formulation` {config.formulation} does not use it; leave it out")
 
 
+def fixed_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that a run keeps for ever, those its formulation uses: what its checkpoints hold of them."""
+    return {
+        f.name: getattr(config, f.name)
+        for f in fields(TrainConfig)
+        if not f.metadata["may_change"] and is_used(f.name, config.formulation)
+    }
+
+
 def check_resumable(saved: TrainConfig, wanted: TrainConfig, run_dir: Path) -> None:
     """Raise UserError if the run in `run_dir`, saved with other settings, cannot go on with the `wanted` ones."""
-    fixed = {
-        f.name for f in fields(TrainConfig) if not f.metadata["may_change"] and is_used(f.name, wanted.formulation)
-    }
-    if saved.mask_file and wanted.mask_file:  # it may have moved
-        fixed.remove("mask_file")
-    before, now = ({f"`{name}`": value for name, value in asdict(c).items() if name in fixed} for c in (saved, wanted))
-    differences = list_differences(before, now)
+    differences = _list_changed(asdict(saved), wanted)
     if differences:
         again = "give the same ones to resume it, or another `name` to start anew"
         raise FileError(run_dir, f"holds a run with other settings ({differences}); {again}")
+
+
+def check_unedited(trained_with: dict[str, Any], config: TrainConfig, checkpoint: Path) -> None:
+    """Raise UserError if a run's `config`, read from its config.yaml, is not what a checkpoint was trained with.
+
+    trained_with: the `fixed_settings` that it holds; empty if an older version wrote it.
+    """
+    differences = _list_changed(asdict(config) | trained_with, config)
+    if differences:
+        must = f"was edited: {checkpoint.name} was trained with other settings ({differences}); put them back"
+        raise FileError(checkpoint.parent / "config.yaml", must)
+
+
+def _list_changed(before: dict[str, Any], config: TrainConfig) -> str:
+    """Say which of a run's fixed settings are not as they were before; "" if all are."""
+    now = fixed_settings(config)
+    if before["mask_file"] and config.mask_file:  # it may have moved
+        now["mask_file"] = before["mask_file"]
+    before, now = ({f"`{name}`": value for name, value in settings.items()} for settings in (before, now))
+    return list_differences(before, now)

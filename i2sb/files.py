@@ -1,5 +1,6 @@
 """Writing files so that one of the given name is always whole, and what is asked of files everywhere."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -15,6 +16,13 @@ def remove_partials(folder: Path, name: str = "") -> None:
     for partial in folder.glob(f".*{PARTIAL}"):  # a name may hold what a pattern would take as a wildcard
         if partial.name.startswith(f".{name}." if name else "."):
             partial.unlink(missing_ok=True)
+
+
+def read_regular(path: Path) -> bytes:
+    """Return what a file holds. Raises OSError naming it for a pipe or a device, which could wait or go on for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return path.read_bytes()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: bool = True) -> None:

@@ -1,5 +1,6 @@
 """Pixels: the one place that turns 8-bit images into [-1, 1] and back, and draws and writes pictures."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,25 @@ def to_pil(image: Tensor) -> Image.Image:
     return TF.to_pil_image(image.cpu())
 
 
+# What Pillow raises for files that are no images, or damaged ones; OSError is also what the disk says.
+UNDECODABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+def say_undecodable(error: Exception) -> str:
+    """Say in a line what an error of UNDECODABLE says of a file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or cut off"
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Begin to decode an image file. Raises one of UNDECODABLE if it is none, or has more than 8 bits a channel."""
+    image = Image.open(io.BytesIO(content))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"pixels of kind {image.mode}, only 8-bit images are supported")
+    return image
+
+
 @contextmanager
 def refuse_undecodable(path: Path, kind: str, advice: str) -> Iterator[None]:
     """Turn what Pillow says of a broken file at `path` into a FileError with this advice; errors of the disk stay."""
@@ -40,9 +60,7 @@ def refuse_undecodable(path: Path, kind: str, advice: str) -> Iterator[None]:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         if getattr(error, "errno", None) is not None:
             raise
-        broken = isinstance(error, UnidentifiedImageError)
-        reason = "not an image, or cut off" if broken else " ".join(str(error).split())
-        raise FileError(path, f"unreadable {kind} ({reason}); {advice}") from None
+        raise FileError(path, f"unreadable {kind} ({say_undecodable(error)}); {advice}") from None
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from i2sb.errors import FileError, UserError
+from i2sb.files import read_regular
 from i2sb.options import flag, older_values
 
 if TYPE_CHECKING:
@@ -71,13 +72,21 @@ def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], 
     switches = [f"no_{f.name}" for f in fields(config_class) if f.default is False]
     given = [token.split("=")[0] for token in flags if token.startswith("--")]
     _refuse_unknown(given, [flag(name) for name in (*names, *switches)])
+    types = get_type_hints(config_class)
+    for token, following in zip(flags, [*flags[1:], ""], strict=False):
+        name, equals, value = token.removeprefix("--").replace("-", "_").partition("=")
+        value = value if equals else following
+        if name in types and _is_other_number(types[name], value):
+            raise UserError(name, value, f"must be {_in_words(types[name])}")
     if config_file is not None:
         _refuse_unknown(values, names, config_file)
-        for name, kind in get_type_hints(config_class).items():
+        for name, kind in types.items():
             # jsonargparse would accept these, or refuse them without naming the setting
             value = values.get(name, kind)
-            if (kind is bool and value is not kind and not isinstance(value, bool)) or (
-                value is None and type(None) not in get_args(kind)
+            if (
+                (kind is bool and value is not kind and not isinstance(value, bool))
+                or (value is None and type(None) not in get_args(kind))
+                or _is_other_number(kind, value)
             ):
                 shown = "null" if value is None else value
                 raise UserError(name, shown, f"must be {_in_words(kind)}").inside(config_file)
@@ -108,11 +117,16 @@ def from_values(config_class: type[C], given: dict[str, Any], path: Path) -> C:
 
 def to_yaml(config: DataclassInstance) -> str:
     """Return the settings as YAML that `read_config` and `--config` take back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values only, and refuses a name that is given twice, of which YAML would keep the last."""
+    """Reads plain values only, and refuses a name that is given twice, of which YAML would keep the last.
+
+    What is a number, true or null is as in YAML 1.2: in 1.1, which PyYAML reads, 010 is 8, 1:20 is 80 and no is false.
+    """
+
+    yaml_implicit_resolvers = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(name) for name, _ in node.value]
@@ -121,11 +135,34 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_whole_number(self, node: yaml.ScalarNode) -> int:
+        return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either version of YAML would take for something else."""
+
+
+# The core schema of YAML 1.2.2, section 10.3.2.
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        [*"-+.0123456789"],
+    ),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a file of 'name: value' lines, whatever the names. Raises ValueError naming the file if that fails."""
     try:
-        return _parse_yaml(path.read_text(encoding="utf-8"), path)
+        return _parse_yaml(read_regular(path).decode(), path)
     except FileNotFoundError:
         raise FileError(path, "there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -151,6 +188,12 @@ def _refuse_unknown(given: Iterable[str], known: Sequence[str], source: Path | N
             hint = f"did you mean {near[0]}?" if near else "--help lists what there is"
             unknown = UserError("", None, f"unknown setting {name}: {hint}")
             raise unknown if source is None else unknown.inside(source)
+
+
+def _is_other_number(kind: Any, value: object) -> bool:
+    """Whether jsonargparse would take a text for a number as YAML 1.1 does: 1:20, 1_000, 0b1 or +010."""
+    numeric = bool({int, float} & {kind, *get_args(kind)})
+    return numeric and isinstance(value, str) and re.search(r"[:_]|0b|\+0\d", value) is not None
 
 
 def _parse(parse: Callable[[Any], Any], given: Any, config_class: type, source: Path | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from corruption import Corrupted, Corruption, is_custom
 from i2sb.batch import Batch, begin_bridge, find_region
 from i2sb.bridge import Bridge
-from i2sb.config import Consistency, SamplingOptions, TrainConfig
+from i2sb.config import Consistency, SamplingOptions, TrainConfig, check_unedited
 from i2sb.consistency import check_consistency, make_consistency
 from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
@@ -27,11 +27,14 @@ from i2sb.storage.exported import ENDING, Exported, read_export
 from i2sb.storage.released import PARTS as RELEASED_PARTS
 from i2sb.storage.released import is_released, read_options, recognise_network
 from i2sb.tasks import build_formulation, build_task_corruption
-from i2sb.tensor_files import load_weights
+from i2sb.tensor_files import check_finite, describe_shape, load_weights
 from i2sb.tiles import pad_reflect, tiled
 
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
 DEGRADABLE = 16
+
+# Degraded images lie in [-1, 1], with noise of unit variance within ±6 or so. Beyond this they are of another scale.
+LARGEST = 10.0
 
 # torch puts every tensor that it makes on a CPU at a multiple of so many bytes.
 ALIGNMENT = 64
@@ -92,7 +95,8 @@ class RestorationModel:
         `tiles_at_once` go through it together. Sides that the network cannot take are mirrored to such as it can.
         callback: is called after every step with an i2sb.sampler.StepTaken.
 
-        Raises UserError if a setting does not fit the formulation, the network or the degradation.
+        Raises UserError if a setting does not fit the formulation, the network or the degradation, or if images are
+        not finite floats of these shapes within ±LARGEST: noise may carry them beyond [-1, 1].
         """
         options = SamplingOptions(
             nfe=min(10, self.formulation.default_nfe) if nfe is None else nfe,
@@ -135,12 +139,20 @@ class RestorationModel:
 
         The last state is always among them; with None there are none.
         """
+        self._check_images("degraded", degraded)
         height, width = degraded.shape[-2:]
+        if mask is not None:
+            wanted = (len(degraded), 1, height, width)
+            require(mask.shape == wanted, "mask", describe_shape(mask), f"must be of shape {list(wanted)}")
+            require(bool(((mask >= 0) & (mask <= 1)).all()), "mask", None, "must be 0 and 1, 1 inside the hole")
+        if cond is not None:
+            self._check_images("cond", cond)
+            require(cond.shape == degraded.shape, "cond", describe_shape(cond), f"must be {describe_shape(degraded)}")
         needs_operator = self.formulation.needs_operator(options.consistency)
         if corruption is None and needs_operator:
             corruption = self._build_own_corruption(*self.padded_sides(height, width, degradable=True))
         multiple = self.multiple(degradable=needs_operator)
-        shown = pad_reflect(degraded.to(self.device), multiple)
+        shown = pad_reflect(degraded.float().to(self.device), multiple)
         mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
         if cond is not None and not takes_cond:
@@ -169,6 +181,18 @@ class RestorationModel:
         if trajectory.states is None or trajectory.pred_x0s is None:
             return Trajectory(unpad(trajectory.x0))
         return Trajectory(unpad(trajectory.x0), unpad(trajectory.states), unpad(trajectory.pred_x0s))
+
+    def _check_images(self, setting: str, images: Tensor) -> None:
+        """Raise UserError unless images are what the network can be shown."""
+        channels = self.config.image_channels
+        fits = images.ndim == 4 and images.shape[1] == channels and images.numel() > 0
+        require(fits, setting, describe_shape(images), f"must be of shape [B, {channels}, H, W]")
+        floats = "must be floats in [-1, 1]; i2sb.images.from_uint8 makes them of 8-bit images"
+        require(images.is_floating_point(), setting, images.dtype, floats)
+        require(bool(images.isfinite().all()), setting, None, "holds values that are NaN or infinite")
+        largest = float(images.abs().max())
+        must = f"must be in [-1, 1], noise aside; it holds {largest:g}, and beyond {LARGEST:g} is taken for a mistake"
+        require(largest <= LARGEST, setting, None, must)
 
     def restore_batch(
         self,
@@ -234,8 +258,8 @@ def load_model(
     checkpoint: one of the run's, by its name or its path, if not the newest that is whole.
     network: the run's, where the run does not say all of it (a released one: a warning tells of what is guessed), or
     where it is a class in a Python file, which is not run unless it is given here as path/to/file.py:ClassName.
-    Raises UserError naming the file if the run, its settings or all its checkpoints are missing or broken, or if the
-    network does not fit the weights.
+    Raises UserError naming the file if the run, its settings or all its checkpoints are missing or broken, or if its
+    weights do not fit the network, or are not finite.
 
     >>> model = load_model("results/NAME")
     >>> model.restore(torch.rand(2, 3, 16, 16) * 2 - 1, nfe=3).shape
@@ -319,6 +343,7 @@ def _read_file(path: Path, ema: bool) -> Exported:
     exported = read_export(path)
     if exported.averaged and not ema:
         raise FileError(path, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
+    check_finite(exported.weights, path)
     return exported
 
 
@@ -340,6 +365,7 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
         path = files[0]
         state = read_checkpoint(path, mmap=True, parts=parts)
     weights = averaged_weights(state, path) if ema else state["net"]
+    check_finite(weights, path)
     if released:
         config = replace(config, network=recognise_network(weights, path))
         iteration = state["ema"].get("num_updates")
@@ -347,4 +373,5 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
             raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
     else:
         iteration = state["progress"]["iteration"]
+        check_unedited(state.get("settings", {}), config, path)
     return Exported(weights, config, iteration, averaged=ema)

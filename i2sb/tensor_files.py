@@ -67,6 +67,15 @@ def is_named_tensors(value: object) -> TypeGuard[dict[str, Tensor]]:
     return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
+def check_finite(weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raise UserError naming the file and the first of its weights that holds NaN or infinite values."""
+    for name, tensor in weights.items():
+        # A sum is quick and keeps both, but may overflow.
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+            count = tensor.numel() - int(tensor.isfinite().sum())
+            raise FileError(source, f"{count} of the {tensor.numel()} values of {name} are NaN or infinite")
+
+
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path, *, assign: bool = False) -> None:
     """Copy `weights`, read from the file `source`, into `module`; with `assign` make them its own without a copy.
 

@@ -17,14 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import lmdb
-from PIL import Image
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
 from i2sb.cli.program import report_errors
 from i2sb.data.stores import list_images, sort_keys
 from i2sb.errors import FileError, UserError
-from i2sb.files import PARTIAL
+from i2sb.files import PARTIAL, read_regular
+from i2sb.images import UNDECODABLE, open_image, say_undecodable
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
 COMMIT_EVERY = 1000
@@ -33,13 +33,13 @@ COMMIT_EVERY = 1000
 def encode(key: str, root: Path, resize: int | None) -> tuple[str, bytes | None, str]:
     """Return (key, the bytes to store, "") or (key, None, why the image cannot be read)."""
     try:
-        content = (root / key).read_bytes()
-        image = Image.open(io.BytesIO(content))
+        content = read_regular(root / key)
+        image = open_image(content)
         image.load()
         shrink = resize is not None and min(image.size) > resize
         pixels = image.convert("RGB") if shrink else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return key, None, " ".join(str(error).split())
+    except UNDECODABLE as error:
+        return key, None, say_undecodable(error)
     if pixels is not None:
         buffer = io.BytesIO()
         TF.resize(pixels, resize, TF.InterpolationMode.BILINEAR).save(buffer, format="PNG")

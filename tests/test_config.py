@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -63,6 +64,64 @@ def test_saved_settings_read_back(tmp_path, config_class, flags):
     config = read_flags(config_class, flags)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read_config(config_class, tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("line", "want"),
+    [
+        ("num_itr: 010", 10),
+        ("num_itr: 0x10", 16),
+        ("num_itr: 0o17", 15),
+        ("lr: 1e-3", 1e-3),
+        ("lr: 1.0e-3", 1e-3),
+        ("lr: 5", 5.0),
+        ("ot_ode: true", True),
+        ("eval_image_size: ~", None),
+        ("wandb_user: no", "no"),
+        ("wandb_user: 2024-01-01", "2024-01-01"),
+        ("num_itr: 1:20", "--num-itr 1:20: must be a whole number"),
+        ("num_itr: 1_000", "--num-itr 1_000: must be a whole number"),
+        ("lr: 1:30.5", "--lr 1:30.5: must be a number"),
+        ("lr: '1:30.5'", "--lr 1:30.5: must be a number"),
+        ("eval_image_size: 1_6", "--eval-image-size 1_6: must be a whole number or null"),
+        ("ot_ode: on", "--ot-ode on: must be true or false"),
+        ("ot_ode: no", "--ot-ode no: must be true or false"),
+    ],
+)
+def test_yaml_is_of_version_1_2(tmp_path, line, want):
+    """In version 1.1, which PyYAML reads, 010 is 8, 1:20 is 80, 1_000 is 1000, and no is false."""
+    (tmp_path / "a.yaml").write_text(line)
+    name = line.partition(":")[0]
+    if isinstance(want, str) and want.startswith("--"):
+        with pytest.raises(UserError) as error:
+            read_flags(TrainConfig, NEEDED, tmp_path / "a.yaml")
+        assert describe(error.value) == f"{tmp_path}/a.yaml: {want}"
+        return
+    value = getattr(read_flags(TrainConfig, NEEDED, tmp_path / "a.yaml"), name)
+    assert value == want and type(value) is type(want)
+
+
+@pytest.mark.parametrize("flags", [["--num-itr", "1:20"], ["--num-itr=1_000"], ["--lr", "1:30.5"], ["--num-itr=+010"]])
+def test_flags_take_no_numbers_of_yaml_1_1_either(flags):
+    with pytest.raises(UserError, match=r"(num_itr|lr) \S+: must be a (whole )?number"):
+        read_flags(TrainConfig, [*NEEDED, *flags])
+
+
+@pytest.mark.parametrize("text", ["1e3", "0o17", "010", "1:20", "on", "no", "~", "null", "1_0", "2024-01-01", "0x1"])
+def test_a_name_that_looks_like_something_else_is_saved_as_a_name(tmp_path, text):
+    config = read_flags(TrainConfig, [*NEEDED, "--wandb-user", text])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(TrainConfig, tmp_path / "config.yaml").wandb_user == text
+    assert yaml.safe_load(to_yaml(config))["wandb_user"] == text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_config_that_is_no_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=r"cannot be read as YAML: .*is no regular file"):
+        read_flags(TrainConfig, NEEDED, path)
 
 
 def test_saved_settings_with_a_line_missing_are_refused(tmp_path):

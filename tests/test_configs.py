@@ -81,7 +81,7 @@ def test_modules_and_functions_that_are_named_exist(document):
         if (ROOT / Path(*name.split(".")).with_suffix(".py")).exists():
             continue
         parts = name.split(".")
-        for cut in range(len(parts) - 1, 0, -1):
+        for cut in range(len(parts), 0, -1):
             try:
                 owner = importlib.import_module(".".join(parts[:cut]))
             except ImportError:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as TF
 
 from i2sb.data.stores import Store, class_of, open_stores
 from i2sb.errors import FileError, UserError
+from i2sb.files import read_regular
+from i2sb.images import UNDECODABLE, open_image, say_undecodable
 
 NO_CLASS = -1
 
@@ -98,10 +99,9 @@ class ImageDataset(Dataset):
         if not list_file:
             return self
         try:
-            lines = Path(list_file).read_text(encoding="utf-8").splitlines()
+            lines = read_regular(Path(list_file)).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError("subset", list_file, f"cannot be read ({reason})") from None
+            raise UserError("subset", list_file, f"cannot be read ({say_undecodable(error)})") from None
         wanted = [line.strip().replace("\\", "/").rpartition("/")[2] for line in lines if line.strip()]
         if not wanted:
             raise UserError("subset", list_file, "lists no images; a path a line is wanted")
@@ -132,6 +132,14 @@ class ImageDataset(Dataset):
         if self.clean.labels is not None:
             return self.clean.labels[self.keys[index]]
         return self.classes.get(class_of(self.keys[index]) or "", NO_CLASS)
+
+    def checksum(self, index: int) -> str:
+        """Return the SHA-256 of an image's encoded file, of a pair's two one after the other."""
+        stores, key = [self.clean, *([self.degraded] if self.degraded else [])], self.keys[index]
+        try:
+            return hashlib.sha256(b"".join(store.read(key) for store in stores)).hexdigest()
+        except OSError as error:
+            raise UnreadableImageError(self.clean.describe(key), say_undecodable(error)) from None
 
     def labels(self, indices: Iterable[int]) -> Tensor:
         """Return the labels of images, int64 [N]."""
@@ -182,17 +190,13 @@ class ImageDataset(Dataset):
 
     def _decode(self, store: Store, key: str) -> Image.Image | Unreadable:
         try:
-            image: Image.Image = Image.open(io.BytesIO(store.read(key)))
+            image = open_image(store.read(key))
             if self.native:  # the published preprocessing ignores how the camera was held
                 image = ImageOps.exif_transpose(image)
-            if not image.mode.startswith(("I", "F")):
-                return image.convert(self.mode)
-            reason = f"pixels of kind {image.mode}, only 8-bit images are supported"
-        except UnidentifiedImageError:
-            reason = "not an image, or cut off"
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
-        return Unreadable(store.describe(key), f"unreadable image ({reason}); remove or replace it")
+            return image.convert(self.mode)
+        except UNDECODABLE as error:
+            reason = say_undecodable(error)
+            return Unreadable(store.describe(key), f"unreadable image ({reason}); remove or replace it")
 
     def _scale(self, image: Image.Image) -> Image.Image:
         """Bring the shorter side to the crop's, or leave an image at its own scale if it is large enough for that."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from i2sb.errors import FileError, UserError
+from i2sb.files import read_regular
 from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -32,7 +33,7 @@ class FolderStore:
 
     def read(self, key: str) -> bytes:
         """Return the encoded file."""
-        return (self.path / key).read_bytes()
+        return read_regular(self.path / key)
 
     def size(self, key: str) -> int:
         """Return the size of the encoded file in bytes."""

@@ -22,7 +22,7 @@ from i2sb.metrics.reference import Reference, read_reference
 from i2sb.metrics.table import CLEAN, COLUMNS, METRICS, OWN_FEATURES
 from i2sb.precision import tf32
 from i2sb.progress import progress_bar
-from i2sb.storage.sample_folder import TRAJECTORIES
+from i2sb.storage.sample_folder import TRAJECTORIES, SampleFolder
 
 IMAGES_DRAWN = 12
 EXAMPLES_DRAWN = 4  # of the worst, of the middle and of the best
@@ -72,6 +72,8 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
         _warn(meters, reference)
 
     share = range(world.rank, count, world.world_size)
+    if isinstance(images.source, SampleFolder):
+        images.source.check_sources(share, images.dataset.checksum)
     with progress_bar(len(share), "image", quiet=not world.is_main) as progress:
         for batch in images.read(share, config, world.device):
             for meter in meters:

@@ -26,7 +26,7 @@ from i2sb.restore import RestorationModel
 from i2sb.sampler import StepTaken
 from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
-from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network
+from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network, read_manifest
 from i2sb.tasks import build_task_corruption
 from i2sb.tiles import pad_reflect
 
@@ -89,7 +89,7 @@ class OwnPictures:
 
     def tidy(self) -> None:
         """Put the manifest in order once nobody adds to it any more."""
-        lines = self._read_manifest()
+        lines = read_manifest(self.output, "file", *_LINE)
         text = "".join(_as_line(lines[name]) for name in sorted(lines) if (self.output / name).exists())
         remove_partials(self.output, MANIFEST)
         write_text(self.output / MANIFEST, text)
@@ -208,7 +208,7 @@ class OwnPictures:
     # --- What was restored before ------------------------------------------------------------------------------------
 
     def _find_missing(self) -> list[Job]:
-        lines, missing = self._read_manifest(), []
+        lines, missing = read_manifest(self.output, "file", *_LINE), []
         for job in self.jobs:
             wanted = [job.out, *(trajectory_paths(self._trajectory_stem(job)) if self.config.save_trajectory else ())]
             if job.out.exists() and job.out.samefile(job.source):
@@ -245,18 +245,6 @@ class OwnPictures:
             "width": job.width,
             "settings": settings,
         }
-
-    def _read_manifest(self) -> dict[str, dict[str, Any]]:
-        """Return the last whole line of each picture; one that was being written when a process was killed is none."""
-        lines = {}
-        path = self.output / MANIFEST
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-            try:
-                line = json.loads(text)
-                lines[line["file"]] = {name: line[name] for name in _LINE}
-            except (ValueError, KeyError, TypeError):
-                continue
-        return lines
 
     def _add_to_manifest(self, line: dict[str, Any]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)

@@ -91,11 +91,12 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     world.barrier()
     folder = SampleFolder.begin(path, settings)
 
-    def line(index: int) -> dict[str, Any]:
+    def line(index: int, sha256: str | None = None) -> dict[str, Any]:
         return {
             "index": index,
             "file": folder.image_path(index).relative_to(folder.path).as_posix(),
             "source": images.keys[index],
+            "sha256": images.checksum(index) if sha256 is None else sha256,
             "label": images.label(index),
             "seed": make_seed(options.seed, Purpose.SAMPLE, index),
         }
@@ -104,6 +105,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     wanted = range(len(images) * part // parts, len(images) * (part + 1) // parts)[: config.limit]
     # Shared out by index, not by what is missing: other processes may be writing already.
     mine = wanted[world.rank :: world.world_size]
+    folder.check_sources(mine, images.checksum)
     missing = folder.missing(mine)
     if config.save_trajectory:
         drawings = {index: trajectory_paths(folder.trajectory_stem(index)) for index in mine}

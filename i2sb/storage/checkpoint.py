@@ -2,7 +2,8 @@
 
 A run directory holds checkpoint_{iteration}.pt files, latest.pt, a link to the newest, and checkpoints.json, a manifest
 of their sizes. Each is a dict laid out as in the released program: `net` (keys prefixed `diffusion_model.`), `ema`,
-`optimizer`, `sched`, and beside them `progress` and `format`, the version of this layout.
+`optimizer`, `sched`, and beside them `progress`, `settings`, those that config.yaml must still tell, and `format`, the
+version of this layout.
 """
 
 import json

@@ -1,13 +1,14 @@
 """A folder of restored images: numbered PNGs in folders of a thousand, the settings they were made with, a manifest.
 
 Several processes may fill one folder, each with images of its own. manifest.jsonl has a line for every image; lines are
-added as images are, and put in order at every start and end.
+added as images are, and put in order at every start and end. Each holds the check sum of the file that the image was
+restored from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,21 @@ def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
 
 # What settings stand for that were written before an option came.
 OLDER_SETTINGS = older_values(SampleSettings)
+
+
+def read_manifest(folder: Path, key: str, *needed: str) -> dict[Any, dict[str, Any]]:
+    """Return the last whole line of each image, under its `key`.
+
+    A line that was being written when a process was killed is none, nor is one that lacks something `needed`.
+    """
+    path, lines = folder / MANIFEST, {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+            lines[line[key]] = {name: line[name] for name in needed} or line
+        except (ValueError, KeyError, TypeError):
+            continue
+    return lines
 
 
 class SampleFolder:
@@ -140,11 +156,33 @@ class SampleFolder:
                     if number.isdecimal() and int(number) in wanted:
                         partial.unlink(missing_ok=True)
 
-    def rewrite_manifest(self, line: Callable[[int], dict[str, Any]]) -> None:
-        """Write a line for every image that exists, in order; line(index) says what it tells besides the settings."""
+    def check_sources(self, indices: Iterable[int], checksum: Callable[[int], str]) -> None:
+        """Raise UserError if one of these images was restored from another file than there is now; `checksum` tells.
+
+        Nobody knows of images that older versions restored.
+        """
+        lines = read_manifest(self.path, "index")
+        known = (index for index in indices if lines.get(index, {}).get("sha256") and self.image_path(index).exists())
+        changed = [index for index in known if checksum(index) != lines[index]["sha256"]]
+        if changed:
+            named = ", ".join(f"{lines[index]['source']} ({self.image_path(index).name})" for index in changed[:5])
+            raise FileError(
+                self.path,
+                f"{len(changed)} images were restored from other files than have their names now: {named}"
+                f"{', …' * (len(changed) > 5)}; bring those back, or delete what was restored and run sample.py again",
+            )
+
+    def rewrite_manifest(self, line: Callable[[int, str | None], dict[str, Any]]) -> None:
+        """Write a line for every image that exists, in order.
+
+        line(index, sha256) says what it tells besides the settings. sha256: as its line told it before; "" if that was
+        written by an older version, None if there was no line.
+        """
         with locked(self.path):
+            before = read_manifest(self.path, "index")
             indices = [index for index in range(self.settings.num_images) if self.image_path(index).exists()]
-            lines = (self._manifest_line(line(index)) for index in indices)
+            known = {index: told.get("sha256", "") for index, told in before.items()}
+            lines = (self._manifest_line(line(index, known.get(index))) for index in indices)
             write_atomically(self.path / MANIFEST, lambda file: file.writelines(lines))
 
     def add_to_manifest(self, line: dict[str, Any]) -> None:

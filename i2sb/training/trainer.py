@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from corruption import Corruption
 from i2sb.batch import Batch
-from i2sb.config import TrainConfig, check_resumable
+from i2sb.config import TrainConfig, check_resumable, fixed_settings
 from i2sb.data.loading import Images
 from i2sb.distributed import World
 from i2sb.errors import FileError, UserError
@@ -159,6 +159,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "sched": None if self.scheduler is None else self.scheduler.state_dict(),
             "progress": asdict(self.progress),
+            "settings": fixed_settings(self.config),
             "scaler": self.scaler.state_dict(),  # empty unless in fp16
         }
 

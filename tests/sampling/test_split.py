@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shutil
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +19,10 @@ from torchvision.transforms.functional import pil_to_tensor
 from helpers.comparison import assert_equal_but_for_rounding, assert_equal_states
 from helpers.programs import ROOT, run_python
 from i2sb import load_model
-from i2sb.config import SampleConfig, SamplingOptions
+from i2sb.config import EvalConfig, SampleConfig, SamplingOptions
 from i2sb.data.dataset import open_split
+from i2sb.errors import UserError
+from i2sb.evaluation.score import run as score
 from i2sb.images import from_uint8, to_uint8
 from i2sb.sampling import split as sampling
 from i2sb.storage.recon import write_recon
@@ -83,6 +88,32 @@ def test_manifest_is_whole_after_parts_in_any_order_and_a_lost_line(restore):
     for name in after:
         if name.endswith(".png"):
             assert_equal_but_for_rounding(after[name], before[name])
+
+
+def test_images_replaced_under_their_names_are_named_by_both_programs(restore, dataset_dir, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(dataset_dir / "val", data / "val")
+    folder = restore(dataset_dir=str(data)) / "samples_nfe2"
+    for line in manifest(folder):
+        assert line["sha256"] == hashlib.sha256((data / "val" / line["source"]).read_bytes()).hexdigest()
+    shutil.copy(data / "val/dog/0.png", data / "val/cat/1.png")
+    common = {"ckpt": "tiny", "results_dir": str(tmp_path / "results"), "device": "cpu", "workers": 0}
+    scoring = EvalConfig(**common, sample_dir="samples_nfe2", metrics="psnr")
+    words = r"samples_nfe2: 1 images were restored from other files .*: cat/1.png \(000001.png\); bring those back"
+    for again in (lambda: restore(dataset_dir=str(data)), lambda: score(scoring)):
+        with pytest.raises(UserError, match=words):
+            again()
+    whole = (folder / "manifest.jsonl").read_text()
+    older = re.sub(r'"sha256": "\w+", ', "", whole)
+    (folder / "manifest.jsonl").write_text(older)
+    restore(dataset_dir=str(data))
+    score(scoring)  # nobody knows better
+    assert {line["sha256"] for line in manifest(folder)} == {""}
+    (folder / "manifest.jsonl").write_text(whole)
+    (folder / "000/000001.png").unlink()
+    restore(dataset_dir=str(data))
+    score(scoring)
+    assert manifest(folder)[1]["sha256"] == manifest(folder)[2]["sha256"]
 
 
 def test_what_is_missing_is_restored_in_the_batches_of_an_uninterrupted_run(restore):

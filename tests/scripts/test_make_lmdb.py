@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.pictures import write_images
 from helpers.programs import ROOT, run_python
+from i2sb.data.dataset import UnreadableImageError, open_split
 
 
 def make_lmdb(*arguments, check=True):
@@ -13,8 +18,6 @@ def make_lmdb(*arguments, check=True):
 
 
 def test_make_lmdb_lists_unreadable_images_and_resizes(tmp_path):
-    from i2sb.data.dataset import open_split
-
     write_images(tmp_path / "in", ["a/0.png", "a/1.png", "b/0.png"])
     (tmp_path / "in" / "a" / "1.png").write_bytes(b"\x89PNG broken")
     done = make_lmdb(tmp_path / "in", tmp_path / "out", "--split", "val", "--resize", "10")
@@ -29,9 +32,27 @@ def test_make_lmdb_lists_unreadable_images_and_resizes(tmp_path):
     assert (tmp_path / "out" / "val_faster_imagefolder.lmdb").read_bytes() == before
 
 
+def test_make_lmdb_refuses_what_the_data_set_would_not_read(tmp_path):
+    """Converted to 8 bits, 16-bit pictures would be clipped and NaN would become 0; a pipe would never end."""
+    write_images(tmp_path / "in", ["good.png"])
+    levels = np.arange(400).reshape(20, 20)
+    Image.fromarray((150 * levels).astype(np.uint16)).save(tmp_path / "in" / "deep.png")
+    Image.fromarray(np.where(levels, levels, np.nan).astype(np.float32)).save(tmp_path / "in" / "float.tif")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    done = make_lmdb(tmp_path / "in", tmp_path / "out", "--resize", 8)
+    assert "left out 3 unreadable images" in done.stderr and "BytesIO" not in done.stderr
+    for name, reason in (("deep.png", "only 8-bit"), ("float.tif", "only 8-bit"), ("pipe.png", "is no regular file")):
+        assert [reason in line for line in done.stderr.splitlines() if name in line] == [True]
+    assert open_split(tmp_path / "out", "train", image_size=8).keys == ["good.png"]
+    folder = open_split(tmp_path, "in", image_size=8)
+    for index in (0, 1, 3):
+        with pytest.raises(UnreadableImageError, match="only 8-bit|is no regular file"):
+            folder.read(index)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("nowhere", "there is no such folder"), ("empty", "holds no images"), ("bad", "none of its 1")],
+    [("nowhere", "there is no such folder"), ("empty", "holds no images"), ("bad", "a.png: not an image, or cut off")],
 )
 def test_make_lmdb_refuses(tmp_path, source, words):
     (tmp_path / "empty").mkdir()
