@@ -45,6 +45,13 @@ class ShapeError(ValueError):
         super().__init__(must)
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Return x on the device; what goes from the CPU to a GPU goes while the host goes on: out of pinned memory."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 class Draws:
     """What the degradations of a batch's images are drawn from.
 
@@ -67,11 +74,11 @@ class Draws:
 
     def rand_like(self, x: Tensor) -> Tensor:
         """Return uniform draws from [0, 1) of the shape and device of x [B, …]."""
-        return self._draw(torch.rand, x.shape[1:]).to(x.device)
+        return send(self._draw(torch.rand, x.shape[1:]), x.device)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Return standard normal draws of the shape and device of x [B, …]."""
-        return self._draw(torch.randn, x.shape[1:]).to(x.device)
+        return send(self._draw(torch.randn, x.shape[1:]), x.device)
 
     def select(self, rows: Sequence[int]) -> Draws:
         """Return what the images `rows` of the batch draw from."""

@@ -86,4 +86,4 @@ class FreeformInpainting(Inpainting):
         if self.masks is not None:
             number = draws.index if draws.index is not None else (draws.rand() * len(self.masks)).long()
             return self.masks.unpack(torch.as_tensor(number))
-        return draw_strokes(draws, height, width, self.percents).to(clean.device)
+        return draw_strokes(draws, height, width, self.percents, clean.device)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from corruption.base import CorruptionError
+from corruption.base import CorruptionError, send
 
 SIDE = 256
 KEY = "{}-{}% freeform"  # the two percents
@@ -71,7 +71,7 @@ class MaskFile(nn.Module):
 
     def unpack(self, number: Tensor) -> Tensor:
         """Return the masks of these numbers [B] (modulo the number of masks), float32 [B, 1, 256, 256]."""
-        rows = self.packed[number.to(self.packed.device) % len(self)]
+        rows = self.packed[send(number % len(self), self.packed.device)]
         return ((rows.unsqueeze(-1) >> self.shifts) & 1).view(-1, 1, SIDE, SIDE).float()
 
 

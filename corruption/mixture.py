@@ -1,12 +1,13 @@
 """Mixtures: every image has one of several degradations, so that one network learns them all."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from corruption.base import Corrupted, Corruption, Draws
+from corruption.base import Corrupted, Corruption, Draws, send
 
 
 class Mixture(Corruption):
@@ -38,11 +39,17 @@ class Mixture(Corruption):
             kinds = (draws.rand() * len(self.parts)).long().tolist()
         else:
             kinds = [number % len(self.parts) for number in draws.index]
-        image, mask = torch.empty_like(clean), torch.zeros_like(clean[:, :1])
-        for kind in set(kinds):  # the images of a kind go through it together
-            rows = [row for row, other in enumerate(kinds) if other == kind]
-            done = cast(Corruption, self.parts[kind]).degrade(clean[rows], draws.select(rows))
-            image[rows] = done.image
-            if done.mask is not None:
-                mask[rows] = done.mask
-        return Corrupted(image, mask if self.makes_holes else None)
+        # The images of a kind go through it together: they are put in order of their kinds once, and back once.
+        rows = sorted(range(len(kinds)), key=kinds.__getitem__)
+        order = torch.tensor(rows)
+        ordered = clean[send(order, clean.device)]
+        image, mask, begin = [], [], 0
+        for kind, group in groupby(rows, key=kinds.__getitem__):
+            own = list(group)
+            part = ordered[begin : begin + len(own)]
+            done = cast(Corruption, self.parts[kind]).degrade(part, draws.select(own))
+            image.append(done.image)
+            mask.append(torch.zeros_like(part[:, :1]) if done.mask is None else done.mask)
+            begin += len(own)
+        back = send(order.argsort(), clean.device)
+        return Corrupted(torch.cat(image)[back], torch.cat(mask)[back] if self.makes_holes else None)

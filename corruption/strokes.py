@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corruption.base import Draws
+from corruption.base import Draws, send
 
+CPU = torch.device("cpu")
 STROKES, PIECES = 4, 5
 # For an image: its share and its number of strokes; for each stroke: start, breadth, and turn and length of the pieces.
 DRAWS_PER_STROKE = 3 + 2 * PIECES
@@ -30,13 +31,16 @@ def count_bounds(percents: tuple[int, int], pixels: int) -> tuple[int, int]:
     return -(-low * pixels // 100), -(-high * pixels // 100)
 
 
-def draw_strokes(draws: Draws, height: int, width: int, percents: tuple[int, int]) -> Tensor:
+def draw_strokes(
+    draws: Draws, height: int, width: int, percents: tuple[int, int], device: torch.device = CPU
+) -> Tensor:
     """Return masks float32 [B, 1, height, width], 1 inside the hole, whose share is in [low, high) percent.
 
-    In evaluation (`draws.index`) the i-th mask is a function of i, the size and the percents alone.
+    In training the device computes them, 4 to 8 ms an image on a CPU; another device may round a pixel at a hole's edge
+    to the other side. In evaluation (`draws.index`) the i-th mask is a function of i, the size and the percents alone.
     """
     if draws.index is None:
-        u = draws.rand(DRAWS_PER_IMAGE)
+        u = send(draws.rand(DRAWS_PER_IMAGE), device)
     else:
         seeds = ([EVALUATION_SEED, percents[0], number] for number in draws.index)
         u = torch.from_numpy(np.stack([np.random.default_rng(seed).random(DRAWS_PER_IMAGE) for seed in seeds]))
@@ -47,7 +51,7 @@ def draw_strokes(draws: Draws, height: int, width: int, percents: tuple[int, int
     nearest = distance.topk(beyond - 1, dim=1, largest=False).indices
     inside = torch.arange(beyond - 1, device=u.device) < count
     mask = torch.zeros_like(distance).scatter_(1, nearest, inside.float())
-    return mask.view(-1, 1, height, width)
+    return send(mask.view(-1, 1, height, width), device)
 
 
 def _distance_to_strokes(u: Tensor, height: int, width: int) -> Tensor:
@@ -61,7 +65,7 @@ def _distance_to_strokes(u: Tensor, height: int, width: int) -> Tensor:
     angle = torch.cat([first, turn], -1).cumsum(-1)
     length = (SHORTEST + (LONGEST - SHORTEST) * length) * side
     steps = torch.stack([angle.sin(), angle.cos()], -1) * length.unsqueeze(-1)
-    extent = torch.tensor([height, width], dtype=u.dtype, device=u.device)
+    extent = torch.stack([u.new_full((), height), u.new_full((), width)])  # torch.tensor would wait for the device
     corners = torch.cat([torch.zeros_like(steps[..., :1, :]), steps.cumsum(-2)], -2) + (start * extent).unsqueeze(-2)
     corners = extent - (extent - corners.remainder(2 * extent)).abs()  # strokes are mirrored at the border
     breadth = NARROWEST + (BROADEST - NARROWEST) * breadth

@@ -183,7 +183,7 @@ class TrainConfig:
     batch_size: int = option(256, "images an optimizer iteration, over all GPUs", at_least=1)
     microbatch: int | Literal["auto"] = option(
         "auto",
-        "images a forward pass, per GPU; auto: as many as its memory takes (2 on a CPU)",
+        "images a forward pass, per GPU; auto: as many as its memory takes (on a CPU, 1 GB)",
         at_least=1,
         may_change=True,
     )

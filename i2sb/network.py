@@ -21,6 +21,7 @@ class BridgeNetwork(nn.Module):
     - downsampling: sides of images must be multiples of this (1 if it does not say so);
     - checkpoint_gradients(): from then on keep fewer activations for the backward pass (for `grad_checkpoint`);
     - half_convolutions(): from then on compute convolutions in float16 (for `use_fp16`);
+    - cast_weights(dtype): turn weights to what autocast would make of them at every evaluation, if nobody trains them;
     - first_convolution: the nn.Conv2d that sees the images, to tell how many weights see the condition.
 
     network: stored as `diffusion_model`, the prefix of every key in the released checkpoints.
@@ -77,6 +78,12 @@ class BridgeNetwork(nn.Module):
     def half_convolutions(self) -> None:
         """Compute convolutions in float16, as the released half precision does. Raises UserError if it cannot."""
         self._ask("half_convolutions", "use_fp16")
+
+    def cast_weights(self, dtype: torch.dtype) -> None:
+        """Turn weights once to what autocast would make of them at every evaluation, if the network can."""
+        cast_weights = getattr(self.diffusion_model, "cast_weights", None)
+        if cast_weights is not None:
+            cast_weights(dtype)
 
     def _ask(self, method: str, setting: str) -> None:
         inside = self.diffusion_model

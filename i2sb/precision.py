@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,6 +19,27 @@ _AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.f
 EMULATED = 4.0
 
 
+def set_tf32(*, products: bool, convolutions: bool) -> None:
+    """Say whether GPUs may round inputs of float32 matrix products and of convolutions to 10 bits of mantissa.
+
+    The one place that sets torch's switches, which hold for the whole process. torch has two ways to set each, and
+    raises RuntimeError when it finds them at odds: these two agree with each other, and with what degradations do.
+    """
+    torch.set_float32_matmul_precision("high" if products else "highest")
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def tf32(*, products: bool, convolutions: bool) -> Iterator[None]:
+    """Set these switches as `set_tf32` does, and back when the context is left."""
+    before = torch.get_float32_matmul_precision() != "highest", torch.backends.cudnn.allow_tf32
+    set_tf32(products=products, convolutions=convolutions)
+    try:
+        yield
+    finally:
+        set_tf32(products=before[0], convolutions=before[1])
+
+
 def prepare(
     network: BridgeNetwork,
     precision: str,
@@ -25,7 +48,8 @@ def prepare(
     compile: bool = False,
     grad_checkpoint: bool = False,
 ) -> None:
-    """Set a network, on its device already, to compute in `precision`; parameters stay in float32 under their names.
+    """Set a network, on its device already, to compute in `precision`; parameters keep their names, and stay in float32
+    if they are to be trained.
 
     precision: "fp32" and, on GPUs, "tf32" (10 bits of mantissa in matrix products and convolutions), "bf16" or "fp16"
     (autocast). The first two set torch's switches for the whole process. channels_last: keep images and kernels with
@@ -35,8 +59,10 @@ def prepare(
     device = network.noise_levels.device
     if precision == "tf32" and device.type != "cuda":
         raise UserError("precision", precision, f"only GPUs compute so, and this is a {device.type}; use fp32 or bf16")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    set_tf32(products=precision == "tf32", convolutions=precision == "tf32")
     network.autocast_dtype = _AUTOCAST[precision]
+    if network.autocast_dtype is not None and not any(p.requires_grad for p in network.parameters()):
+        network.cast_weights(network.autocast_dtype)  # once for all evaluations: nothing will change them
     if channels_last:
         network.to(memory_format=torch.channels_last)
     if grad_checkpoint:

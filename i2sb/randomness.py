@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corruption.base import send
+
 
 class Purpose(IntEnum):
     """What a draw is for; each purpose has streams of its own."""
@@ -51,7 +53,7 @@ class ImageNoise:
     def randn_like(self, x: Tensor) -> Tensor:
         """Return standard normal noise of the shape, type and device of x [B, …]."""
         draws = [torch.randn(x.shape[1:], generator=g, device=g.device) for g in self.generators]
-        return torch.stack(draws).to(x.device, x.dtype)
+        return send(torch.stack(draws), x.device).to(x.dtype)
 
     def randint(self, high: int) -> Tensor:
         """Return an index from {0 … high - 1} for each image, int64 [B]."""

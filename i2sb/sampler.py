@@ -115,6 +115,7 @@ def sample(
     """
     step_back = make_step(sampler, bridge, x1, ot_ode=ot_ode, eta=eta, randn=randn)
     ot_ode = ot_ode or SAMPLERS[sampler].noise_free
+    std_fwd = bridge.std_fwd if refine is None else bridge.std_fwd.cpu()  # once, not in every step
 
     def predict(n: int, xt: Tensor) -> Tensor:
         step = torch.full((len(x1),), n, dtype=torch.long, device=x1.device)
@@ -132,7 +133,7 @@ def sample(
         predict,
         step_back,
         keep_known=keep_known,
-        share=lambda nprev, n: 1 - float(bridge.std_fwd[nprev] / bridge.std_fwd[n]) ** 2,
+        share=lambda nprev, n: 1 - float(std_fwd[nprev] / std_fwd[n]) ** 2,
         refine=refine,
         callback=callback,
         log_count=log_count,

@@ -6,10 +6,13 @@ evaluation: so no seam has a chance to grow, and the noise is the same whatever 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from corruption.base import send
 
 
 def pad_reflect(x: Tensor, multiple: int) -> Tensor:
@@ -63,8 +66,14 @@ def tiled(net: Callable[..., Tensor], tile: int, overlap: int, batch_size: int =
     not depend on their size.
     """
 
+    @cache
+    def lay(side: int, device: torch.device) -> _Axis:
+        """Lay tiles once for all evaluations, with their weights on the device."""
+        starts, weights = lay_tiles(side, tile, overlap)
+        return _Axis(starts, list(send(torch.stack(weights), device)))
+
     def evaluate(xt: Tensor, step: Tensor, cond: Tensor | None = None) -> Tensor:
-        rows, columns = (lay_tiles(side, tile, overlap) for side in xt.shape[-2:])
+        rows, columns = (lay(side, xt.device) for side in xt.shape[-2:])
         height, width = (min(tile, side) for side in xt.shape[-2:])
         corners = [(i, j) for i in range(len(rows.starts)) for j in range(len(columns.starts))]
         blended = torch.zeros_like(xt)
@@ -78,7 +87,7 @@ def tiled(net: Callable[..., Tensor], tile: int, overlap: int, batch_size: int =
             out = net(_cut(xt, windows), step.repeat(len(windows)), cond=None if cond is None else _cut(cond, windows))
             for (i, j, window), part in zip(windows, out.split(len(xt)), strict=True):
                 weight = rows.weights[i][:, None] * columns.weights[j]
-                blended[window] += part * weight.to(part.device, part.dtype)
+                blended[window] += part * weight.to(part.dtype)
         return blended
 
     return evaluate

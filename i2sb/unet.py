@@ -34,12 +34,16 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 class Norm(nn.GroupNorm):
-    """Group normalisation that computes inputs of lower precision in float32."""
+    """Group normalisation whose statistics and products are float32 for inputs of lower precision."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(NORM_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16:  # torch's kernel does so inside; casts around it move four times the memory
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            batch, channels, pixels = *x.shape[:2], x.shape[2:].numel()
+            return torch.native_group_norm(x, weight, bias, batch, channels, pixels, self.num_groups, self.eps)[0]
         # The function behind F.group_norm, which refuses one image of one pixel, but not two.
         out = torch.group_norm(_at_least_float32(x), self.num_groups, self.weight, self.bias, self.eps)
         return out.to(x.dtype)
@@ -213,10 +217,18 @@ class UNet(nn.Module):
 
     def half_convolutions(self) -> UNet:
         """Turn the blocks' convolutions to float16, as the released half precision does; norms stay in float32."""
+        return self._cast_blocks(torch.float16, nn.Conv1d, nn.Conv2d)
+
+    def cast_weights(self, dtype: torch.dtype) -> UNet:
+        """Turn the blocks' weights to what autocast to `dtype` makes of them; norms take no float16."""
+        norms = (Norm,) if dtype == torch.bfloat16 else ()
+        return self._cast_blocks(dtype, nn.Conv1d, nn.Conv2d, nn.Linear, *norms)
+
+    def _cast_blocks(self, dtype: torch.dtype, *kinds: type[nn.Module]) -> UNet:
         for blocks in (self.input_blocks, self.middle_block, self.output_blocks):
             for layer in blocks.modules():
-                if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-                    layer.half()
+                if isinstance(layer, kinds):
+                    layer.to(dtype)
         return self
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:

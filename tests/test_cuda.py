@@ -18,10 +18,11 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_degradations_agree_with_the_cpu(name):
     clean = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    noise = ImageNoise(0, Purpose.SAMPLE, [0, 1])  # sampling hands CPU generators to images on the GPU
-    want = build_corruption(name, 64)(clean, noise.generators).image
-    done = build_corruption(name, 64).cuda()(clean.cuda(), noise.generators)
-    torch.testing.assert_close(done.image.cpu(), want, rtol=0, atol=1e-4)
+    noise, corruption = ImageNoise(0, Purpose.SAMPLE, [0, 1]), build_corruption(name, 64)
+    want = corruption(clean, noise.degradation_generators()).image
+    done = corruption.cuda()(clean.cuda(), noise.degradation_generators()).image.cpu()
+    # Strokes are computed on the GPU, which may round a pixel at a hole's edge to the other side.
+    assert ((done - want).abs() > 1e-4).float().mean() <= (1e-3 if corruption.draws_masks else 0)
 
 
 def test_attention_takes_a_fused_kernel():

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from corruption import build_corruption
+from helpers.fake_cuda import FakeCuda
 from helpers.pictures import write_images
 from helpers.programs import OLD_PROCESSOR, needs_x86, run_python
 from helpers.tiny_run import TINY, as_flags
@@ -16,10 +18,13 @@ from i2sb import load_model
 from i2sb.bridge import Bridge
 from i2sb.config import SampleConfig, TrainConfig
 from i2sb.network import BridgeNetwork, build_network
-from i2sb.precision import EMULATED, make_scaler, measure_slowdown, prepare
+from i2sb.precision import EMULATED, make_scaler, measure_slowdown, prepare, set_tf32, tf32
 from i2sb.sampling import split as sampling
 from i2sb.storage.checkpoint import find_checkpoint, save_checkpoint
 from i2sb.training.loop import train
+from i2sb.unet import Norm
+
+NAMES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def loud(cond_x1: bool = False) -> BridgeNetwork:
@@ -78,6 +83,50 @@ def test_autocast_is_close_and_leaves_weights_and_outputs_in_float32(precision, 
     assert all(p.dtype == torch.float32 for p in cast.parameters())
 
 
+@pytest.mark.parametrize("shape", [(2, 64, 8, 8), (2, 64, 50)])
+def test_norms_in_bf16_are_as_close_as_casts_would_make_them(shape):
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 1).bfloat16()
+    norm = Norm(64)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    want = norm(x.float())
+    done = norm(x)
+    assert done.dtype == torch.bfloat16 and difference([done.float()], [want]) < 5e-3  # 2^-9 for each rounding
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_that_are_not_trained_are_cast_once_to_what_autocast_makes_of_them(precision):
+    trained, frozen = loud(), loud().requires_grad_(False)
+    prepare(trained, precision)
+    prepare(frozen, precision)
+    x, step = torch.randn(2, 3, 16, 16), torch.tensor([0, 9])
+    assert torch.equal(frozen(x, step), trained(x, step))
+    assert list(frozen.state_dict()) == list(trained.state_dict())
+    assert frozen.diffusion_model.middle_block[0].in_layers[2].weight.dtype == getattr(torch, NAMES[precision])
+    assert trained.diffusion_model.middle_block[0].in_layers[2].weight.dtype == torch.float32
+
+
+# For ADM-256, an image of 256 pixels: operations on a GPU, those among them that change a type alone, and the GB that
+# these write. Attention counts as torch's plain one, six casts each, which fused kernels do without.
+@pytest.mark.parametrize(
+    ("precision", "trained", "kernels", "casts", "gigabytes"),
+    [("fp32", True, 802, 0, 0.0), ("bf16", True, 1466, 664, 1.69), ("bf16", False, 928, 126, 0.58)],
+)
+def test_adm256_takes_so_many_kernels(precision, trained, kernels, casts, gigabytes):
+    with torch.device("meta"):
+        network = build_network("adm256", Bridge(10).noise_levels).requires_grad_(trained)
+    gpu = FakeCuda()
+    prepare(network, precision)
+    gpu.move(network)
+    image, step = gpu.put(torch.zeros(1, 3, 256, 256)), gpu.put(torch.zeros(1, dtype=torch.long))
+    with gpu:
+        network(image, step)
+    found = gpu.kernels.total(), gpu.casts, round(gpu.cast_bytes / 1e9, 2)
+    use = "trained" if trained else "frozen"
+    print(f"ADM-256, {precision}, {use}: {found[0]} kernels, {found[1]} casts, {found[2]} GB")
+    assert found == (kernels, casts, gigabytes)
+
+
 def test_channels_last_computes_the_same():
     plain, last = loud(), loud()
     prepare(last, "fp32", channels_last=True)
@@ -107,12 +156,51 @@ def test_compiling_keeps_names_and_results(monkeypatch):
     assert difference([y], [want]) < 1e-5 and difference(gradients, expected) < 1e-5
 
 
+def test_the_network_compiles_without_graph_breaks():
+    """In training and sampling, of full and of short batches: six graphs are enough for all."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    net = loud()
+    prepare(net, "bf16")
+    net.diffusion_model.compile(backend=keep, fullgraph=True)  # which raises at a break
+    for _ in range(2):  # the second time all is there
+        for batch in (4, 3):
+            x, step = torch.randn(batch, 3, 16, 16), torch.zeros(batch, dtype=torch.long)
+            net.train()(x, step).sum().backward()
+            with torch.no_grad():
+                net.eval()(x, step)
+    print(f"{len(graphs)} graphs")
+    assert 1 <= len(graphs) <= 6
+
+
 def test_tf32_needs_a_gpu_and_fp32_means_it():
     with pytest.raises(ValueError, match="precision tf32: only GPUs compute so, and this is a cpu"):
         prepare(loud(), "tf32")
-    torch.backends.cudnn.allow_tf32 = True
+    set_tf32(products=True, convolutions=True)
     prepare(loud(), "fp32")
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_one_process_goes_from_one_precision_to_another_and_degrades_under_each():
+    """torch raises where its older and its newer switches were mixed."""
+    image = torch.rand(1, 3, 16, 16)
+    gpu = FakeCuda()
+    on_gpu = gpu.move(loud())
+    for precision in ("tf32", "fp32", "bf16", "tf32", "fp16"):
+        with gpu:
+            prepare(on_gpu, precision)
+        switches = (True, "high") if precision == "tf32" else (False, "highest")
+        for _ in range(2):
+            assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == switches
+            build_corruption("sr4x-pool", 16)(image)
+            with tf32(products=False, convolutions=False):  # as scores are computed
+                build_corruption("sr4x-pool", 16)(image)
+                assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
 
 
 ADVISE = """

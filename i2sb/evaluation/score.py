@@ -20,6 +20,7 @@ from i2sb.images import draw_grid, save_png
 from i2sb.metrics.meters import ImageMeter
 from i2sb.metrics.reference import Reference, read_reference
 from i2sb.metrics.table import CLEAN, COLUMNS, METRICS, OWN_FEATURES
+from i2sb.precision import tf32
 from i2sb.progress import progress_bar
 from i2sb.storage.sample_folder import TRAJECTORIES, SampleFolder
 
@@ -38,8 +39,8 @@ def run(config: EvalConfig) -> None:
     """
     world = join_world(config.device)
     try:
-        # Full precision in convolutions: scores are compared with other people's.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        # Full precision: scores are compared with other people's.
+        with torch.inference_mode(), tf32(products=False, convolutions=False):
             if config.make_reference:
                 make_reference(config, world)
                 return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from corruption import is_custom
 from i2sb.network_sizes import is_own
 from i2sb.precision import advise_precision
+from i2sb.training.memory import GB, advise_memory, estimate_memory, find_free_memory
 
 if TYPE_CHECKING:
     from i2sb.training.run_log import RunLog
@@ -31,6 +32,11 @@ def introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
         f"batch     {config.batch_size} = {world.world_size} processes x {trainer.microbatch} x "
         f"{trainer.accumulation} accumulated"
     )
+    if world.is_main and not is_own(config.network):
+        needed = estimate_memory(trainer)
+        log.say(f"memory    about {needed / GB:.1f} GB a process")
+        if advice := advise_memory(needed, find_free_memory(world.device)):
+            log.warn(advice)
     log.say(trainer.formulation.describe())
     before, now = (progress := trainer.progress).world_size, world.world_size
     if resumed_from and before and (before, progress.microbatch) != (now, trainer.microbatch):

@@ -22,7 +22,7 @@ from i2sb.distributed import World
 from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL
 from i2sb.network import BridgeNetwork, build_network, check_network
-from i2sb.network_sizes import check_image_size
+from i2sb.network_sizes import check_image_size, is_own
 from i2sb.parsing import read_config
 from i2sb.precision import choose_precision, find_capability, make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
@@ -34,7 +34,8 @@ from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch
 from i2sb.tensor_files import load_weights, read_checksum
 from i2sb.training.ema import ExponentialMovingAverage
 from i2sb.training.initial_weights import begin_with, read_initial_weights
-from i2sb.training.microbatch import find_microbatch
+from i2sb.training.memory import CPU_BUDGET, measure_activations
+from i2sb.training.microbatch import find_microbatch, fits_gpu
 from i2sb.training.optimizer import build_optimizer, build_scheduler, guard_update, scaled_rate
 from i2sb.training.run_log import RunLog
 from i2sb.training.validation import ValidationSet, choose_images, choose_metrics, find_classifier, summarise, validate
@@ -120,7 +121,7 @@ class Trainer:
         )
         share = config.batch_size // world.world_size
         chosen = config.microbatch
-        self.microbatch = find_microbatch(share, self._rehearse, world) if chosen == "auto" else chosen
+        self.microbatch = find_microbatch(share, self._fits, world) if chosen == "auto" else chosen
         self.accumulation = share // self.microbatch
         if config.compile:  # for the microbatch that it is
             self.network.compile()
@@ -273,6 +274,14 @@ class Trainer:
             )
         else:
             self.saved_iteration = iteration
+
+    def _fits(self, microbatch: int) -> bool:
+        """Say whether so many images can be computed at once."""
+        if self.world.device.type != "cpu":
+            return fits_gpu(lambda: self._rehearse(microbatch))
+        return microbatch == 1 or (
+            not is_own(self.config.network) and measure_activations(self, microbatch) <= CPU_BUDGET
+        )
 
     def _rehearse(self, microbatch: int) -> None:
         """Compute a forward and a backward pass, beside as much memory as the optimizer and DDP are going to take."""

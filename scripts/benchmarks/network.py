@@ -1,9 +1,11 @@
 """Training and sampling: images a second, variant by variant, beside the released program's settings."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from i2sb.bridge import Bridge
 from i2sb.loss import bridge_loss
 from i2sb.network import BridgeNetwork, build_network
 from i2sb.options import write_flags
-from i2sb.precision import advise_precision, prepare
+from i2sb.precision import advise_precision, prepare, tf32
 from i2sb.sampler import sample
 from i2sb.training.ema import ExponentialMovingAverage
 from i2sb.training.optimizer import build_optimizer, guard_update
@@ -42,6 +44,10 @@ class Variant:
         """The type its matrix products take."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
 
+    def switches(self) -> AbstractContextManager[None]:
+        """Return a context in which torch computes as this variant wants; it is one for the whole process."""
+        return tf32(products=self.precision == "tf32", convolutions=self.released or self.precision == "tf32")
+
 
 def choose_variants(options: argparse.Namespace, device: torch.device) -> list[Variant]:
     """Return what is measured on this device, the baseline first."""
@@ -66,20 +72,20 @@ def find_reason_to_skip(variant: Variant, options: argparse.Namespace, device: t
 
 
 def make_network(options: argparse.Namespace, device: torch.device) -> tuple[Bridge, BridgeNetwork]:
-    """Return a bridge and a network with random weights, none of them zero."""
+    """Return a bridge and, on the CPU, a network with random weights, none of them zero."""
     torch.manual_seed(0)
-    bridge = Bridge().to(device)
-    network = build_network(options.preset, bridge.noise_levels).to(device)
+    bridge = Bridge()
+    network = build_network(options.preset, bridge.noise_levels)
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():  # ADM begins with zeros at the end of each block
                 parameter.normal_(std=0.02)
-    return bridge, network
+    return bridge.to(device), network
 
 
-def vary(network: BridgeNetwork, variant: Variant) -> BridgeNetwork:
-    """Return a copy of a network that computes as the variant says."""
-    varied = deepcopy(network)
+def vary(network: BridgeNetwork, variant: Variant, device: torch.device) -> BridgeNetwork:
+    """Return a copy of a network, on the device, that computes as the variant says inside its `switches`."""
+    varied = deepcopy(network).to(device)
     if variant.released:
         use_released_settings(varied)
     else:
@@ -89,10 +95,33 @@ def vary(network: BridgeNetwork, variant: Variant) -> BridgeNetwork:
 
 def count_flops(bridge: Bridge, network: BridgeNetwork, options: argparse.Namespace) -> int:
     """Return the floating-point operations (multiply and add are two) of one evaluation of one image."""
-    image, step = _images(options, bridge, 1), torch.zeros(1, dtype=torch.long, device=bridge.betas.device)
+    device = bridge.betas.device
+    image, step = _images(options, bridge, 1), torch.zeros(1, dtype=torch.long, device=device)
+    varied = vary(network, Variant(), device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image, step)
+        varied(image, step)
     return counter.get_total_flops()
+
+
+Work = Callable[[], object]
+
+
+def compare_networks(
+    makers: Sequence[Callable[[], dict[str, Work]]], options: argparse.Namespace, device: torch.device
+) -> tuple[dict[str, float], float | None]:
+    """Return the median seconds of the calls that each makes around a network, and on a GPU the "variant"'s memory, GB.
+
+    On a CPU, where other programs disturb, all are called in turn; on a GPU one network's after another's, each freed
+    before the next is made, so that memory for one is enough.
+    """
+    spent, memory = {}, None
+    for together in [makers] if device.type == "cpu" else [[make] for make in makers]:
+        works = {name: work for make in together for name, work in make().items()}
+        if "variant" in works:
+            memory = _measure_memory(works["variant"], device)
+        spent |= compare(works, options.repeats, device, options.deadline)
+        del works
+    return spent, memory
 
 
 def benchmark_train(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
@@ -123,30 +152,33 @@ def _time_training(
     variant: Variant,
     microbatch: int,
 ) -> dict[str, object]:
-    corruption = build_corruption("sr4x-pool", options.size).to(images.device)
-    works: dict[str, Callable[[], object]] = {}
-    for name, how, size in (("variant", variant, microbatch), ("released", Variant(released=True), MICROBATCH)):
-        if name == "released" and variant.released:
-            continue
-        varied = vary(network, how)
+    device = images.device
+    corruption = build_corruption("sr4x-pool", options.size).to(device)
+
+    def make(name: str, how: Variant, size: int) -> dict[str, Work]:
+        varied = vary(network, how, device)
         optimizer = build_optimizer(varied.parameters(), lr=1e-5, weight_decay=0.0)
         average = ExponentialMovingAverage(varied.parameters(), 0.99)
 
-        def iterate(varied=varied, optimizer=optimizer, average=average, size=size, how=how) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            for part in images.split(size):
-                step = torch.randint(bridge.interval, (size,), device=part.device)
-                loss = bridge_loss(bridge, varied, step, part, corruption(part).image)
-                (loss if how.released else loss * size / len(images)).backward()
-            guard_update(optimizer, 0.0)
-            optimizer.step()
-            average.update()
-            if how.released:
-                loss.item()
+        def iterate() -> None:
+            with how.switches():
+                optimizer.zero_grad(set_to_none=True)
+                for part in images.split(size):
+                    step = torch.randint(bridge.interval, (size,), device=device)
+                    loss = bridge_loss(bridge, varied, step, part, corruption(part).image)
+                    (loss if how.released else loss * size / len(images)).backward()
+                guard_update(optimizer, 0.0)
+                optimizer.step()
+                average.update()
+                if how.released:
+                    loss.item()
 
-        works[name] = iterate
-    memory = _measure_memory(works["variant"], images.device)
-    spent = compare(works, options.repeats, images.device, options.deadline)
+        return {name: iterate}
+
+    makers = [partial(make, "variant", variant, microbatch)]
+    if not variant.released:
+        makers.append(partial(make, "released", Variant(released=True), MICROBATCH))
+    spent, memory = compare_networks(makers, options, device)
     errors = _numerics(options, bridge, network, variant)
     return _row(variant, microbatch, spent, len(images), memory) | errors
 
@@ -155,35 +187,49 @@ def _time_training(
 def benchmark_sample(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
     """Time restoring `options.batch` images with `options.nfe` evaluations."""
     bridge, network = make_network(options, device)
+    network.requires_grad_(False)  # as loaded models are, whose weights `prepare` casts once
     flops = options.nfe * count_flops(bridge, network, options)
     x1 = _images(options, bridge, options.batch)
     step = torch.full((len(x1),), bridge.interval - 1, dtype=torch.long, device=device)
-    baseline = vary(network, Variant(released=True))
-    if device.type == "cuda":
-        baseline.half_convolutions()
 
-    def released() -> None:
-        path = sample(bridge, baseline, x1, nfe=options.nfe, log_count=10)
-        path.states.cpu(), path.pred_x0s.cpu()  # the whole trajectory goes to the CPU
+    def make_released(name: str) -> dict[str, Work]:
+        how = Variant(released=True)
+        varied = vary(network, how, device)
+        if device.type == "cuda":
+            varied.half_convolutions()
+
+        def restore() -> None:
+            with how.switches():
+                path = sample(bridge, varied, x1, nfe=options.nfe, log_count=10)
+                path.states.cpu(), path.pred_x0s.cpu()  # the whole trajectory goes to the CPU
+
+        return {name: restore}
+
+    def make(how: Variant) -> dict[str, Work]:
+        varied = vary(network, how, device)
+
+        def restore() -> None:
+            with how.switches():
+                sample(bridge, varied, x1, nfe=options.nfe)
+
+        def evaluate() -> None:
+            with how.switches():
+                varied(x1, step)
+
+        return {"variant": restore, "network": evaluate}
 
     rows = []
     for variant in choose_variants(options, device):
         if reason := find_reason_to_skip(variant, options, device):
             rows.append({"variant": variant.name, "skipped": reason})
             continue
-        varied = baseline if variant.released else vary(network, variant)
-
-        def restore(varied=varied) -> None:
-            sample(bridge, varied, x1, nfe=options.nfe)
-
-        works = {"variant": released} if variant.released else {"variant": restore, "released": released}
-        memory = _measure_memory(works["variant"], device)
-        spent = compare(works, options.repeats, device, options.deadline)
+        makers = [partial(make_released, "variant")]
+        if not variant.released:
+            makers = [partial(make, variant), partial(make_released, "released")]
+        spent, memory = compare_networks(makers, options, device)
         row = _row(variant, len(x1), spent, len(x1), memory)
         if not variant.released:
-            parts = {"network": lambda varied=varied: varied(x1, step), "all": restore}
-            alone = compare(parts, options.repeats, device, options.deadline)
-            row["overhead %"] = 100 * max(0.0, 1 - options.nfe * alone["network"] / alone["all"])
+            row["overhead %"] = 100 * max(0.0, 1 - options.nfe * spent["network"] / spent["variant"])
         rows.append(row)
     return _report("sample", rows, flops, options, device)
 
@@ -192,16 +238,18 @@ def _numerics(
     options: argparse.Namespace, bridge: Bridge, network: BridgeNetwork, variant: Variant
 ) -> dict[str, float]:
     """Return how far a variant's output and gradient are from float32's, as norms relative to its."""
-    results = []
-    for how in (Variant(), variant):
-        varied = vary(network, how)
+    device = bridge.betas.device
+
+    def compute(how: Variant) -> tuple[Tensor, Tensor]:
+        varied = vary(network, how, device)
         torch.manual_seed(1)
-        x, step = _images(options, bridge, 2), torch.tensor([3, 700], device=bridge.betas.device)
-        out = varied(x, step)
-        out.float().square().mean().backward()
-        gradient = torch.cat([p.grad.float().flatten() for p in varied.parameters()])
-        results.append((out.detach().float(), gradient))
-    (want, want_gradient), (out, gradient) = results
+        x, step = _images(options, bridge, 2), torch.tensor([3, 700], device=device)
+        with how.switches():
+            out = varied(x, step)
+            out.float().square().mean().backward()
+        return out.detach().float(), torch.cat([p.grad.float().flatten() for p in varied.parameters()])
+
+    (want, want_gradient), (out, gradient) = compute(Variant()), compute(variant)
     return {
         "output error": ((out - want).norm() / want.norm()).item(),
         "gradient error": ((gradient - want_gradient).norm() / want_gradient.norm()).item(),

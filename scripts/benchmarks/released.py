@@ -34,8 +34,7 @@ class MaterialisedAttention(AttentionBlock):
 
 
 def use_released_settings(network: BridgeNetwork) -> None:
-    """Give a network, in place, the released program's way to compute."""
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+    """Give a network, in place, the released program's way to compute, but for torch's switches for TF32."""
     network.autocast_dtype = None
     for module in network.modules():
         if type(module) is AttentionBlock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from corruption import CORRUPTIONS
 from helpers.programs import OLD_PROCESSOR, ROOT, needs_x86, run_python
+from i2sb.unet import UNet
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,27 @@ def test_both_kinds_of_lmdb_are_loaded(figures):
     assert rows == [("full size", None, 1), ("pre-resized", None, 1), *crops]
 
 
+def test_every_network_is_timed_under_its_own_precision():
+    """The released settings let convolutions use TF32, fp32 does not; what is prepared last must not decide."""
+    from benchmark import BENCHMARKS
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    seen = set()
+
+    def look(module, inputs):
+        if isinstance(module, UNet):
+            released = any(type(part).__name__ == "MaterialisedAttention" for part in module.modules())
+            seen.add((released, torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+
+    sizes = {"preset": "tiny", "size": 16, "batch": 2, "repeats": 1, "nfe": 1}
+    options = Namespace(**sizes, quick=False, compile=False, deadline=math.inf)
+    with register_module_forward_pre_hook(look):
+        for what in ("train", "sample"):
+            BENCHMARKS[what](options, torch.device("cpu"))
+            assert seen == {(True, True, "highest"), (False, False, "highest")}
+            seen.clear()
+
+
 def test_released_attention_is_the_same_function(figures):
     from benchmarks.network import Variant, vary
 
@@ -87,7 +110,7 @@ def test_released_attention_is_the_same_function(figures):
     network = build_network("tiny", Bridge().noise_levels)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    released = vary(network, Variant(released=True))
+    released = vary(network, Variant(released=True), torch.device("cpu"))
     assert any(type(module).__name__ == "MaterialisedAttention" for module in released.modules())
     x, step = torch.randn(2, 3, 16, 16), torch.tensor([5, 900])
     torch.testing.assert_close(released(x, step), network(x, step))
