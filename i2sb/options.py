@@ -41,9 +41,11 @@ def option(
 
 
 def check_bounds(options: Any) -> None:
-    """Raise UserError for a number that is not finite, or not one that its option may have."""
+    """Raise UserError for a number that is not finite or not one that its option may have, or a text with a null."""
     for f in fields(options):
         value = getattr(options, f.name)
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f.name, repr(value), "holds a null character, which no name of a file can")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if not math.isfinite(value):

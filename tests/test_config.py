@@ -84,6 +84,7 @@ def test_saved_settings_read_back(tmp_path, config_class, flags):
         ("lr: 1:30.5", "--lr 1:30.5: must be a number"),
         ("lr: '1:30.5'", "--lr 1:30.5: must be a number"),
         ("eval_image_size: 1_6", "--eval-image-size 1_6: must be a whole number or null"),
+        ('results_dir: "a\\0b"', r"--results-dir 'a\x00b': holds a null character, which no name of a file can"),
         ("ot_ode: on", "--ot-ode on: must be true or false"),
         ("ot_ode: no", "--ot-ode no: must be true or false"),
     ],
@@ -95,7 +96,7 @@ def test_yaml_is_of_version_1_2(tmp_path, line, want):
     if isinstance(want, str) and want.startswith("--"):
         with pytest.raises(UserError) as error:
             read_flags(TrainConfig, NEEDED, tmp_path / "a.yaml")
-        assert describe(error.value) == f"{tmp_path}/a.yaml: {want}"
+        assert describe(error.value).removeprefix(f"{tmp_path}/a.yaml: ") == want
         return
     value = getattr(read_flags(TrainConfig, NEEDED, tmp_path / "a.yaml"), name)
     assert value == want and type(value) is type(want)
