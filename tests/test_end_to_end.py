@@ -148,7 +148,7 @@ def test_a_finished_run_is_ready_to_restore(trained_run):
     assert [line["iteration"] for line in lines if line["event"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [line["iteration"] for line in lines if line["event"] == "validation"] == [4, 6]
     state = read_checkpoint(trained_run / "latest.pt")
-    assert set(state) == {"format", "net", "ema", "optimizer", "sched", "progress", "scaler"}
+    assert set(state) == {"format", "net", "ema", "optimizer", "sched", "progress", "settings", "scaler"}
     assert all(name.startswith("diffusion_model.") for name in state["net"])
     with Image.open(trained_run / "validation" / "iteration_00000006.png") as image:
         assert image.size[0] > 300

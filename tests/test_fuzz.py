@@ -21,7 +21,7 @@ from i2sb.options import flag
 from i2sb.sampling.split import run as restore
 from i2sb.training.loop import train
 
-QUICK, SLOW = 12, 250  # cases of each program
+QUICK, SLOW = 12, 300  # cases of each program
 
 TEXTS = ("", " ", "-", "--", "a", "é", "\udcff", "a b", "a\nb", "%s%n", "$HOME", "~", "~nobody", "a" * 5000, "*", "\\")
 NUMBERS = ("0", "1", "2", "3", "-1", "10", "010", "1000000000", "-1000000000", "0.5", "-0.5", "1e-320", "1e400", "1e9")
@@ -103,9 +103,9 @@ PROGRAMS = {
 def draw(program: str, number: int) -> str:
     """Return the flag of a case: a setting of the program with a value out of the lists."""
     chance = random.Random(f"{program} {number}")
-    setting = chance.choice([f for f in fields(PROGRAMS[program][0]) if f.name not in LONG])
+    setting = chance.choice(["config", *(f.name for f in fields(PROGRAMS[program][0]) if f.name not in LONG)])
     value = chance.choice([chance.choice(values) for values in (TEXTS, NUMBERS, OTHERS, FILES, NAMES)])
-    return f"{flag(setting.name)}={value}"
+    return f"{flag(setting)}={value}"
 
 
 def check(program: str, number: int, place: Path, monkeypatch, capsys) -> None:

@@ -139,7 +139,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError):
         if error.filename is None:
             return f"cannot write: {error.strerror}" if error.errno in _DISK_IS_FULL else ""
-        return f"{error.filename}: {error.strerror}"
+        return " ".join(f"{error.filename}: {error.strerror}".split())
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and os.strerror(errno.ENOMEM) in str(error)):
         return "not enough memory; take smaller images, fewer at once, or a smaller network"
     setting, value, must = (getattr(error, name, None) for name in ("setting", "value", "must"))
