@@ -223,8 +223,10 @@ class OwnPictures:
         advice = "name another `output`, or allow it with `overwrite`"
         if before is None:
             raise FileError(job.out, f"exists already and is not listed in {MANIFEST} there; {advice}")
-        now = self._line(job)
-        differences = list_differences(OLDER_SETTINGS | before["settings"], now["settings"])
+        now, settings = self._line(job), OLDER_SETTINGS | before["settings"]
+        if not settings["code"]:  # made before it was kept
+            del now["settings"]["code"]
+        differences = list_differences(settings, now["settings"])
         if differences:
             raise FileError(job.out, f"was made with other settings ({differences}); {advice}")
         if (before["sha256"], before["mask_sha256"]) != (now["sha256"], now["mask_sha256"]):
@@ -232,7 +234,7 @@ class OwnPictures:
 
     def _line(self, job: Job) -> dict[str, Any]:
         settings = {
-            **describe_network(self.config, self.model.iteration),
+            **describe_network(self.config, self.model.iteration, self.config.corrupt),
             **self.settle(job).record(),
             "corrupt": self.config.corrupt,
         }
