@@ -32,6 +32,9 @@ _PRECISION_HELP = (
 _CHANNELS_LAST_HELP = "keep images with their channels innermost, which some GPUs like better"
 _COMPILE_HELP = "compile the network with torch.compile: minutes at the start, faster then"
 
+# Sides of square images, in pixels, beyond which a number is a slip: one image would fill a GPU hundreds of times.
+LARGEST_SIDE = 16384
+
 # `--corrupt paired`: the data set holds degraded images itself.
 PAIRED = "paired"
 
@@ -71,6 +74,7 @@ class TrainConfig:
         1,
         "processes to start here, one a GPU, as torchrun --nproc-per-node does",
         at_least=1,
+        at_most=64,
         later=True,
         may_change=True,
     )
@@ -88,7 +92,7 @@ class TrainConfig:
         "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/); required",
         may_change=True,
     )
-    image_size: int = option(256, "side of the square training images, in pixels", at_least=1)
+    image_size: int = option(256, "side of the square training images, in pixels", at_least=1, at_most=LARGEST_SIDE)
     image_channels: Literal[1, 3] = option(3, "3: colour, 1: grey")
     crop: Literal["center", "random"] = option(
         "center",
@@ -239,7 +243,11 @@ class TrainConfig:
     eval_nfe: int = option(10, "network evaluations per validation image (a regression: 1)", may_change=True)
     eval_images: int = option(16, "validation images, spread evenly over the val split", at_least=1, may_change=True)
     eval_image_size: int | None = option(
-        None, "side of validation images, if another than --image-size", at_least=1, may_change=True
+        None,
+        "side of validation images, if another than --image-size",
+        at_least=1,
+        at_most=LARGEST_SIDE,
+        may_change=True,
     )
     weights_dir: str = option(
         "data/weights",
@@ -422,7 +430,10 @@ class SampleConfig(SamplingOptions, RunOptions):
     subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
     limit: int | None = option(None, "restore at most this many images, the first ones", at_least=1)
     image_size: int | None = option(
-        None, "side of the square images, in pixels (default: the run's validation size)", at_least=1
+        None,
+        "side of the square images, in pixels (default: the run's validation size)",
+        at_least=1,
+        at_most=LARGEST_SIDE,
     )
     corrupt: str = option(
         "", "degradation (default: the run's, but none with --input; must be given where it is a Python file)"
@@ -439,7 +450,7 @@ class SampleConfig(SamplingOptions, RunOptions):
     compile: bool = option(False, _COMPILE_HELP)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
     n_gpu_per_node: int = option(
-        1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", at_least=1, later=True
+        1, "processes to start here, one a GPU, as torchrun --nproc-per-node does", at_least=1, at_most=64, later=True
     )
     num_proc_node: int = option(1, "machines that take part; start the same command on each", at_least=1, later=True)
     node_rank: int = option(0, "number of this machine among them", at_least=0, later=True)
@@ -519,7 +530,9 @@ class EvalConfig(RunOptions):
         "", "split the reference is made from (default, as published: train for sr4x-*, val for all others)"
     )
     make_reference: str = option("", "write reference statistics of --dataset-dir to this npz, score nothing")
-    image_size: int = option(256, "side of the square images, in pixels, for --make-reference", at_least=1)
+    image_size: int = option(
+        256, "side of the square images, in pixels, for --make-reference", at_least=1, at_most=LARGEST_SIDE
+    )
     crop: Literal["center", "random"] = option(
         "center", "how images become square for --make-reference: as the run's --crop does it for validation"
     )

@@ -3,7 +3,8 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,11 +19,28 @@ def remove_partials(folder: Path, name: str = "") -> None:
             partial.unlink(missing_ok=True)
 
 
-def read_regular(path: Path) -> bytes:
-    """Return what a file holds. Raises OSError naming it for a pipe or a device, which could wait or go on for ever."""
-    if path.exists() and not path.is_file():
+def check_regular(path: Path) -> None:
+    """Raise OSError naming a pipe or a device: reading it could wait or go on for ever."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # which says so itself
         raise OSError(errno.EINVAL, "is no regular file", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """Return what a file holds. Raises OSError like `check_regular`."""
+    check_regular(path)
     return path.read_bytes()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in what the disk says while it is written, which Python leaves out there."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of what the disk says
+        said = _find_os_error(error)
+        if said is None or said.filename is not None or said.errno is None:
+            raise
+        raise OSError(said.errno, said.strerror, str(path)) from error
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: bool = True) -> None:
@@ -30,7 +48,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: b
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with open(partial, "wb") as file:
+        with naming(path), open(partial, "wb") as file:
             write(file)
             if sync:
                 file.flush()
@@ -42,14 +60,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: b
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as `write_atomically` does."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    # A name that is no UTF-8 becomes what JSON and YAML read back as that name.
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def append(path: Path, line: bytes) -> None:
     """Add a line to a file in one piece, so that lines which several processes add do not mingle."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(file, line)
+        with naming(path):
+            os.write(file, line)
     finally:
         os.close(file)
 
@@ -63,10 +83,8 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def find_os_error(error: BaseException | None) -> str | None:
+def _find_os_error(error: BaseException | None) -> OSError | None:
     """Return what the disk said (no space left, quota exceeded, …) if that is behind an error, else None."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror or str(error)
+    while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    return None
+    return error

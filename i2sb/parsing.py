@@ -6,6 +6,7 @@ the dataclasses' fields as flags and turns its complaints into one line each.
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import Action
 from collections.abc import Callable, Iterable, Sequence
@@ -91,7 +92,10 @@ def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], 
                 shown = "null" if value is None else value
                 raise UserError(name, shown, f"must be {_in_words(kind)}").inside(config_file)
         parser.set_defaults(**_parse(parser.parse_object, values, config_class, config_file))
-    return config_class(**_parse(parser.parse_args, list(flags), config_class))
+    parsed = _parse(parser.parse_args, list(flags), config_class)
+    # A shell does so in --results-dir ~, but neither in --results-dir=~ nor in a file.
+    home = {name: os.path.expanduser(v) for name, v in parsed.items() if isinstance(v, str) and re.match("~(/|$)", v)}
+    return config_class(**parsed | home)
 
 
 def read_config(config_class: type[C], path: Path) -> C:

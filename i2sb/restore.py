@@ -98,6 +98,15 @@ class RestorationModel:
         Raises UserError if a setting does not fit the formulation, the network or the degradation, or if images are
         not finite floats of these shapes within ±LARGEST: noise may carry them beyond [-1, 1].
         """
+        self._check_shapes(degraded, mask, cond)
+        for setting, images in (("degraded", degraded), ("cond", cond)):
+            if images is not None:
+                require(bool(images.isfinite().all()), setting, None, "holds values that are NaN or infinite")
+                largest = float(images.abs().max())
+                must = f"must be in [-1, 1], noise aside; it holds {largest:g}, beyond {LARGEST:g}"
+                require(largest <= LARGEST, setting, None, must)
+        if mask is not None:
+            require(bool(((mask >= 0) & (mask <= 1)).all()), "mask", None, "must be 0 and 1, 1 inside the hole")
         options = SamplingOptions(
             nfe=min(10, self.formulation.default_nfe) if nfe is None else nfe,
             seed=seed,
@@ -137,17 +146,11 @@ class RestorationModel:
     ) -> Trajectory:
         """Restore as `restore` does, told how by `options`, and return the way too: at most `states` of its states.
 
-        The last state is always among them; with None there are none.
+        The last state is always among them; with None there are none. Of the images, shapes and types are checked, not
+        pixels: for them the host would wait for the GPU.
         """
-        self._check_images("degraded", degraded)
+        self._check_shapes(degraded, mask, cond)
         height, width = degraded.shape[-2:]
-        if mask is not None:
-            wanted = (len(degraded), 1, height, width)
-            require(mask.shape == wanted, "mask", describe_shape(mask), f"must be of shape {list(wanted)}")
-            require(bool(((mask >= 0) & (mask <= 1)).all()), "mask", None, "must be 0 and 1, 1 inside the hole")
-        if cond is not None:
-            self._check_images("cond", cond)
-            require(cond.shape == degraded.shape, "cond", describe_shape(cond), f"must be {describe_shape(degraded)}")
         needs_operator = self.formulation.needs_operator(options.consistency)
         if corruption is None and needs_operator:
             corruption = self._build_own_corruption(*self.padded_sides(height, width, degradable=True))
@@ -182,17 +185,19 @@ class RestorationModel:
             return Trajectory(unpad(trajectory.x0))
         return Trajectory(unpad(trajectory.x0), unpad(trajectory.states), unpad(trajectory.pred_x0s))
 
-    def _check_images(self, setting: str, images: Tensor) -> None:
-        """Raise UserError unless images are what the network can be shown."""
+    def _check_shapes(self, degraded: Tensor, mask: Tensor | None, cond: Tensor | None) -> None:
+        """Raise UserError unless these are images that the network can be shown, as far as their pixels do not tell."""
         channels = self.config.image_channels
-        fits = images.ndim == 4 and images.shape[1] == channels and images.numel() > 0
-        require(fits, setting, describe_shape(images), f"must be of shape [B, {channels}, H, W]")
-        floats = "must be floats in [-1, 1]; i2sb.images.from_uint8 makes them of 8-bit images"
-        require(images.is_floating_point(), setting, images.dtype, floats)
-        require(bool(images.isfinite().all()), setting, None, "holds values that are NaN or infinite")
-        largest = float(images.abs().max())
-        must = f"must be in [-1, 1], noise aside; it holds {largest:g}, and beyond {LARGEST:g} is taken for a mistake"
-        require(largest <= LARGEST, setting, None, must)
+        fits = degraded.ndim == 4 and degraded.shape[1] == channels and degraded.numel() > 0
+        require(fits, "degraded", describe_shape(degraded), f"must be of shape [B, {channels}, H, W], none of them 0")
+        wanted = {"degraded": degraded.shape, "mask": (len(degraded), 1, *degraded.shape[2:]), "cond": degraded.shape}
+        for setting, images in (("degraded", degraded), ("mask", mask), ("cond", cond)):
+            if images is not None:
+                shape = list(wanted[setting])
+                require(list(images.shape) == shape, setting, describe_shape(images), f"must be of shape {shape}")
+                if setting != "mask":
+                    floats = "must be floats in [-1, 1]; i2sb.images.from_uint8 makes them of 8-bit images"
+                    require(images.is_floating_point(), setting, images.dtype, floats)
 
     def restore_batch(
         self,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from i2sb.errors import FileError
-from i2sb.files import hash_file
+from i2sb.files import check_regular, hash_file
 
 _SHOWN = 10
 
@@ -31,6 +31,7 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
     With `mmap` tensors come into memory as they are used: for taking some of them, while the file stays in place.
     Raises UnreadableFileError if the file is damaged or holds anything else, OSError if the disk cannot read it.
     """
+    check_regular(path)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch does not compare the check sums
@@ -50,6 +51,8 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
             raise MemoryError(f"{path}: {reason}") from None
         if reason.startswith("Weights only"):
             reason = "it holds more than tensors and plain values"
+        elif not isinstance(error, (RuntimeError, UnreadableFileError)):  # torch's reader stumbled
+            reason = "torch.save did not write it"
         raise UnreadableFileError(path, reason[:100]) from None
 
 

@@ -33,11 +33,14 @@ COMMIT_EVERY = 1000
 def encode(key: str, root: Path, resize: int | None) -> tuple[str, bytes | None, str]:
     """Return (key, the bytes to store, "") or (key, None, why the image cannot be read)."""
     try:
+        key.encode()
         content = read_regular(root / key)
         image = open_image(content)
         image.load()
         shrink = resize is not None and min(image.size) > resize
         pixels = image.convert("RGB") if shrink else None
+    except UnicodeEncodeError:
+        return key, None, "its name is no UTF-8"
     except UNDECODABLE as error:
         return key, None, say_undecodable(error)
     if pixels is not None:
@@ -56,6 +59,29 @@ def is_running(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def write(
+    path: Path, source: Path, keys: list[str], *, resize: int | None, workers: int, title: str
+) -> list[tuple[str, str]]:
+    """Write the images of these keys; returns (path, reason) of each that was left out."""
+    environment = lmdb.open(str(path), subdir=False, map_size=MAP_SIZE, lock=False, sync=False, writemap=False)
+    unreadable = []
+    transaction = environment.begin(write=True)
+    with multiprocessing.Pool(workers) as pool:
+        results = pool.imap(partial(encode, root=source, resize=resize), keys, chunksize=16)
+        for count, (key, content, reason) in enumerate(tqdm(results, total=len(keys), unit="image", desc=title), 1):
+            if content is None:
+                unreadable.append((key, reason))
+            else:
+                transaction.put(key.encode(), content)
+            if count % COMMIT_EVERY == 0:
+                transaction.commit()
+                transaction = environment.begin(write=True)
+    transaction.commit()
+    environment.sync(True)
+    environment.close()
+    return unreadable
 
 
 def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, workers: int) -> list[tuple[str, str]]:
@@ -78,26 +104,16 @@ def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, worker
         if not is_running(int(stale.name.split(".")[-2])):
             stale.unlink()
     partial_file = out / f".{target.name}.{os.getpid()}{PARTIAL}"
-    environment = lmdb.open(str(partial_file), subdir=False, map_size=MAP_SIZE, lock=False, sync=False, writemap=False)
-    unreadable = []
-    transaction = environment.begin(write=True)
-    with multiprocessing.Pool(workers) as pool:
-        results = pool.imap(partial(encode, root=source, resize=resize), keys, chunksize=16)
-        for count, (key, content, reason) in enumerate(tqdm(results, total=len(keys), unit="image", desc=split), 1):
-            if content is None:
-                unreadable.append((key, reason))
-            else:
-                transaction.put(key.encode(), content)
-            if count % COMMIT_EVERY == 0:
-                transaction.commit()
-                transaction = environment.begin(write=True)
-    transaction.commit()
-    environment.sync(True)
-    environment.close()
-    if len(unreadable) == len(keys):
-        partial_file.unlink()
-        raise FileError(source, f"none of its {len(keys)} images can be read, first {keys[0]}: {unreadable[0][1]}")
-    os.replace(partial_file, target)
+    try:
+        unreadable = write(partial_file, source, keys, resize=resize, workers=workers, title=split)
+        if len(unreadable) == len(keys):
+            raise FileError(source, f"none of its {len(keys)} images can be read, first {keys[0]}: {unreadable[0][1]}")
+        os.replace(partial_file, target)
+    except lmdb.Error as error:
+        said = str(error).removeprefix(f"{partial_file}: ")
+        raise FileError(target, f"cannot be written ({said}); is the disk full?") from None
+    finally:
+        partial_file.unlink(missing_ok=True)
     print(f"{target}: {len(keys) - len(unreadable)} images")
     return unreadable
 
@@ -124,12 +140,7 @@ def run(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(name, value, "must be at least 1")
-    try:
-        unreadable = make_lmdb(
-            options.source, options.out, options.split, resize=options.resize, workers=options.workers
-        )
-    except lmdb.Error as error:  # for example a full disk
-        raise FileError(options.out, str(error)) from None
+    unreadable = make_lmdb(options.source, options.out, options.split, resize=options.resize, workers=options.workers)
     if unreadable:
         print(f"left out {len(unreadable)} unreadable images:", file=sys.stderr)
         for key, reason in unreadable:

@@ -77,7 +77,7 @@ def test_an_edited_config_is_told_from_what_the_checkpoint_was_trained_with(run)
     [
         (torch.full_like(X, float("nan")), "degraded: holds values that are NaN or infinite"),
         (X.to(torch.uint8), "degraded torch.uint8: must be floats in .*from_uint8"),
-        (X + 200, r"degraded: must be in \[-1, 1\], noise aside; it holds 200, and beyond 10"),
+        (X + 200, r"degraded: must be in \[-1, 1\], noise aside; it holds 200, beyond 10"),
         (X - LARGEST - 1, "it holds 11"),
         (X[0], r"degraded 3x16x16: must be of shape \[B, 3, H, W\]"),
         (X[:, :1], "degraded 2x1x16x16: must be of shape"),

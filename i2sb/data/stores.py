@@ -136,14 +136,15 @@ def _read_index(path: Path, keys: Sequence[str]) -> dict[str, int]:
 
 def list_images(root: Path) -> list[str]:
     """Return the paths of all image files below `root`, relative to it, with forward slashes."""
-    images = []
+    return [path for path in list_files(root) if Path(path).suffix.lower() in IMAGE_ENDINGS]
+
+
+def list_files(root: Path) -> list[str]:
+    """Return the paths of all files below `root` that are not hidden, relative to it, with forward slashes."""
+    files = []
     for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
-        images += [
-            Path(folder, name).relative_to(root).as_posix()
-            for name in names
-            if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")
-        ]
-    return images
+        files += [Path(folder, name).relative_to(root).as_posix() for name in names if not name.startswith(".")]
+    return files
 
 
 def _raise(error: OSError) -> None:

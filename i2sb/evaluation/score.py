@@ -132,7 +132,6 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
         "not_computed": meters.not_computed,
         "versions": versions,
     }
-    write_text(images.path / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False))
 
     spread_evenly = sorted({i * len(images) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)})
     drawn = images.read_at_once(spread_evenly, config)
@@ -152,6 +151,8 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
         versions=versions,
     )
     report.write(images.path / "report.html")
+    # Last: where it is, all is there.
+    write_text(images.path / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig) -> dict[str, list[Example]]:

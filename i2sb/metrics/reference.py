@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from i2sb.errors import UserError, list_differences
-from i2sb.files import write_atomically
+from i2sb.files import check_regular, write_atomically
 from i2sb.metrics.frechet import Gaussian
 from i2sb.metrics.table import INCEPTION
 
@@ -108,6 +108,7 @@ def read_reference(path: Path) -> Reference:
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Return mu, sigma and the text of made_from, None if there is none. Raises ValueError if they cannot be right."""
+    check_regular(path)
     loaded = np.load(path, allow_pickle=False)
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise ValueError("it is a single array")

@@ -24,7 +24,14 @@ from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
 from i2sb.sampler import StepTaken
-from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
+from i2sb.sampling.picture_files import (
+    advise_endings,
+    check_picture,
+    find_pictures,
+    read_mask,
+    read_picture,
+    write_picture,
+)
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network, read_manifest
 from i2sb.tasks import build_task_corruption
@@ -81,7 +88,7 @@ class OwnPictures:
 
     def advice(self) -> list[str]:
         """Return what the user should know before it begins."""
-        lines = [f"{error}; skipped" for error in self.bad]
+        lines = [advise_endings(Path(self.config.input)), *(f"{error}; skipped" for error in self.bad)]
         trained, corrupt = self.training_corruption, self.model.config.corrupt
         may_fill_holes = is_custom(corrupt) if trained is None else trained.makes_holes
         if self.config.mask and not may_fill_holes and self.model.formulation.sees_degradation:
@@ -278,7 +285,9 @@ class OwnPictures:
 
     def _add_to_manifest(self, line: dict[str, Any]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
-        append(self.output / MANIFEST, ("\n" + _as_line(line)).encode())  # the newline ends a line that was cut off
+        append(
+            self.output / MANIFEST, ("\n" + _as_line(line)).encode(errors="backslashreplace")
+        )  # the newline ends a line that was cut off
 
     def _trajectory_stem(self, job: Job) -> Path:
         return self.output / TRAJECTORIES / job.name

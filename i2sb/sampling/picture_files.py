@@ -15,9 +15,9 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from i2sb.data.stores import IMAGE_ENDINGS, list_images
+from i2sb.data.stores import IMAGE_ENDINGS, list_files, list_images
 from i2sb.errors import FileError, require
-from i2sb.files import write_atomically
+from i2sb.files import check_regular, write_atomically
 from i2sb.images import refuse_undecodable, to_pil
 
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
@@ -53,6 +53,17 @@ def find_pictures(path: Path, setting: str = "input") -> dict[str, Path]:
     require(path.exists(), setting, path, "there is no such file or folder")
     require(path.suffix.lower() in IMAGE_ENDINGS, setting, path, f"pictures end in one of {endings}")
     return {path.name: path}
+
+
+def advise_endings(path: Path) -> str:
+    """Say in a line which files of a folder are passed over, since their endings are of no picture; "" if none is."""
+    others = sorted(set(list_files(path)) - set(list_images(path))) if path.is_dir() else []
+    named = ", ".join(others[:5]) + ", …" * (len(others) > 5)
+    return (
+        f"`input`: {len(others)} files are passed over, since they end in no picture's ending: {named}"
+        if others
+        else ""
+    )
 
 
 def check_picture(path: Path, channels: int) -> tuple[int, int]:
@@ -116,6 +127,7 @@ def read_mask(path: Path, height: int, width: int) -> Tensor:
 def _open(path: Path, channels: int) -> Iterator[Image.Image]:
     if not path.exists():
         raise FileError(path, "there is no such file")
+    check_regular(path)
     with refuse_undecodable(path, "picture", "remove or replace it"), Image.open(path) as image:
         _refuse_kinds(image, path, channels)
         yield image

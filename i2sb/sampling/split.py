@@ -135,7 +135,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         progress.update()
 
     # A batch is written while the next one is computed.
-    with ThreadPoolExecutor(WRITERS) as writers:
+    with progress, ThreadPoolExecutor(WRITERS) as writers:
         written: list[Future[None]] = []
         for loaded in load_in_order(
             images,
@@ -159,7 +159,6 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             ]
         for image in written:
             image.result()
-    progress.close()
     spent = time.perf_counter() - begun
 
     world.barrier()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from i2sb.config import TrainConfig
 from i2sb.errors import FileError
-from i2sb.files import write_atomically
+from i2sb.files import check_regular, write_atomically
 from i2sb.parsing import from_yaml, to_yaml
 
 ENDING = ".safetensors"
@@ -51,6 +51,7 @@ def read_export(path: Path) -> Exported:
     """
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

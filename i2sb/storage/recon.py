@@ -4,6 +4,7 @@ They hold `arr`, float32 [M, C, H, W] in [-1, 1] in the order of the data set, a
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from i2sb.errors import FileError
-from i2sb.files import PARTIAL, write_atomically
+from i2sb.files import PARTIAL, naming, write_atomically
 from i2sb.images import to_uint8
 from i2sb.storage.sample_folder import SampleFolder
 from i2sb.tensor_files import read_tensors
@@ -99,6 +100,9 @@ def write_recon(path: Path, folder: SampleFolder, indices: Sequence[int], labels
     pixels = path.with_name(f".{path.name}.pixels{PARTIAL}")
     try:
         pixels.unlink(missing_ok=True)
+        if hasattr(os, "posix_fallocate"):  # or a full disk would kill the process where it writes into the array
+            with naming(path), open(pixels, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
         arr = torch.from_file(str(pixels), shared=True, size=math.prod(shape))
         arr = arr.view(shape)
         for row, index in enumerate(indices):

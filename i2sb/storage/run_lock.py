@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from i2sb.errors import FileError
+from i2sb.files import naming
 
 LOCK = ".lock"
 
@@ -36,8 +37,8 @@ class RunLock:
                 ) from None
             print(f"warning: {run_dir}: not guarded against a second run ({error.strerror})", file=sys.stderr)
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        with naming(run_dir / LOCK):
+            os.write(self._file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def release(self) -> None:
         """Give the lock back."""

@@ -199,4 +199,5 @@ class SampleFolder:
         append(self.path / MANIFEST, self._manifest_line(line))
 
     def _manifest_line(self, line: dict[str, Any]) -> bytes:
-        return (json.dumps(line | {"settings": asdict(self.settings)}, ensure_ascii=False) + "\n").encode()
+        text = json.dumps(line | {"settings": asdict(self.settings)}, ensure_ascii=False) + "\n"
+        return text.encode(errors="backslashreplace")  # what JSON reads back, of names that are no UTF-8

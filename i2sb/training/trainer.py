@@ -20,7 +20,7 @@ from i2sb.config import TrainConfig, check_resumable, fixed_settings
 from i2sb.data.loading import Images
 from i2sb.distributed import World
 from i2sb.errors import FileError, UserError
-from i2sb.files import PARTIAL, find_os_error
+from i2sb.files import PARTIAL
 from i2sb.network import BridgeNetwork, build_network, check_network
 from i2sb.network_sizes import check_image_size, is_own
 from i2sb.parsing import read_config
@@ -261,11 +261,8 @@ class Trainer:
             return
         try:
             save_checkpoint(self.config.run_dir, self.state_dict(), iteration, self.config.keep_last)
-        except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of what the disk says
-            refused = find_os_error(error)
-            if refused is None:
-                raise
-            message = f"the checkpoint of iteration {iteration} was not written ({refused})"
+        except OSError as error:
+            message = f"the checkpoint of iteration {iteration} was not written ({error.strerror or error})"
             if must:
                 raise FileError(
                     self.config.run_dir,

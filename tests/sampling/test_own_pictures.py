@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,29 @@ def test_command_and_python_give_the_same(restore, photos, trained_run, tile):
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["a.png", "b.png", "more/c.jpg"]
     assert lines[0]["settings"]["tile"] == tile and (lines[1]["height"], lines[1]["width"]) == (90, 5)
+
+
+def test_files_that_are_passed_over_are_counted_and_named(restore, photos, capsys):
+    restore(photos)
+    assert "passed over" not in capsys.readouterr().err
+    for name in ("b.gif", "more/a.heic", "c.txt", ".hidden", "d.x", "e.x", "f.x"):
+        (photos / name).write_bytes(b"")
+    restore(photos)
+    said = capsys.readouterr().err
+    assert "warning: --input: 6 files are passed over, since" in said and ": b.gif, c.txt, d.x, e.x, f.x, …\n" in said
+
+
+def test_pictures_of_one_and_two_pixels_keep_their_size(restore, tmp_path):
+    for name, size in (("a.png", (1, 1)), ("b.png", (2, 2)), ("c.png", (1, 40))):
+        make_image(1, *size).save(tmp_path / name)
+        with Image.open(restore(tmp_path / name) / name) as image:
+            assert image.size == size
+
+
+def test_a_pipe_among_the_pictures_is_named_at_once(restore, photos):
+    os.mkfifo(photos / "pipe.png")
+    with pytest.raises(OSError, match=r"is no regular file: .*pipe.png"):
+        restore(photos)
 
 
 def test_tiles_hardly_change_what_is_seen(restore, photos):

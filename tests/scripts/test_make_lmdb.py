@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.full_disk import full_disk
 from helpers.pictures import write_images
 from helpers.programs import ROOT, run_python
 from i2sb.data.dataset import UnreadableImageError, open_split
+from i2sb.errors import UserError
+from scripts.make_lmdb import make_lmdb as make_in_this_process
 
 
 def make_lmdb(*arguments, check=True):
@@ -39,9 +42,15 @@ def test_make_lmdb_refuses_what_the_data_set_would_not_read(tmp_path):
     Image.fromarray((150 * levels).astype(np.uint16)).save(tmp_path / "in" / "deep.png")
     Image.fromarray(np.where(levels, levels, np.nan).astype(np.float32)).save(tmp_path / "in" / "float.tif")
     os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / os.fsdecode(b"\xff.png")).write_bytes((tmp_path / "in" / "good.png").read_bytes())
     done = make_lmdb(tmp_path / "in", tmp_path / "out", "--resize", 8)
-    assert "left out 3 unreadable images" in done.stderr and "BytesIO" not in done.stderr
-    for name, reason in (("deep.png", "only 8-bit"), ("float.tif", "only 8-bit"), ("pipe.png", "is no regular file")):
+    assert "left out 4 unreadable images" in done.stderr and "BytesIO" not in done.stderr
+    for name, reason in (
+        ("deep.png", "only 8-bit"),
+        ("float.tif", "only 8-bit"),
+        ("pipe.png", "is no regular file"),
+        ("\\udcff.png", "is no UTF-8"),
+    ):
         assert [reason in line for line in done.stderr.splitlines() if name in line] == [True]
     assert open_split(tmp_path / "out", "train", image_size=8).keys == ["good.png"]
     folder = open_split(tmp_path, "in", image_size=8)
@@ -61,6 +70,16 @@ def test_make_lmdb_refuses(tmp_path, source, words):
     done = make_lmdb(tmp_path / source, tmp_path / "out", check=False)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
+    write_images(tmp_path / "in", [f"{i}.png" for i in range(30)])
+    with (
+        full_disk(16384),
+        pytest.raises(UserError, match=r"train_faster_imagefolder.lmdb: cannot be written .* full\?"),
+    ):
+        make_in_this_process(tmp_path / "in", tmp_path / "out", "train", resize=None, workers=1)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_interrupted_make_lmdb_is_never_mistaken_for_a_finished_one(tmp_path):
