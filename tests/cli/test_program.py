@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.full_disk import full_disk
 from helpers.pictures import write_images
@@ -16,8 +18,12 @@ from helpers.tiny_run import TINY, as_flags
 from i2sb.cli.program import report_errors, run_program
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig
 from i2sb.evaluation.score import run as score
+from i2sb.metrics.frechet import Gaussian
+from i2sb.metrics.reference import MadeFrom, write_reference
 from i2sb.sampling.split import run as restore
 from i2sb.training.loop import train
+from scripts.export import export
+from scripts.show_corruptions import run as show_corruptions
 
 # A program of ours as short as can be: it says what it is told to, with what surrounds all of them.
 SAYS = "import sys; from i2sb.cli.program import report_errors\nwith report_errors(): print(eval(sys.argv[1]))"
@@ -110,6 +116,23 @@ def test_a_full_disk_as_a_run_begins(refused, tmp_path, dataset_dir, largest, fi
     flags = as_flags({**TINY, "name": "run", "results_dir": tmp_path, "dataset_dir": dataset_dir})
     line = refused(TrainConfig, train, flags, largest)
     assert line == f"program.py: error: {tmp_path / 'run' / file}: File too large"
+
+
+def test_a_full_disk_under_what_other_programs_write(trained_run, tmp_path, capsys):
+    write_images(tmp_path, ["a.png"])
+    made_from = MadeFrom("n", "", "val", 16, "center", 2, "data", "f", "")
+    moments = Gaussian(torch.zeros(64).double(), torch.eye(64).double())
+    sheet = argparse.Namespace(image=tmp_path / "a.png", out=tmp_path / "sheet.png", names=["decolor"], size=32)
+    for name, write in (
+        ("a.safetensors", lambda: export(trained_run, tmp_path / "a.safetensors", raw=False, overwrite=False)),
+        ("a.npz", lambda: write_reference(tmp_path / "a.npz", moments, made_from)),
+        ("sheet.png", lambda: show_corruptions(sheet)),
+    ):
+        with pytest.raises(SystemExit) as stop, full_disk(1000), report_errors():
+            write()
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.endswith(f"error: {tmp_path / name}: File too large\n")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_the_users_home_is_where_the_shell_would_have_it(monkeypatch):

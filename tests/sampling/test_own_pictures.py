@@ -14,7 +14,7 @@ from corruption import build_corruption
 from helpers.pictures import make_image
 from helpers.tiny_run import TINY
 from i2sb import load_model
-from i2sb.cli.program import describe
+from i2sb.cli.program import describe, report_errors
 from i2sb.config import SampleConfig, TrainConfig
 from i2sb.errors import UserError
 from i2sb.images import from_uint8, to_uint8
@@ -88,6 +88,15 @@ def test_a_pipe_among_the_pictures_is_named_at_once(restore, photos):
     os.mkfifo(photos / "pipe.png")
     with pytest.raises(OSError, match=r"is no regular file: .*pipe.png"):
         restore(photos)
+
+
+def test_names_that_are_no_utf_8_are_restored_and_found_again(restore, photos, capsys):
+    (photos / "a.png").rename(photos / os.fsdecode(b"\xff.png"))
+    for _ in range(2):
+        with report_errors():  # as the program does
+            out = restore(photos)
+    assert (out / os.fsdecode(b"\xff.png")).exists()
+    assert "3 pictures, 0 to restore here" in capsys.readouterr().out
 
 
 def test_tiles_hardly_change_what_is_seen(restore, photos):

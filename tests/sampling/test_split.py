@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -114,6 +115,18 @@ def test_images_replaced_under_their_names_are_named_by_both_programs(restore, d
     restore(dataset_dir=str(data))
     score(scoring)
     assert manifest(folder)[1]["sha256"] == manifest(folder)[2]["sha256"]
+
+
+def test_names_that_are_no_utf_8_are_restored_scored_and_listed(restore, dataset_dir, tmp_path):
+    data, name = tmp_path / os.fsdecode(b"data\xff"), os.fsdecode(b"cat/\xff.png")
+    shutil.copytree(dataset_dir / "val", data / "val")
+    (data / "val/cat/0.png").rename(data / "val" / name)
+    for _ in range(2):
+        folder = restore(dataset_dir=str(data)) / "samples_nfe2"
+        assert name in [line["source"] for line in manifest(folder)]
+    common = {"ckpt": "tiny", "results_dir": str(tmp_path / "results"), "device": "cpu", "workers": 0}
+    score(EvalConfig(**common, sample_dir="samples_nfe2", metrics="psnr"))
+    assert name.encode(errors="backslashreplace").decode() in (folder / "report.html").read_text()
 
 
 def test_what_is_missing_is_restored_in_the_batches_of_an_uninterrupted_run(restore):
