@@ -425,6 +425,7 @@ class SampleConfig(SamplingOptions, RunOptions):
     mask: str = option("", "picture, or folder of such named as those of --input, white where theirs are missing")
     output: str = option("", "folder for the restored pictures of --input")
     overwrite: bool = option(False, "let --input replace pictures that are in --output already")
+    skip_bad: bool = option(False, "restore what can be restored of --input, and warn of the others")
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
     subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
     limit: int | None = option(None, "restore at most this many images, the first ones", at_least=1)
@@ -484,7 +485,7 @@ class SampleConfig(SamplingOptions, RunOptions):
             require(not (self.mask and self.corrupt), "mask", self.mask, either)
             return
         for f in fields(self):
-            if f.name in ("mask", "output", "overwrite", "tile", "overlap"):
+            if f.name in ("mask", "output", "overwrite", "skip_bad", "tile", "overlap"):
                 value = getattr(self, f.name)
                 require(value == f.default, f.name, value, "needs `input`, your pictures")
 

@@ -99,6 +99,18 @@ def find_device(device: str = "auto") -> torch.device:
     return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
 
 
+def check_architecture(capability: tuple[int, int], built_for: list[str]) -> None:
+    """Raise UserError if a GPU of this compute capability is older than all that torch was built for ("sm_80", …)."""
+    known = [int(name.removeprefix("sm_").rstrip("af")) for name in built_for if name.startswith("sm_")]
+    if known and 10 * capability[0] + capability[1] < min(known):
+        raise UserError(
+            "device",
+            "cuda",
+            f"this GPU is of sm_{capability[0]}{capability[1]}, this torch was built for sm_{min(known)} and later; "
+            "install one built for older GPUs (for a V100: from pytorch.org's index for CUDA 12.6)",
+        )
+
+
 def join_world(device: str = "auto") -> World:
     """Find the device and, under torchrun, join the other processes (NCCL on GPUs, gloo on CPUs).
 
@@ -108,6 +120,7 @@ def join_world(device: str = "auto") -> World:
     on_gpu = own_device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(own_device)
+        check_architecture(torch.cuda.get_device_capability(own_device), torch.cuda.get_arch_list())
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1 and not dist.is_initialized():
         # Addresses that a dead process left in torchrun's store must not be taken for its successor's.

@@ -3,7 +3,8 @@
     python scripts/nfe_study.py NAME OUT [--nfe 1 2 3 5 10 20 50 100] [--samplers posterior eta0 second_order …]
                                 [--images 32] [--image-size …] [--dataset-dir …] [--clip-denoise] [--seed 0]
 
-NAME is a run in --results-dir, OUT a folder to make; it gets study.json, study.csv and study.png. Images are spread
+NAME is a run in --results-dir, OUT a folder to make; it gets study.json, study.csv and study.png. The same command
+again goes on where it was stopped. Images are spread
 evenly over the val split and degraded as sample.py degrades them; every sampler starts from the same noise. PSNR and
 SSIM (of images from 11 pixels a side on) are means over images; the Fréchet distance is between the features of the
 restored and of the clean ones in EfficientNet-Lite0, which is not FID, and measures the number of images as well as
@@ -21,7 +22,6 @@ import io
 import json
 import re
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -36,7 +36,7 @@ from i2sb.cli.program import report_errors
 from i2sb.config import SamplingOptions
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import find_device
-from i2sb.errors import FileError, UserError, require
+from i2sb.errors import FileError, UserError, list_differences, require
 from i2sb.files import write_atomically, write_text
 from i2sb.formulation import Formulation
 from i2sb.images import to_uint8
@@ -104,11 +104,42 @@ def takes(formulation: Formulation, nfe: int) -> bool:
     return True
 
 
+class Keep:
+    """study.json: the rows that are done, and what they were made with, so that the same command goes on."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path, self.name = folder / "study.json", name
+        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self.settings: dict[str, Any] = {}
+
+    def open(self, settings: dict[str, Any]) -> None:
+        """Take up the rows that are there. Raises UserError if they, or the folder, are of something else."""
+        self.settings = {"run": self.name, **settings}
+        if self.path.exists():
+            before = json.loads(self.path.read_bytes())
+            differences = list_differences(before.get("settings", {}), self.settings)
+            if differences:
+                raise FileError(self.path, f"is of another study ({differences}); name another folder")
+            self.rows = {(row["sampler"], row["nfe"]): row for row in before["rows"]}
+        elif self.path.parent.exists() and any(self.path.parent.iterdir()):
+            raise FileError(self.path.parent, "exists already and holds no study; name another folder")
+        self._write()  # fails before the work, not after it
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row that is done."""
+        self.rows[row["sampler"], row["nfe"]] = row
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps({"settings": self.settings, "rows": list(self.rows.values())}, indent=2))
+
+
 @torch.no_grad()
 def study(
-    model: RestorationModel, options: argparse.Namespace, features: FeatureNetwork | None
+    model: RestorationModel, options: argparse.Namespace, features: FeatureNetwork | None, keep: Keep
 ) -> list[dict[str, Any]]:
-    """Restore the images in every way; returns a row each, the first one for the degraded images."""
+    """Restore the images in every way that `keep` does not know yet; returns all rows, first the degraded images'."""
     config = choose_degradation(model.config, options.corrupt, "", options.results_dir / options.name)
     image_size = options.image_size or config.restored_size
     check_image_size(config.network, image_size, multiple=model.network.multiple)
@@ -123,14 +154,29 @@ def study(
     numbers = choose_images(len(images), options.images)
     if len(numbers) < 2 or config.image_channels != 3:
         features = None
-    jobs = [(name, nfe) for name in samplers for nfe in counts]
+    keep.open(
+        {
+            "iteration": model.iteration,
+            "corrupt": config.corrupt,
+            "image_size": image_size,
+            "images": len(numbers),
+            "data": images.fingerprint,
+            "clip_denoise": options.clip_denoise,
+            "seed": options.seed,
+            "features": features is not None,
+        }
+    )
+    jobs = [("degraded", 0), *((name, nfe) for name in samplers for nfe in counts)]
+    left = [job for job in jobs if job not in keep.rows]
     comparisons = choose_comparisons(WATCHED, image_size)
-    clean_scores, table = Scores(comparisons), {job: Scores(comparisons) for job in [("degraded", 0), *jobs]}
-    progress = progress_bar(len(numbers) * len(samplers) * sum(counts), "evaluation")
-    for loaded in load_in_order(images, numbers, batch_size=options.batch):
-        clean = loaded.image.to(model.device)
-        clean_scores.add(clean, clean, features)
-        for (name, nfe), scores in table.items():
+    clean_scores = Scores(comparisons)
+    progress = progress_bar(len(numbers) * sum(nfe for _, nfe in left), "evaluation")
+    for name, nfe in left:
+        scores = Scores(comparisons)
+        for loaded in load_in_order(images, numbers, batch_size=options.batch):
+            clean = loaded.image.to(model.device)
+            if (name, nfe) == left[0]:
+                clean_scores.add(clean, clean, features)
             noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
             batch = make_task_batch(config, loaded, corruption, noise, model.device, evaluation=True)
             shown = batch.shown
@@ -139,8 +185,9 @@ def study(
                 shown = model.restore_batch(batch, noise, how).x0
             scores.add(to_uint8(shown), clean, features)
             progress.update(nfe * len(batch))
+        keep.add({"sampler": name, "nfe": nfe} | scores.finish(clean_scores))
     progress.close()
-    return [{"sampler": name, "nfe": nfe} | scores.finish(clean_scores) for (name, nfe), scores in table.items()]
+    return [keep.rows[job] for job in jobs]
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
@@ -213,10 +260,6 @@ def run(options: argparse.Namespace) -> None:
     require(options.seed >= 0, "seed", options.seed, "must not be negative")
     for setting, value in (("images", options.images), ("batch", options.batch), ("nfe", min(options.nfe))):
         require(value >= 1, setting, value, "must be at least 1")
-    free = not options.out.exists() or (options.out.is_dir() and not any(options.out.iterdir()))
-    if not free:
-        raise FileError(options.out, "exists already; remove it, or name another folder")
-    begun = time.perf_counter()
     model = load_model(
         options.results_dir / options.name, find_device(options.device), True, options.ckpt_file, options.network
     )
@@ -225,13 +268,10 @@ def run(options: argparse.Namespace) -> None:
     except UnavailableError as error:
         features = None
         print(f"warning: no Fréchet distance: {error}", file=sys.stderr)
-    options.out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
-    rows = study(model, options, features)
-    config = model.config
+    rows = study(model, options, features, Keep(options.out, options.name))
     about = " ".join(model.formulation.describe().split())
-    title = f"{options.name}: {config.corrupt}, {about}, {model.iteration} iterations, {rows[0]['images']} images"
-    report = {"run": title, "seed": options.seed, "seconds": time.perf_counter() - begun, "rows": rows}
-    write_text(options.out / "study.json", json.dumps(report, indent=2))
+    images = f"{rows[0]['images']} images"
+    title = f"{options.name}: {model.config.corrupt}, {about}, {model.iteration} iterations, {images}"
     write_text(options.out / "study.csv", as_csv(rows))
     print(f"{title}\n{as_csv(rows)}{options.out}/study.json, study.csv", end="")
     if find_spec("matplotlib"):

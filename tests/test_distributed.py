@@ -18,7 +18,7 @@ import torch.distributed as dist
 from helpers.comparison import assert_equal_states
 from helpers.programs import ENVIRONMENT, HANGS, ROOT, run_python
 from helpers.tiny_run import TINY, as_flags
-from i2sb.distributed import agree_on_start, refuse_shared_gpu
+from i2sb.distributed import PATIENCE, World, agree_on_start, check_architecture, find_device, refuse_shared_gpu
 from i2sb.errors import UserError
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 
@@ -59,6 +59,40 @@ def test_two_processes_on_one_gpu_are_refused():
         assert all(f"processes {sharing} were given the same GPU" in said_by[rank] for rank in sharing)
 
 
+def test_a_gpu_that_is_too_old_for_this_torch_is_named():
+    check_architecture((8, 0), ["sm_80", "sm_90a", "compute_90"])
+    check_architecture((9, 0), ["sm_80"])  # newer ones take what was built for it, or say so themselves
+    check_architecture((7, 0), [])
+    with pytest.raises(UserError, match="sm_70, this torch was built for sm_75 and later; install one built"):
+        check_architecture((7, 0), ["sm_75", "sm_80", "sm_90"])
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(4, "cuda:3"), (1, "cuda:0")])
+def test_a_process_takes_its_own_gpu_or_the_only_one_it_is_shown(monkeypatch, gpus, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert find_device() == torch.device(device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="more processes were started than the 2 GPUs here"):
+        find_device()
+
+
+def test_processes_wait_for_each_other_between_cpus(monkeypatch):
+    """Where NCCL would end the job after ten minutes."""
+    groups = []
+    monkeypatch.setattr(dist, "barrier", lambda group=None: groups.append(group))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, *op, group=None: groups.append((tensor.device.type, group)))
+    monkeypatch.setattr(dist, "all_gather_object", lambda values, value, group=None: groups.append(group))
+    world = World(0, 2, torch.device("meta"), control="between CPUs")
+    world.barrier()
+    world.sum(torch.zeros(2))
+    world.any(True)
+    world.gather("word")
+    cpu = ("cpu", "between CPUs")
+    assert groups == ["between CPUs", cpu, cpu, "between CPUs"]
+    assert timedelta(hours=1) <= PATIENCE
+
+
 # --- Runs ------------------------------------------------------------------------------------------------------------
 
 # Runs train.py after PREPARE, which may change sys.argv, differently on each rank.
@@ -92,6 +126,8 @@ def iterations(run_dir: Path) -> list[str]:
     return sorted(path.name for path in run_dir.glob("checkpoint_*.pt"))
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_processes_with_other_checkpoints_are_refused(tmp_path, flags):
     """As with results on each machine's own disk: the same run, the same iteration, other weights."""
     for seed, folder in enumerate(("here", "there")):
@@ -111,6 +147,7 @@ def test_processes_with_other_checkpoints_are_refused(tmp_path, flags):
     assert iterations(tmp_path / "here/run")[-1] == "checkpoint_00000004.pt"
 
 
+@pytest.mark.cluster
 def test_a_process_without_memory_for_a_checkpoint_stops_all(tmp_path, flags):
     """It is no broken checkpoint, to be passed over for an older one."""
     run_python("train.py", *flags(microbatch=2))
@@ -129,6 +166,8 @@ if rank == 1:
     assert (tmp_path / "run/checkpoint_00000004.pt").read_bytes() == before
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_gradients_stay_in_the_buckets_that_are_sent(tmp_path, flags):
     """Else, added up over microbatches, they would need their memory a second time."""
     watch = f"""

@@ -277,3 +277,18 @@ def test_the_study_of_samplers_scores_every_number_of_evaluations(tmp_path, trai
     assert all(5 < row["psnr"] < 60 and 0 < row["ssim"] <= 1 for row in rows)
     assert len({row["efficientnet-lite0-frechet"] for row in rows}) == 4 and rows[0]["sampler"] == "degraded"
     assert all(row["efficientnet-lite0-frechet"] > 0 and row["images"] == 2 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_study_of_samplers_goes_on_where_it_was(tmp_path, trained_run):
+    run = copy_run(trained_run, tmp_path)
+    flags = ["--results-dir", tmp_path, "--nfe", 1, 2, "--samplers", "posterior", "eta0", "--images", 2]
+    run_python("scripts/nfe_study.py", run.name, tmp_path / "study", *flags, "--device", "cpu")
+    study = tmp_path / "study" / "study.json"
+    kept = json.loads(study.read_text())
+    study.write_text(json.dumps({**kept, "rows": kept["rows"][:3]}))
+    run_python("scripts/nfe_study.py", run.name, tmp_path / "study", *flags, "--device", "cpu")
+    assert json.loads(study.read_text()) == kept
+    other = [*flags[:-1], 3, "--device", "cpu"]
+    refused = run_python("scripts/nfe_study.py", run.name, tmp_path / "study", *other, check=False)
+    assert refused.returncode == 2 and "is of another study (images 2 there, 3 now)" in refused.stderr

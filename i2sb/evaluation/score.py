@@ -156,11 +156,13 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
 
 
 def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig) -> dict[str, list[Example]]:
-    """Return the worst, middle and best images by the PSNR of the restored ones."""
+    """Return the worst, middle and best images by the PSNR of the restored ones; of few images all, each once."""
     order = torch.argsort(psnr.values("restored"), stable=True).tolist()
-    shown = min(EXAMPLES_DRAWN, len(order))
+    shown = EXAMPLES_DRAWN
     middle = (len(order) - shown) // 2
     chosen = {"worst": order[:shown], "median": order[middle : middle + shown], "best": order[-shown:][::-1]}
+    if len(order) <= 3 * shown:
+        chosen = {"all, the worst first": order}
     examples: dict[str, list[Example]] = {}
     for kind, numbers in chosen.items():
         batch = images.read_at_once(numbers, config)

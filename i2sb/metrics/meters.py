@@ -41,7 +41,11 @@ class ImageMeter:
     def add(self, batch: EvaluationBatch) -> None:
         """Take in a batch."""
         for row, column in enumerate(COLUMNS):
-            self._values[row, batch.numbers] = self.compare(getattr(batch, column), batch.clean).double().cpu()
+            values = self.compare(getattr(batch, column), batch.clean)
+            if values.shape != (len(batch.numbers),):  # one number would be taken for every image's
+                name = getattr(self.compare, "__name__", "compare")
+                raise TypeError(f"{name}: returned {tuple(values.shape)} for {len(batch.numbers)} images, not one each")
+            self._values[row, batch.numbers] = values.double().cpu()
 
     def reduce(self, reduce: Reduce) -> None:
         """Bring in what the other processes saw."""

@@ -38,6 +38,7 @@ from i2sb.tasks import build_task_corruption
 from i2sb.tiles import pad_reflect
 
 LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
+SHOWN_BAD = 20  # pictures that cannot be restored, named in one message
 DEFAULT_TILE = 256
 _LINE = ("file", "source", "sha256", "mask_sha256", "height", "width", "settings")
 
@@ -60,7 +61,8 @@ class OwnPictures:
     def __init__(self, model: RestorationModel, config: SampleConfig, options: SamplingOptions) -> None:
         """Look at every picture, without decoding it. options: as the formulation settled them.
 
-        Raises UserError naming the first picture that cannot be restored, or whose output is taken.
+        Raises UserError naming the pictures that cannot be restored, unless they are to be skipped and there are
+        others, and the first whose output is taken.
         """
         self.model, self.config, self.options = model, config, options
         self.needs_operator = model.formulation.needs_operator(options.consistency)
@@ -68,17 +70,25 @@ class OwnPictures:
         self._check_folders()
         sources = dict(list(find_pictures(Path(config.input)).items())[: config.limit])
         masks = self._find_masks(list(sources))
-        self.jobs = []
+        self.jobs: list[Job] = []
+        self.bad: list[UserError] = []
         for name, source in sources.items():
-            height, width = check_picture(source, model.config.image_channels)
-            self.jobs.append(Job(name, source, masks.get(name), height, width, self.output / name))
-            if config.corrupt or self.needs_operator:
-                self._build_corruption(self.jobs[-1])
+            try:
+                height, width = check_picture(source, model.config.image_channels)
+                job = Job(name, source, masks.get(name), height, width, self.output / name)
+                if config.corrupt or self.needs_operator:
+                    self._build_corruption(job)
+                self.jobs.append(job)
+            except UserError as error:
+                if error.setting != source:
+                    raise
+                self.bad.append(error)
+        self._refuse_bad(len(sources))
         self.missing = self._find_missing()
 
     def advice(self) -> list[str]:
         """Return what the user should know before it begins."""
-        lines = [advise_endings(Path(self.config.input))]
+        lines = [advise_endings(Path(self.config.input)), *(f"{error}; skipped" for error in self.bad)]
         trained, corrupt = self.training_corruption, self.model.config.corrupt
         may_fill_holes = is_custom(corrupt) if trained is None else trained.makes_holes
         if self.config.mask and not may_fill_holes and self.model.formulation.sees_degradation:
@@ -91,7 +101,12 @@ class OwnPictures:
         """Restore these pictures and write each when it is done."""
         with progress_bar(len(jobs), "picture", quiet=quiet) as progress:
             for job in jobs:
-                self._restore_one(job, progress)
+                try:
+                    self._restore_one(job, progress)
+                except UserError as error:  # met when it is decoded
+                    if error.setting != job.source or not self.config.skip_bad:
+                        raise
+                    progress.write(f"warning: {error}; skipped", file=sys.stderr)
                 progress.update()
 
     def tidy(self) -> None:
@@ -154,6 +169,19 @@ class OwnPictures:
         write_picture(job.out, image, picture, colours=colours)
 
     # --- Checks ------------------------------------------------------------------------------------------------------
+
+    def _refuse_bad(self, count: int) -> None:
+        if not self.bad or (self.config.skip_bad and self.jobs):
+            return
+        if count == 1:
+            raise self.bad[0]
+        listed = "; ".join(map(str, self.bad[:SHOWN_BAD])) + ("; …" if len(self.bad) > SHOWN_BAD else "")
+        raise UserError(
+            "input",
+            self.config.input,
+            f"{len(self.bad)} of its {count} pictures cannot be restored: {listed}"
+            + ("; go on without them with `skip_bad`" if self.jobs else ""),
+        )
 
     def _check_folders(self) -> None:
         config, source, out = self.config, Path(self.config.input), self.output
@@ -230,8 +258,10 @@ class OwnPictures:
         advice = "name another `output`, or allow it with `overwrite`"
         if before is None:
             raise FileError(job.out, f"exists already and is not listed in {MANIFEST} there; {advice}")
-        now = self._line(job)
-        differences = list_differences(OLDER_SETTINGS | before["settings"], now["settings"])
+        now, settings = self._line(job), OLDER_SETTINGS | before["settings"]
+        if not settings["code"]:  # made before it was kept
+            del now["settings"]["code"]
+        differences = list_differences(settings, now["settings"])
         if differences:
             raise FileError(job.out, f"was made with other settings ({differences}); {advice}")
         if (before["sha256"], before["mask_sha256"]) != (now["sha256"], now["mask_sha256"]):
@@ -239,7 +269,7 @@ class OwnPictures:
 
     def _line(self, job: Job) -> dict[str, Any]:
         settings = {
-            **describe_network(self.config, self.model.iteration),
+            **describe_network(self.config, self.model.iteration, self.config.corrupt),
             **self.settle(job).record(),
             "corrupt": self.config.corrupt,
         }

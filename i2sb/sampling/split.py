@@ -76,7 +76,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
 
     settings = SampleSettings(
         **options.record(),
-        **describe_network(config, model.iteration),
+        **describe_network(config, model.iteration, task.corrupt),
         corrupt=task.corrupt,
         mask_file=task.mask_file,
         dataset_dir=str(Path(dataset_dir)),

@@ -7,6 +7,7 @@ restored from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from corruption import is_custom
 from i2sb.config import Precision, SampleConfig, SamplingOptions
 from i2sb.errors import FileError, list_differences
-from i2sb.files import PARTIAL, append, remove_partials, write_atomically, write_text
+from i2sb.files import PARTIAL, append, hash_file, remove_partials, write_atomically, write_text
 from i2sb.images import refuse_undecodable, save_png, to_pil
+from i2sb.network_sizes import is_own
 from i2sb.options import older_values, option
 from i2sb.parsing import read_config, to_yaml
 from i2sb.storage.run_lock import LOCK, locked
@@ -38,6 +41,7 @@ class SampleSettings(SamplingOptions):
     iteration: int = option(0, "iteration that the network's weights are of")
     ckpt_file: str = option("", "checkpoint, as the user named it; empty for the newest", later=True)
     network: str = option("", "network, as the user named it; empty for what the run says", later=True, older="")
+    code: str = option("", "digest of the user's Python files that took part; empty if none did", later=True, older="")
     use_fp16: bool = option(False, "whether convolutions computed in half precision")
     precision: Precision = option("fp32", "what the network computed in", later=True)
     corrupt: str = option("", "degradation")
@@ -49,13 +53,16 @@ class SampleSettings(SamplingOptions):
     fingerprint: str = option("", "of the names in the data set, so that images of two are not mixed or compared")
 
 
-def describe_network(config: SampleConfig, iteration: int) -> dict[str, Any]:
-    """Return what settings and manifests tell of the network: whose weights, and what it computes in.
+def describe_network(config: SampleConfig, iteration: int, corrupt: str) -> dict[str, Any]:
+    """Return what settings and manifests tell of the network: whose weights, what it computes in, and the user's code.
 
-    iteration: where the weights stood.
+    iteration: where the weights stood. corrupt: the degradation, which may be code, too.
     """
     names = ("ckpt_file", "network", "use_fp16", "precision")
-    return {"run": config.ckpt, "iteration": iteration} | {name: getattr(config, name) for name in names}
+    own = [name for name, is_code in ((config.network, is_own), (corrupt, is_custom)) if is_code(name)]
+    files = [hash_file(Path(name.rpartition(":")[0])) for name in own]
+    code = hashlib.sha256("".join(files).encode()).hexdigest()[:16] if files else ""
+    return {"run": config.ckpt, "iteration": iteration, "code": code} | {n: getattr(config, n) for n in names}
 
 
 # What settings stand for that were written before an option came.
@@ -101,6 +108,8 @@ class SampleFolder:
             del now[name]
         if settings.mask_file and before.mask_file:
             del now["mask_file"]
+        if not before.code:  # made before it was kept
+            del now["code"]
         differences = list_differences(asdict(before), now)
         if differences:
             raise FileError(

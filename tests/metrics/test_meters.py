@@ -7,7 +7,7 @@ import torch
 
 from i2sb.metrics.feature_networks import FeatureNetwork, FeatureOutput
 from i2sb.metrics.kid import kernel_distance
-from i2sb.metrics.meters import EvaluationBatch, NetworkMeter
+from i2sb.metrics.meters import EvaluationBatch, ImageMeter, NetworkMeter
 
 
 class KnowsColours(FeatureNetwork):
@@ -62,3 +62,10 @@ def test_two_shares_of_the_images_make_a_whole():
         assert one.agreement(column) == whole.agreement(column)
     want = kernel_distance(restored[pool].flatten(1) / 255, clean[pool].flatten(1) / 255, seed=1)
     assert whole.kernel("restored").mean == pytest.approx(want.mean, rel=1e-9)
+
+
+@pytest.mark.parametrize("compare", [lambda a, b: torch.tensor(3.0), lambda a, b: torch.zeros(len(a), 1)])
+def test_a_metric_that_gives_other_than_a_number_an_image_is_named(compare):
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"<lambda>: returned \(.*\) for 2 images, not one each"):
+        ImageMeter(compare, 2).add(EvaluationBatch(images, images, images, [0, 1]))

@@ -14,8 +14,9 @@ from corruption import build_corruption
 from helpers.pictures import make_image
 from helpers.tiny_run import TINY
 from i2sb import load_model
-from i2sb.cli.program import report_errors
+from i2sb.cli.program import describe, report_errors
 from i2sb.config import SampleConfig, TrainConfig
+from i2sb.errors import UserError
 from i2sb.images import from_uint8, to_uint8
 from i2sb.sampling import own_pictures
 from i2sb.sampling import split as sampling
@@ -283,3 +284,24 @@ def test_pictures_of_before_an_option_was_there_are_continued(restore, photos):
     restore(photos)
     with pytest.raises(ValueError, match=r"a.png: was made with other settings \(overlap 32 there, 8 now\)"):
         restore(photos, overlap=8)
+
+
+def test_all_bad_pictures_are_named_at_once_and_can_be_skipped(restore, photos, tmp_path, capsys):
+    good = ["a.png", "b.png", "more/c.jpg"]
+    (photos / "bad_a.png").write_bytes(b"no picture")
+    (photos / "bad_b.jpg").write_bytes(b"")
+    (photos / "cut.png").write_bytes((photos / good[0]).read_bytes()[:-200])
+    with pytest.raises(UserError) as error:
+        restore(photos)
+    said = describe(error.value)
+    assert f"--input {photos}: 3 of its {len(good) + 3} pictures cannot be restored: " in said
+    assert "bad_a.png: " in said and "bad_b.jpg: " in said and "go on without them with --skip-bad" in said
+    out = restore(photos, skip_bad=True)
+    restored = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.suffix in (".png", ".jpg")]
+    assert sorted(restored) == good
+    warned = capsys.readouterr().err
+    assert all(f"{name}: " in warned for name in ("bad_a.png", "bad_b.jpg", "cut.png")) and "; skipped" in warned
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="bad.png"):
+        restore(tmp_path / "only", skip_bad=True)

@@ -268,3 +268,26 @@ def test_killed_at_five_random_moments_the_files_are_those_of_one_clean_run(tmp_
     want, found = (contents(tmp_path / name / "tiny" / "samples_nfe2") for name in ("never-killed", "killed"))
     assert want.keys() == found.keys() and len(want) == 3 * 5 + 4
     assert want == found
+
+
+OWN = """
+from corruption import Corrupted, Corruption
+
+class Darker(Corruption):
+    def degrade(self, clean, draws):
+        return Corrupted(clean - 0.{amount})
+"""
+
+
+def test_images_made_with_code_that_was_changed_are_not_kept(restore, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN.format(amount=1))
+    corrupt = f"{file}:Darker"
+    folder = restore(corrupt=corrupt, limit=1) / "samples_nfe2"
+    restore(corrupt=corrupt)  # unchanged: goes on
+    file.write_text(OWN.format(amount=2))
+    with pytest.raises(UserError, match=r"made with other settings \(code \w+ there, \w+ now\)"):
+        restore(corrupt=corrupt)
+    settings = folder / "settings.yaml"
+    settings.write_text("".join(line for line in settings.open() if not line.startswith("code:")))
+    restore(corrupt=corrupt)  # a folder of an older version, which did not keep it

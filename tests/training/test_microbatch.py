@@ -12,7 +12,7 @@ from helpers.tiny_run import TINY, as_flags
 from i2sb.config import TrainConfig
 from i2sb.distributed import World
 from i2sb.errors import UserError
-from i2sb.precision import choose_precision
+from i2sb.precision import advise_precision, choose_precision
 from i2sb.training.memory import CPU_BUDGET, advise_memory, estimate_memory, find_free_memory, measure_activations
 from i2sb.training.microbatch import find_microbatch, fits_gpu
 from i2sb.training.trainer import Trainer
@@ -111,3 +111,11 @@ def test_too_much_is_said_with_what_lowers_it():
     assert free is None or 1e6 < free < 1e15
     assert advise_memory(3e9, 4e9) == advise_memory(3e9, None) == ""
     assert "needs about 5.0 GB of memory, and 4.0 GB are free; lower `microbatch`" in advise_memory(5e9, 4e9)
+
+
+@pytest.mark.parametrize(("capability", "better"), [((9, 0), "bf16"), ((7, 0), "fp16"), ((6, 1), "")])
+def test_float32_on_a_card_that_could_do_better_is_said(monkeypatch, capability, better):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    said = advise_precision("fp32", torch.device("cuda"))
+    assert f"many times as much in {better} (`precision` auto)" in said if better else not said
+    assert not advise_precision("bf16", torch.device("cuda"))
