@@ -108,7 +108,7 @@ def test_flags_take_no_numbers_of_yaml_1_1_either(flags):
         read_flags(TrainConfig, [*NEEDED, *flags])
 
 
-@pytest.mark.parametrize("text", ["1e3", "0o17", "010", "1:20", "on", "no", "~", "null", "1_0", "2024-01-01", "0x1"])
+@pytest.mark.parametrize("text", ["1e3", "0o17", "010", "1:20", "on", "no", "null", "1_0", "2024-01-01", "0x1"])
 def test_a_name_that_looks_like_something_else_is_saved_as_a_name(tmp_path, text):
     config = read_flags(TrainConfig, [*NEEDED, "--wandb-user", text])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
