@@ -162,7 +162,8 @@ def _end_early(trainer: Trainer, stop: StopRequest, spoiled: bool) -> NoReturn:
         raise UserError(
             "max_bad_images",
             config.max_bad_images,
-            f"more training images than that are unreadable, the names are above; {saved}: mend them, or allow more",
+            f"more training images than that are unreadable, the names are above; {saved}: mend them and go on with "
+            "`allow_changed_data`, or allow more",
         )
     name = stop.received.name if stop.received else "another process"
     status = 130 if stop.received == signal.SIGINT else STOPPED

@@ -95,7 +95,9 @@ def test_truncated_image_saves_what_was_learned_and_the_run_goes_on_once_it_is_m
     assert_one_line(status, said, "--max-bad-images 0: more training images", "is saved at iteration")
     assert not list(results.glob("run/checkpoint_00000009.pt"))
     image.write_bytes(whole)
-    assert train(dataset_dir=data, save_every=100, eval_every=0, num_itr=9)[0] == 0
+    again = {"dataset_dir": data, "save_every": 100, "eval_every": 0, "num_itr": 9}
+    assert_one_line(*train(**again), "images were replaced under their names", "--allow-changed-data")
+    assert train(**again, allow_changed_data=True)[0] == 0
     assert list(results.glob("run/checkpoint_00000009.pt"))
 
 
