@@ -28,4 +28,7 @@ def hand_over(config: object, program: str, flags: Sequence[str]) -> None:
     if isinstance(config, (TrainConfig, SampleConfig)):
         command = launch_command(config, program, flags)
         if command is not None:
+            if config.num_proc_node > 1:
+                where = f"{config.master_address}:{config.master_port}"
+                print(f"waiting at {where} until {config.num_proc_node} machines have started this", file=sys.stderr)
             os.execv(command[0], command)

@@ -65,15 +65,18 @@ class WandbCurves:
         folder.mkdir(parents=True, exist_ok=True)
         self._wandb = wandb
         # The same id for the same run: a resumed one goes on with its curves.
-        self._run = wandb.init(
-            project=project,
-            entity=user or None,
-            name=name,
-            id=name.replace("/", "-"),
-            dir=str(folder),
-            config=settings,
-            resume="allow",
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                entity=user or None,
+                name=name,
+                id=name.replace("/", "-"),
+                dir=str(folder),
+                config=settings,
+                resume="allow",
+            )
+        except wandb.Error as error:  # no key, a wrong one, no network
+            raise UserError("log_writer", "wandb", f"W&B refused: {' '.join(str(error).split())}") from None
 
     def numbers(self, values: dict[str, float], iteration: int) -> None:
         self._run.log(values, step=iteration)

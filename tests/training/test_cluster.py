@@ -219,6 +219,7 @@ def test_two_launchers_make_two_nodes(tmp_path, flags, two_processes):
     said = [node.communicate(timeout=HANGS)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert "2 processes x 1 x 2 accumulated" in said[0] + said[1]
+    assert all(f"waiting at localhost:{port} until 2 machines have started this" in text for text in said)
     assert_equal_states(final_state(tmp_path / "run"), two_processes)
 
 
