@@ -76,4 +76,5 @@ def test_training_takes_the_steps_that_were_drawn(configure, monkeypatch):
         SchroedingerBridge, "loss", lambda self, net, step, *rest: seen.append(step) or loss(self, net, step, *rest)
     )
     train(configure(num_itr=2, start_share=1.0))
-    assert torch.cat(seen).tolist() == [999] * 8
+    drawn = [step for step in seen if type(step) is torch.Tensor]  # others have shapes only: memory is estimated
+    assert torch.cat(drawn).tolist() == [999] * 8
