@@ -131,6 +131,7 @@ def study_program(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_finished_work_is_not_done_again_and_other_settings_are_refused(finished, dataset_dir, tmp_path, study_program):
     """One run serves all tasks where training does not see them; weights and images stay as they are."""
     made = [path for path in finished.rglob("*") if path.suffix == ".pt" or path.parent.name == "000"]
