@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from corruption import Corruption
 from i2sb.batch import Batch
-from i2sb.config import TrainConfig, check_resumable, fixed_settings
+from i2sb.config import TrainConfig, check_resumable, check_unedited, fixed_settings
 from i2sb.data.loading import Images
 from i2sb.distributed import World
 from i2sb.errors import FileError, UserError
@@ -187,8 +187,8 @@ class Trainer:
     def resume(self) -> Path | None:
         """Take up the newest whole checkpoint of this run, or of `ckpt`; returns its path, None when starting anew.
 
-        A new run takes the weights of `init`. Raises UserError if the run was made with settings that do not agree, or
-        those weights do not fit.
+        A new run takes the weights of `init`. Raises UserError if the run was made with settings that do not agree, its
+        config.yaml was edited since, or those weights do not fit.
         """
         config = self.config
         run_dirs = [config.run_dir]
@@ -205,7 +205,9 @@ class Trainer:
             if newest is None:
                 continue
             path, state = newest
-            check_resumable(read_config(TrainConfig, run_dir / "config.yaml"), config, run_dir)
+            saved = read_config(TrainConfig, run_dir / "config.yaml")
+            check_unedited(state.get("settings", {}), saved, path)
+            check_resumable(saved, config, run_dir)
             # Where tensors are taken as they are, copies: a file that is mapped may be deleted when others are saved.
             self.load_state_dict(deepcopy(state) if self.world.device.type == "cpu" else state, path)
             self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0

@@ -50,6 +50,14 @@ def assert_one_line(status, said, *words):
         assert word in last, last
 
 
+def forget_settings(checkpoint):
+    """Make a checkpoint one of an older version, which kept no settings in it."""
+    state = torch.load(checkpoint, weights_only=True)
+    del state["settings"]
+    torch.save(state, checkpoint)
+    (checkpoint.parent / "checkpoints.json").unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -124,6 +132,7 @@ def test_averaged_weights_of_another_network_are_named(train, program, tmp_path)
 def test_run_of_another_architecture_or_setting_is_refused_and_kept(train, tmp_path):
     assert train(num_itr=2, eval_every=0)[0] == 0
     run = tmp_path / "results" / "run"
+    forget_settings(run / "checkpoint_00000002.pt")
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert_one_line(*train(network="small64"), "--network tiny there, small64 now", "another --name")
     assert_one_line(*train(interval=100, eval_nfe=2), "--interval 1000 there, 100 now")
@@ -132,6 +141,39 @@ def test_run_of_another_architecture_or_setting_is_refused_and_kept(train, tmp_p
     assert_one_line(*train(network="small64"), "checkpoint_00000002.pt: holds another architecture", "missing")
     (run / "config.yaml").write_bytes(before["config.yaml"])
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("line", "edited", "differences"),
+    [
+        ("corrupt: sr4x-pool", "corrupt: jpeg-5", "--corrupt sr4x-pool there, jpeg-5 now"),
+        ("beta_max: 0.3", "beta_max: 1.0", "--beta-max 0.3 there, 1.0 now"),
+        ("ot_ode: false", "ot_ode: true", "--ot-ode False there, True now"),
+        ("network: tiny", "network: mini", "--network tiny there, mini now"),
+    ],
+)
+def test_a_run_whose_config_was_edited_does_not_go_on(train, program, tmp_path, line, edited, differences):
+    from i2sb.training.loop import train as main
+
+    assert train(num_itr=2, eval_every=0)[0] == 0
+    run = tmp_path / "results" / "run"
+    config = run / "config.yaml"
+    before = config.read_text().replace("num_itr: 2", "num_itr: 3")  # which may change
+    config.write_text(before.replace(line, edited))
+    words = f"config.yaml: was edited: checkpoint_00000002.pt was trained with other settings ({differences}); put"
+    for changes in ([], ["--name", "next", "--ckpt", "run"]):
+        assert_one_line(*program(TrainConfig, main, ["--config", config, *changes]), words)
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+    config.write_text(before)
+    assert program(TrainConfig, main, ["--config", config])[0] == 0
+    assert (run / "checkpoint_00000003.pt").exists()
+
+
+def test_a_run_of_an_older_version_which_kept_no_settings_goes_on(train, tmp_path):
+    assert train(num_itr=2, eval_every=0)[0] == 0
+    forget_settings(tmp_path / "results" / "run" / "checkpoint_00000002.pt")
+    assert train(num_itr=3, eval_every=0)[0] == 0
+    assert (tmp_path / "results" / "run" / "checkpoint_00000003.pt").exists()
 
 
 @pytest.mark.parametrize(
