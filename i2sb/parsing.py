@@ -93,9 +93,18 @@ def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], 
                 raise UserError(name, shown, f"must be {_in_words(kind)}").inside(config_file)
         parser.set_defaults(**_parse(parser.parse_object, values, config_class, config_file))
     parsed = _parse(parser.parse_args, list(flags), config_class)
-    # A shell does so in --results-dir ~, but neither in --results-dir=~ nor in a file.
-    home = {name: os.path.expanduser(v) for name, v in parsed.items() if isinstance(v, str) and re.match("~(/|$)", v)}
-    return config_class(**parsed | home)
+    return config_class(**expand_homes(parsed))
+
+
+def expand_homes(values: dict[str, Any]) -> dict[str, Any]:
+    """Put the user's home for ~ at the beginning of texts and paths, and leave other values as they are.
+
+    A shell does so in --results-dir ~, but neither in --results-dir=~ nor in a file.
+    """
+    return {
+        name: type(v)(os.path.expanduser(v)) if isinstance(v, str | Path) and re.match("~(/|$)", str(v)) else v
+        for name, v in values.items()
+    }
 
 
 def read_config(config_class: type[C], path: Path) -> C:

@@ -25,17 +25,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from i2sb.cli.program import check_directory, report_errors
+
+check_directory()
+
 import torch
 from benchmarks.corruption import benchmark_corruption
 from benchmarks.data import benchmark_data
 from benchmarks.memory import benchmark_memory
 from benchmarks.network import benchmark_sample, benchmark_train
 
-from i2sb.cli.program import report_errors
 from i2sb.distributed import find_device
 from i2sb.errors import UserError
 from i2sb.files import write_text
 from i2sb.network_sizes import find_network
+from i2sb.parsing import expand_homes
 
 BENCHMARKS = {
     "corruption": benchmark_corruption,
@@ -94,7 +98,7 @@ def main() -> None:
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: the GPU if there is one"
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there too")
-    given = parser.parse_args()
+    given = argparse.Namespace(**expand_homes(vars(parser.parse_args())))
     with report_errors():
         run(given)
 

@@ -15,10 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from i2sb.cli.program import check_directory, report_errors
+
+check_directory()
+
 from make_lmdb import make_lmdb
 from PIL import Image
 
-from i2sb.cli.program import report_errors
 from i2sb.errors import FileError, UserError
 
 # The two motorcycles are a stereo pair of one scene, so they must stay on the same side.

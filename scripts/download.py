@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from i2sb.cli.program import report_errors
 from i2sb.errors import UserError
+from i2sb.parsing import expand_homes
 from i2sb.storage.download import ITEMS, fetch
 
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument(
         "--stall-seconds", type=float, default=30.0, help="seconds of silence that end a try (default: %(default)g)"
     )
-    options = parser.parse_args()
+    options = argparse.Namespace(**expand_homes(vars(parser.parse_args())))
     if options.list:
         list_items()
         return

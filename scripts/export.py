@@ -11,8 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from i2sb.cli.program import report_errors
+from i2sb.cli.program import check_directory, report_errors
+
+check_directory()
+
 from i2sb.errors import UserError
+from i2sb.parsing import expand_homes
 from i2sb.restore import load_model
 from i2sb.storage.exported import Exported, write_export
 
@@ -39,7 +43,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     parser.add_argument("--network", default="", help="the run's, as for sample.py")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
-    options = parser.parse_args()
+    options = argparse.Namespace(**expand_homes(vars(parser.parse_args())))
     with report_errors():
         export(
             options.results_dir / options.name,

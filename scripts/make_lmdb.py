@@ -16,11 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from i2sb.cli.program import check_directory, report_errors
+
+check_directory()
+
 import lmdb
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
-from i2sb.cli.program import report_errors
 from i2sb.data.stores import list_images, sort_keys
 from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, read_regular

@@ -30,9 +30,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from i2sb.cli.program import check_directory, report_errors
+
+check_directory()
+
 import torch
 
-from i2sb.cli.program import report_errors
 from i2sb.config import SamplingOptions
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import find_device
@@ -44,6 +47,7 @@ from i2sb.metrics.feature_networks import EfficientNetLite0, FeatureNetwork, Una
 from i2sb.metrics.frechet import Moments, frechet_distance
 from i2sb.metrics.table import METRICS, Compare, choose_comparisons
 from i2sb.network_sizes import check_image_size
+from i2sb.parsing import expand_homes
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, load_model
@@ -250,7 +254,7 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: the GPU if there is one"
     )
-    options = parser.parse_args()
+    options = argparse.Namespace(**expand_homes(vars(parser.parse_args())))
     with report_errors():
         run(options)
 

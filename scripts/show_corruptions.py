@@ -11,12 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from i2sb.cli.program import check_directory, report_errors
+
+check_directory()
+
 import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
-from i2sb.cli.program import report_errors
 from i2sb.errors import FileError, UserError
 from i2sb.images import from_uint8, save_png, to_pil, to_uint8
 from i2sb.sampling.picture_files import read_picture

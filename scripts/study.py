@@ -24,13 +24,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from i2sb.cli.program import check_directory, report_errors
+
+check_directory()
+
 from studies.cells import check_data, check_unchanged, do_cell, read_score
 from studies.plan import Plan, make_plan
 from studies.report import make_table, write_results
 from studies.settings import Study, read_study
 from studies.timing import estimate
 
-from i2sb.cli.program import report_errors
 from i2sb.errors import FileError
 
 

@@ -60,9 +60,8 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
 def report_errors(*, debug: bool = False) -> Iterator[None]:
     """End the program as `run_program` says; with `debug` in the debugger where an error arose."""
     _prepare_streams()
+    check_directory()
     try:
-        if not _has_directory():  # before anything is loaded that would fail without
-            raise UserError("", None, "the working directory was deleted; change to one that is there")
         yield
         sys.stdout.flush()
     except StoppedError as stop:
@@ -96,12 +95,12 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # on terminals that know ASCII alone, too
 
 
-def _has_directory() -> bool:
+def check_directory() -> None:
+    """End the program if its working directory is gone: to be called before torch is loaded, which ends it, too."""
     try:
         os.getcwd()
     except FileNotFoundError:
-        return False
-    return True
+        _fail("the working directory was deleted; change to one that is there")
 
 
 def _lose_broken_output() -> bool:

@@ -8,7 +8,7 @@ from typing import Any, get_origin, get_type_hints
 
 from i2sb.errors import FileError
 from i2sb.formulation_table import FORMULATIONS
-from i2sb.parsing import read_yaml
+from i2sb.parsing import expand_homes, read_yaml
 
 # Settings that must be the same for all, or the comparison is unfair; a task's own; and those the study decides.
 SHARED = ("dataset_dir", "image_size", "image_channels", "network", "batch_size", "num_itr", "ema")
@@ -62,7 +62,7 @@ def read_study(path: Path) -> Study:
     values = read_yaml(path)
     for mistake in _find_mistakes(values):
         raise FileError(path, mistake)
-    return Study(**values)
+    return Study(**expand_homes(values))
 
 
 def _find_mistakes(values: Settings) -> Iterator[str]:

@@ -13,7 +13,7 @@ import torch
 
 from helpers.full_disk import full_disk
 from helpers.pictures import write_images
-from helpers.programs import ENVIRONMENT, HANGS, ROOT
+from helpers.programs import ENVIRONMENT, HANGS, ROOT, run_python
 from helpers.tiny_run import TINY, as_flags
 from i2sb.cli.program import report_errors, run_program
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig
@@ -63,13 +63,35 @@ def test_closed_streams_are_none_to_fear(tmp_path, dataset_dir):
     assert (tmp_path / "run" / "checkpoint_00000001.pt").exists()
 
 
-def test_a_working_directory_that_is_gone_is_named(tmp_path):
+# Every program, and words that its flags accept.
+PROGRAMS = {
+    "train.py": [],
+    "sample.py": [],
+    "compute_metrices.py": [],
+    "scripts/benchmark.py": ["data", "--quick"],
+    "scripts/demo_photos.py": ["out"],
+    "scripts/download.py": ["nothing"],
+    "scripts/export.py": ["run", "out.safetensors"],
+    "scripts/fetch_photos.py": ["packages", "out"],
+    "scripts/make_lmdb.py": ["images", "out"],
+    "scripts/nfe_study.py": ["run", "out"],
+    "scripts/show_corruptions.py": ["image.png", "out.png"],
+    "scripts/study.py": ["study.yaml"],
+}
+
+
+def test_the_table_has_every_program():
+    files = [*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")]
+    assert set(PROGRAMS) == {str(path.relative_to(ROOT)) for path in files if "__main__" in path.read_text()}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_working_directory_that_is_gone_is_named(tmp_path, program):
     (tmp_path / "gone").mkdir()
-    done = run_shell("""rmdir ../gone; "$PYTHON" -c "$SAYS" 1""", cwd=tmp_path / "gone")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(
-        "error: the working directory was deleted; change to one that is there"
-    )
+    command = f"""rmdir ../gone; "$PYTHON" {ROOT / program} {" ".join(PROGRAMS[program])}"""
+    done = run_shell(command, cwd=tmp_path / "gone")
+    said = f"{Path(program).name}: error: the working directory was deleted; change to one that is there\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 @pytest.fixture
@@ -142,3 +164,19 @@ def test_the_users_home_is_where_the_shell_would_have_it(monkeypatch):
     config = read_flags(TrainConfig, ["--name=a", "--dataset-dir=~/data", "--corrupt=decolor", "--results-dir=~"])
     assert (config.dataset_dir, config.results_dir) == ("/home/me/data", "/home/me")
     assert read_flags(SampleConfig, ["--ckpt=a", "--dataset-dir=a/~b"]).dataset_dir == "a/~b"
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("benchmark", ["data", "--json=~/there"], "--json {}/there: is there already"),
+        ("download", ["adm256", "--dest=~", "--file=there", "--url=http://127.0.0.1:1"], "{}/there: exists already"),
+        ("export", ["run", "out.safetensors", "--results-dir=~"], "{}/run: there is no such run"),
+        ("nfe_study", ["run", "out", "--results-dir=~"], "{}/run: there is no such run"),
+    ],
+)
+def test_it_is_so_in_the_flags_of_scripts(tmp_path, script, flags, words):
+    (tmp_path / "there").touch()
+    done = run_python(ROOT / "scripts" / f"{script}.py", *flags, cwd=tmp_path, check=False, env={"HOME": str(tmp_path)})
+    assert done.returncode == 2 and words.format(tmp_path) in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

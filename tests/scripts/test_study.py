@@ -290,6 +290,15 @@ def test_files_that_are_no_studies_are_named(tmp_path, study_program, text):
     assert status == 2 and "b.yaml: there is no such file" in said
 
 
+def test_its_folder_may_be_in_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from studies.settings import read_study
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, {**settings(tmp_path, tmp_path), "results_dir": "~/study"})
+    assert read_study(path).folder == tmp_path / "study"
+
+
 def test_the_shipped_study_is_one(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from studies.plan import make_plan
