@@ -49,8 +49,8 @@ class Stop(Corruption):
     calls = 0
     def degrade(self, clean, draws):
         Stop.calls += 1
-        if Stop.calls == 6:
-            os.kill(int(os.environ["BATCH"]), signal.SIGUSR1)
+        # Once the job is gone this fails, so that nothing that a failing test leaves behind trains on.
+        os.kill(int(os.environ["BATCH"]), signal.SIGUSR1 if Stop.calls == 6 else 0)
         return Corrupted(clean * 0.5)
 """
 
@@ -68,16 +68,19 @@ def test_a_job_whose_time_is_up_is_saved_and_queued_again(tmp_path, dataset_dir)
     flags = as_flags({**TINY, "num_itr": 100_000, "save_every": 100_000, "eval_every": 0, **places})
     job = {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1"}
     job |= {"SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_PER_TASK": "64", "STUBS": str(stubs), "PYTHON": sys.executable}
-    done = subprocess.run(
-        ["bash", "-c", 'export BATCH=$$; exec bash scripts/slurm.sbatch "$@"', "sbatch", *flags],
-        cwd=ROOT,
-        env={**ENVIRONMENT, **job, "PATH": f"{stubs}:{ENVIRONMENT['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-    )
-    assert done.returncode not in (0, 9), done.stderr
-    assert "stopped by SIGTERM" in done.stderr and "queued again" in done.stdout
+    printed, errors = tmp_path / "printed", tmp_path / "errors"  # a pipe would wait for what the job left behind
+    with open(printed, "w") as out, open(errors, "w") as err:
+        done = subprocess.run(
+            ["bash", "-c", 'export BATCH=$$; exec bash scripts/slurm.sbatch "$@"', "sbatch", *flags],
+            cwd=ROOT,
+            env={**ENVIRONMENT, **job, "PATH": f"{stubs}:{ENVIRONMENT['PATH']}"},
+            stdout=out,
+            stderr=err,
+            timeout=HANGS,
+        )
+    said = errors.read_text()
+    assert done.returncode not in (0, 9), said
+    assert "stopped by SIGTERM" in said and "queued again" in printed.read_text()
     assert (stubs / "requeued").read_text() == "requeue 123"
     assert (stubs / "srun_options").read_text() == "--kill-on-bad-exit=1 --cpus-per-task=64"
     assert read_checkpoint(Path(tmp_path / "run/latest.pt"))["progress"]["iteration"] >= 2
