@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from i2sb.errors import UserError, require
@@ -101,8 +102,14 @@ class OwnNetwork(Architecture):
             (is_number, f"its downsampling is {downsampling}; it must be a whole number, 1 at least"),
             (bool(names), f"{class_name} has no parameters to train"),
             (list(network.state_dict()) == names, alone),
+            (kind.forward is not nn.Module.forward, f"{class_name} lacks its method forward(self, x, timesteps)"),
         ):
             require(holds, "network", self.name, must)
+        try:
+            signature(network.forward).bind("x", "timesteps")
+        except TypeError as error:
+            must = f"forward of {class_name} must take images and their times, (self, x, timesteps): {error}"
+            raise UserError("network", self.name, must) from None
         return network
 
 

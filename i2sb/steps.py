@@ -77,7 +77,16 @@ def make_step(
     if not 0 <= eta <= 1:
         raise UserError("eta", eta, "must be between 0 and 1")
     row = SAMPLERS[sampler]
-    return row.build(ReversePass(bridge, x1, ot_ode or row.noise_free, eta, randn))
+    step_back = row.build(ReversePass(bridge, x1, ot_ode or row.noise_free, eta, randn))
+
+    def checked(nprev: int, n: int, x_n: Tensor, x0: Tensor) -> Tensor:
+        x_nprev = step_back(nprev, n, x_n, x0)
+        if not isinstance(x_nprev, Tensor) or x_nprev.shape != x_n.shape:
+            found = list(x_nprev.shape) if isinstance(x_nprev, Tensor) else type(x_nprev).__name__
+            raise UserError("sampler", sampler, f"its step from {n} to {nprev} returned {found}, not {list(x_n.shape)}")
+        return x_nprev
+
+    return checked
 
 
 def build_posterior(reverse: ReversePass) -> Step:

@@ -272,9 +272,15 @@ FORWARD = "  def forward(self, x, timesteps): return "
         ),
         (OWN + "    1 / 0", "failed: ZeroDivisionError"),
         (OWN + "    self.downsampling = 0", "its downsampling is 0; it must be a whole number"),
-        (OWN + "    self.downsampling = 5", "image_size 16: `network` "),
+        (OWN + "    self.downsampling = 5\n" + FORWARD + "x", "image_size 16: `network` "),
         (OWN + "    del self.layer", "Own has no parameters to train"),
         (OWN + "    self.norm = torch.nn.BatchNorm2d(3)", "its state must be parameters alone"),
+        (OWN, "Own lacks its method forward(self, x, timesteps)"),
+        (OWN + "  def forward(self, x): return self.layer(x)", "(self, x, timesteps): too many positional arguments"),
+        (
+            OWN + "  def forward(self, x, timesteps, cond): pass",
+            "(self, x, timesteps): missing a required argument",
+        ),
         (OWN + FORWARD + "self.layer(x)[:, :2]", "returned [2, 2, 16, 16], torch.float32; it must be [2, 3, 16, 16]"),
         (OWN + FORWARD + "self.layer(x).double()", "returned [2, 3, 16, 16], torch.float64"),
         (OWN + FORWARD + "(self.layer(x),)", "returned tuple; it must be"),
@@ -285,6 +291,11 @@ def test_mistakes_are_named(own, source, words):
     with pytest.raises(UserError) as error:
         build(own(source, "Own"))
     assert words in str(error.value) and "own.py:Own" in str(error.value)
+
+
+def test_what_its_own_code_raises_keeps_its_traceback(own):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        build(own(OWN + FORWARD + "self.layer(x) + None", "Own"))
 
 
 def test_mistakes_are_named_before_training_begins(own, tmp_path, dataset_dir):

@@ -12,7 +12,7 @@ import torch
 from helpers.golden import golden
 from i2sb.bridge import Bridge
 from i2sb.sampler import logged_steps, sample, step_grid
-from i2sb.steps import advise
+from i2sb.steps import SAMPLERS, Sampler, advise
 
 
 def refuse_noise(x):
@@ -351,3 +351,20 @@ def test_unknown_samplers_are_named():
         sample(bridge, lambda x, step, cond: x, x, nfe=1, sampler="heun")
     with pytest.raises(ValueError, match="eta 2: must be between 0 and 1"):
         sample(bridge, lambda x, step, cond: x, x, nfe=1, sampler="eta", eta=2)
+
+
+@pytest.mark.parametrize(
+    ("step_back", "found"),
+    [
+        (lambda nprev, n, x_n, x0: x_n[:, :1], r"\[2, 1, 4, 4\]"),
+        (lambda nprev, n, x_n, x0: x0.mean(dim=(2, 3), keepdim=True), r"\[2, 3, 1, 1\]"),
+        (lambda nprev, n, x_n, x0: (x_n, x0), "tuple"),
+        (lambda nprev, n, x_n, x0: None, "NoneType"),
+    ],
+)
+def test_a_step_of_the_users_own_that_returns_no_state_is_named(monkeypatch, step_back, found):
+    monkeypatch.setitem(SAMPLERS, "own", Sampler(lambda reverse: step_back))
+    x1 = torch.zeros(2, 3, 4, 4)
+    mask = torch.ones(2, 1, 4, 4)  # which would make a state of the right shape of some of them
+    with pytest.raises(ValueError, match=rf"^sampler own: its step from 9 to 0 returned {found}, not \[2, 3, 4, 4\]$"):
+        sample(Bridge(10), lambda xt, step, cond: xt, x1, nfe=1, mask=mask, sampler="own")
