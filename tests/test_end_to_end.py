@@ -133,7 +133,8 @@ def test_two_processes_learn_what_one_learns(tmp_path, dataset_dir, in_float64):
 
 
 def test_going_on_beyond_the_end_and_from_another_run(tmp_path, dataset_dir, uninterrupted):
-    train(tmp_path, dataset_dir, num_itr=4)
+    first = train(tmp_path, dataset_dir, num_itr=4)
+    assert 0.1 < float(re.search(r"^memory +(\S+) GB at most in this process$", first.stdout, re.MULTILINE)[1]) < 4
     again = train(tmp_path, dataset_dir, num_itr=4)
     assert "resumed from" in again.stderr + again.stdout
     train(tmp_path, dataset_dir, name="other", ckpt="run")

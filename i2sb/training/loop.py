@@ -23,6 +23,7 @@ from i2sb.stopping import STOPPED, StoppedError, StopRequest
 from i2sb.storage.run_lock import RunLock
 from i2sb.training.data_record import check_images
 from i2sb.training.introduction import introduce, next_command
+from i2sb.training.memory import GB, find_peak_memory
 from i2sb.training.meter import Meter
 from i2sb.training.run_log import RunLog, choose_curves
 from i2sb.training.trainer import Trainer
@@ -122,6 +123,7 @@ def _train(config: TrainConfig, world: World) -> None:
                 _end_early(trainer, stop, spoiled)
         if world.is_main:
             trainer.save(log)  # a run continued from `ckpt` that had nothing left to do
+        log.say(f"memory    {find_peak_memory() / GB:.1f} GB at most in this process")
         log.say(f"done: {config.run_dir} is ready for {next_command(trainer)}")
     if lock is not None:
         lock.release()

@@ -1,5 +1,10 @@
-"""How much memory a training run is going to take, told before it does: a CPU's processes are killed without a word."""
+"""How much memory a training run is going to take, told before it does: a CPU's processes are killed without a word.
 
+And how much it took, told after.
+"""
+
+import resource
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,3 +85,11 @@ def find_free_memory(device: torch.device) -> float | None:
         except (OSError, ValueError):  # no such limit
             continue
     return float(free)
+
+
+def find_peak_memory() -> int:
+    """Return the most bytes of main memory that this process has held so far, pages shared with others included.
+
+    Linux counts the program that started it, too, if that one was larger.
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -3,7 +3,6 @@
 import argparse
 import multiprocessing
 import pickle
-import resource
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from i2sb.errors import FileError
 from i2sb.network import build_network
 from i2sb.options import write_flags
 from i2sb.precision import advise_precision, prepare
+from i2sb.training.memory import GB, find_peak_memory
 
 
 def write_released_run(run_dir: Path, network: str, image_size: int) -> None:
@@ -43,10 +43,9 @@ def measure_run(run_dir: Path, image_size: int, nfe: int, precision: str, device
     image = torch.rand(1, model.config.image_channels, image_size, image_size) * 2 - 1
     finite = bool(model.restore(image, nfe=nfe).isfinite().all())
     done = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     parameters = sum(p.numel() for p in model.network.parameters())
     seconds = {"load_seconds": loaded - begun, "restore_seconds": done - loaded}
-    results.put({"parameters": parameters, **seconds, "peak_resident_gb": peak / 1e9, "finite": finite})
+    results.put({"parameters": parameters, **seconds, "peak_resident_gb": find_peak_memory() / GB, "finite": finite})
 
 
 def benchmark_memory(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
