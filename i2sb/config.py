@@ -140,6 +140,13 @@ class TrainConfig:
         False, "add unit noise to the degraded image that the way back starts from (for decolor)"
     )
 
+    x1_from: str = option(
+        "",
+        "a trained regression, by its name in --results-dir, its folder or its .safetensors file: the bridge begins at "
+        "what that restores instead of at the degraded image; kept in the run",
+        later=True,
+    )
+
     formulation: FormulationName = option(
         "bridge",
         "what the network is trained for: the bridge, or a baseline: a diffusion that is shown x1, a regression from "
@@ -271,6 +278,8 @@ class TrainConfig:
         require(self.t0 < self.T, "t0", self.t0, f"must be below `T` {self.T}")
         multiple = self.microbatch == "auto" or self.batch_size % self.microbatch == 0
         require(multiple, "batch_size", self.batch_size, f"must be a multiple of `microbatch` {self.microbatch}")
+        exact = not (self.x1_from and self.add_x1_noise)
+        require(exact, "add_x1_noise", None, "cannot go together with `x1_from`, which says where the bridge begins")
         one = self.crop == "random" or self.crops_per_image == 1
         require(one, "crops_per_image", self.crops_per_image, "only `crop` random uses it")
         at_most = f"must not be more than `num_itr` {self.num_itr}"

@@ -19,7 +19,7 @@ class Entry(NamedTuple):
 FORMULATIONS = {
     "bridge": Entry(
         "i2sb.formulation:SchroedingerBridge",
-        uses=("interval", "beta_max", "t0", "T", "ot_ode", "start_share", "cond_x1", "add_x1_noise"),
+        uses=("interval", "beta_max", "t0", "T", "ot_ode", "start_share", "cond_x1", "add_x1_noise", "x1_from"),
     ),
     "conditional_diffusion": Entry(
         "i2sb.baselines.formulations:ConditionalDiffusion",
