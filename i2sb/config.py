@@ -24,6 +24,7 @@ else:
     FormulationName = Literal[tuple(FORMULATIONS)]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Consistency = Literal["none", "project", "gradient"]
+HoleFill = Literal["noise", "grey"]
 _PRECISION_HELP = (
     "what the network computes in: auto (bf16 on GPUs that have it, fp16 on V100 and the like, fp32 on CPUs); fp32; "
     "tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors without such instructions emulate, many "
@@ -136,6 +137,12 @@ class TrainConfig:
         "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
     )
     cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step")
+    hole_fill: HoleFill = option(
+        "noise",
+        "what the bridge begins with in the hole of an inpainting image: unit noise, as published, or grey, from which "
+        "small networks learn sooner and a bridge without noise has one answer",
+        later=True,
+    )
     add_x1_noise: bool = option(
         False, "add unit noise to the degraded image that the way back starts from (for decolor)"
     )

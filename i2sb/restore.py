@@ -176,7 +176,11 @@ class RestorationModel:
             raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
         noise = ImageNoise(options.seed, Purpose.SAMPLE, range(len(degraded)) if numbers is None else numbers)
         x1, usual_cond = begin_bridge(
-            Corrupted(shown, mask), noise, cond_x1=self.config.cond_x1, add_x1_noise=self.config.add_x1_noise
+            Corrupted(shown, mask),
+            noise,
+            cond_x1=self.config.cond_x1,
+            add_x1_noise=self.config.add_x1_noise,
+            hole_fill=self.config.hole_fill,
         )
         batch = Batch(
             x0=None,

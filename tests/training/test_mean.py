@@ -140,6 +140,7 @@ def test_the_programs_restore_with_it(results, dataset_dir):
     [
         ({"x1_from": "bridge"}, r"x1_from bridge: is a bridge; name a run trained with `formulation` regression"),
         ({"corrupt": "sr4x-pool"}, r"x1_from mean: was trained with `corrupt` inpaint-center; this run has sr4x-pool"),
+        ({"hole_fill": "grey"}, r"x1_from mean: was trained with `hole_fill` noise; this run has grey"),
         ({"x1_from": "nothing"}, r"x1_from nothing: give a .safetensors file or a run \(there is no .*nothing\)"),
         ({"add_x1_noise": True}, r"add_x1_noise: cannot go together with `x1_from`"),
     ],
