@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from corruption import Corrupted, Corruption
+from i2sb.config import HoleFill
 from i2sb.images import from_uint8
 from i2sb.randomness import ImageNoise
 
@@ -41,16 +42,23 @@ class Batch:
 
 
 def begin_bridge(
-    corrupted: Corrupted, noise: ImageNoise, *, cond_x1: bool = False, add_x1_noise: bool = False
+    corrupted: Corrupted,
+    noise: ImageNoise,
+    *,
+    cond_x1: bool = False,
+    add_x1_noise: bool = False,
+    hole_fill: HoleFill = "noise",
 ) -> tuple[Tensor, Tensor | None]:
     """Return x1 and the condition for degraded images.
 
-    A hole is filled with noise, once: x1 = (1 - m) · image + m · ε. The condition is x1 as it then stands;
-    `add_x1_noise` adds unit noise to x1 after the condition was taken.
+    A hole is filled with noise, once: x1 = (1 - m) · image + m · ε, or with grey, the middle of [-1, 1]. The condition
+    is x1 as it then stands; `add_x1_noise` adds unit noise to x1 after the condition was taken.
     """
     x1 = corrupted.image
     if corrupted.mask is not None:
-        x1 = (1.0 - corrupted.mask) * x1 + corrupted.mask * noise.randn_like(x1)
+        x1 = (1.0 - corrupted.mask) * x1
+        if hole_fill == "noise":
+            x1 = x1 + corrupted.mask * noise.randn_like(x1)
     cond = x1 if cond_x1 else None
     if add_x1_noise:
         x1 = x1 + noise.randn_like(x1)
@@ -78,6 +86,7 @@ def make_batch(
     device: torch.device | str = "cpu",
     cond_x1: bool = False,
     add_x1_noise: bool = False,
+    hole_fill: HoleFill = "noise",
 ) -> Batch:
     """Make a batch on `device` of clean 8-bit images [B, C, H, W] and their degraded partners.
 
@@ -90,7 +99,7 @@ def make_batch(
     else:
         assert degraded is not None
         corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
-    x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise)
+    x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise, hole_fill=hole_fill)
     label = label.to(device, non_blocking=True)
     mask = find_region(corrupted.mask, corruption)
     return Batch(x0=x0, x1=x1, mask=mask, cond=cond, shown=corrupted.image, label=label, corruption=corruption)

@@ -24,6 +24,7 @@ else:
     FormulationName = Literal[tuple(FORMULATIONS)]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Consistency = Literal["none", "project", "gradient"]
+HoleFill = Literal["noise", "grey"]
 _PRECISION_HELP = (
     "what the network computes in: auto (bf16 on GPUs that have it, fp16 on V100 and the like, fp32 on CPUs); fp32; "
     "tf32 (GPUs); bf16 or fp16 (autocast, weights stay fp32), which processors without such instructions emulate, many "
@@ -136,8 +137,21 @@ class TrainConfig:
         "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
     )
     cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step")
+    hole_fill: HoleFill = option(
+        "noise",
+        "what the bridge begins with in the hole of an inpainting image: unit noise, as published, or grey, from which "
+        "small networks learn sooner and a bridge without noise has one answer",
+        later=True,
+    )
     add_x1_noise: bool = option(
         False, "add unit noise to the degraded image that the way back starts from (for decolor)"
+    )
+
+    x1_from: str = option(
+        "",
+        "a trained regression, by its name in --results-dir, its folder or its .safetensors file: the bridge begins at "
+        "what that restores instead of at the degraded image; kept in the run",
+        later=True,
     )
 
     formulation: FormulationName = option(
@@ -271,6 +285,8 @@ class TrainConfig:
         require(self.t0 < self.T, "t0", self.t0, f"must be below `T` {self.T}")
         multiple = self.microbatch == "auto" or self.batch_size % self.microbatch == 0
         require(multiple, "batch_size", self.batch_size, f"must be a multiple of `microbatch` {self.microbatch}")
+        exact = not (self.x1_from and self.add_x1_noise)
+        require(exact, "add_x1_noise", None, "cannot go together with `x1_from`, which says where the bridge begins")
         one = self.crop == "random" or self.crops_per_image == 1
         require(one, "crops_per_image", self.crops_per_image, "only `crop` random uses it")
         at_most = f"must not be more than `num_itr` {self.num_itr}"

@@ -19,14 +19,25 @@ class Entry(NamedTuple):
 FORMULATIONS = {
     "bridge": Entry(
         "i2sb.formulation:SchroedingerBridge",
-        uses=("interval", "beta_max", "t0", "T", "ot_ode", "start_share", "cond_x1", "add_x1_noise"),
+        uses=(
+            "interval",
+            "beta_max",
+            "t0",
+            "T",
+            "ot_ode",
+            "start_share",
+            "cond_x1",
+            "add_x1_noise",
+            "hole_fill",
+            "x1_from",
+        ),
     ),
     "conditional_diffusion": Entry(
         "i2sb.baselines.formulations:ConditionalDiffusion",
-        uses=("interval", "schedule", "start_share", "cond_x1", "add_x1_noise"),
+        uses=("interval", "schedule", "start_share", "cond_x1", "add_x1_noise", "hole_fill"),
     ),
     "regression": Entry(
-        "i2sb.baselines.formulations:Regression", uses=("regression_target", "cond_x1", "add_x1_noise")
+        "i2sb.baselines.formulations:Regression", uses=("regression_target", "cond_x1", "add_x1_noise", "hole_fill")
     ),
     "diffusion": Entry(
         "i2sb.baselines.formulations:UnconditionalDiffusion", uses=("interval", "schedule", "start_share")

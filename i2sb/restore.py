@@ -30,6 +30,9 @@ from i2sb.tasks import build_formulation, build_task_corruption
 from i2sb.tensor_files import check_finite, describe_shape, load_weights
 from i2sb.tiles import pad_reflect, tiled
 
+# The regression that a run with `x1_from` begins at, in the run's folder.
+MEAN_FILE = f"x1_from{ENDING}"
+
 # Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
 DEGRADABLE = 16
 
@@ -42,12 +45,16 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class RestorationModel:
-    """A network with what it was trained for; config is the training run's, iteration where its weights stood."""
+    """A network with what it was trained for; config is the training run's, iteration where its weights stood.
+
+    mean: the regression whose outputs its bridge begins at, if it does (`x1_from`).
+    """
 
     network: BridgeNetwork
     formulation: Formulation
     config: TrainConfig
     iteration: int
+    mean: "RestorationModel | None" = None
 
     @property
     def bridge(self) -> Bridge:
@@ -55,6 +62,11 @@ class RestorationModel:
         if not isinstance(self.formulation, SchroedingerBridge):
             raise UserError("formulation", self.config.formulation, "such a run has no bridge")
         return self.formulation.bridge
+
+    @property
+    def networks(self) -> list[BridgeNetwork]:
+        """All networks that take part."""
+        return [self.network, *(self.mean.networks if self.mean else ())]
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +176,11 @@ class RestorationModel:
             raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
         noise = ImageNoise(options.seed, Purpose.SAMPLE, range(len(degraded)) if numbers is None else numbers)
         x1, usual_cond = begin_bridge(
-            Corrupted(shown, mask), noise, cond_x1=self.config.cond_x1, add_x1_noise=self.config.add_x1_noise
+            Corrupted(shown, mask),
+            noise,
+            cond_x1=self.config.cond_x1,
+            add_x1_noise=self.config.add_x1_noise,
+            hole_fill=self.config.hole_fill,
         )
         batch = Batch(
             x0=None,
@@ -213,6 +229,8 @@ class RestorationModel:
 
         tiles_at_once, callback, states: as in `follow`. Raises UserError like `restore`.
         """
+        if self.mean is not None:
+            batch = self.mean.move_x1(batch, noise, options, tiles_at_once=tiles_at_once)
         options = self.formulation.settle(options)
         check_consistency(options.consistency, self.config.corrupt, batch.corruption)
         self.formulation.check_degradation(batch.corruption)
@@ -225,9 +243,21 @@ class RestorationModel:
             net = tiled(net, options.tile, options.overlap, tiles_at_once)
         return self.formulation.sample(net, batch, options, noise.randn_like, Hooks(refine, callback, states))
 
+    def move_x1(
+        self, batch: Batch, noise: ImageNoise, options: SamplingOptions | None = None, *, tiles_at_once: int = 16
+    ) -> Batch:
+        """Return the batch as a bridge has it that begins at what this model, a regression, restores of it.
+
+        options: its tiles are this model's, too. A condition stays the degraded image.
+        """
+        tiles = SamplingOptions() if options is None else SamplingOptions(tile=options.tile, overlap=options.overlap)
+        restored = self.restore_batch(replace(batch, cond=None), noise, tiles, tiles_at_once=tiles_at_once)
+        return replace(batch, x1=restored.x0)
+
     def multiple(self, *, degradable: bool = False) -> int:
         """Return what the sides of images must be multiples of; `degradable`: for every degradation, too."""
-        return math.lcm(self.network.multiple, DEGRADABLE) if degradable else self.network.multiple
+        others = 1 if self.mean is None else self.mean.network.multiple
+        return math.lcm(self.network.multiple, others, DEGRADABLE if degradable else 1)
 
     def padded_sides(self, height: int, width: int, *, degradable: bool = False) -> tuple[int, int]:
         """Return the sides of what `restore` computes on for images of these sides."""
@@ -280,6 +310,15 @@ def load_model(
     loaded = _read_file(path, ema) if is_export else _read_run(path, ema, checkpoint)
     released = not is_export and is_released(path)
     config = replace(loaded.config, network=_choose_network(loaded, network, path, released=released))
+    return build_model(replace(loaded, config=config), path, device, asked=network)
+
+
+def build_model(loaded: Exported, path: Path, device: str | torch.device, *, asked: str = "") -> RestorationModel:
+    """Build a model around weights that were read from `path`.
+
+    asked: the network, if the user gave it. Raises UserError if the weights do not fit.
+    """
+    config = loaded.config
     formulation = build_formulation(config)
     # Only the shapes of a U-Net, all of whose tensors are weights: none is drawn or copied.
     shapes_do = isinstance(find_network(config.network), UNetSize)
@@ -294,11 +333,12 @@ def load_model(
     try:
         load_weights(net, weights, path, assign=True)
     except UserError as error:
-        raise UserError("network", network, error.marked) if network else error from None
+        raise UserError("network", asked, error.marked) if asked else error from None
     net.eval().requires_grad_(False)
     if is_own(config.network):
         check_network(net, config.network, config.image_channels, config.image_size)
-    return RestorationModel(net.to(device), formulation.to(device), config, loaded.iteration)
+    mean = None if loaded.mean is None else build_model(loaded.mean, path, device)
+    return RestorationModel(net.to(device), formulation.to(device), config, loaded.iteration, mean)
 
 
 def _choose_network(loaded: Exported, network: str, source: Path, *, released: bool) -> str:
@@ -339,16 +379,31 @@ def read_run_config(run_dir: Path) -> TrainConfig:
     return read_options(run_dir) if is_released(run_dir) else read_config(TrainConfig, run_dir / "config.yaml")
 
 
+def find_weights(setting: str, name: str, results_dir: Path, others: str = "") -> Path:
+    """Return the exported file or the run that a setting names: by its path, or a run by its name in `results_dir`.
+
+    Raises UserError if there is neither. others: what else the setting could have been.
+    """
+    path = Path(name)
+    if path.suffix == ENDING or path.is_dir():
+        return path
+    path = results_dir / name
+    require(path.is_dir(), setting, name, f"give {others}a {ENDING} file or a run (there is no {path})")
+    return path
+
+
 def read_averaged(path: Path) -> Exported:
     """Return the averaged weights of whatever `load_model` takes, with their settings."""
-    return _read_file(path, True) if path.suffix == ENDING else _read_run(path, True)
+    return _read_file(path, True) if path.suffix == ENDING and not path.is_dir() else _read_run(path, True)
 
 
 def _read_file(path: Path, ema: bool) -> Exported:
     exported = read_export(path)
     if exported.averaged and not ema:
         raise FileError(path, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
-    check_finite(exported.weights, path)
+    for part in (exported, exported.mean):
+        if part is not None:
+            check_finite(part.weights, path)
     return exported
 
 
@@ -379,4 +434,5 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
     else:
         iteration = state["progress"]["iteration"]
         check_unedited(state.get("settings", {}), config, path)
-    return Exported(weights, config, iteration, averaged=ema)
+    mean = _read_file(run_dir / MEAN_FILE, True) if config.x1_from else None
+    return Exported(weights, config, iteration, averaged=ema, mean=mean)

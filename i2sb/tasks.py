@@ -78,6 +78,7 @@ def make_task_batch(
         device=device,
         cond_x1=config.cond_x1,
         add_x1_noise=config.add_x1_noise,
+        hole_fill=config.hole_fill,
     )
 
 

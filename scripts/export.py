@@ -17,21 +17,28 @@ check_directory()
 
 from i2sb.errors import UserError
 from i2sb.parsing import expand_homes
-from i2sb.restore import load_model
+from i2sb.restore import RestorationModel, load_model
 from i2sb.storage.exported import Exported, write_export
 
 
 def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False, network: str = "") -> None:
     """Write the weights of a run. Raises UserError if the run cannot be read or the file exists already."""
     model = load_model(run_dir, ema=not raw, network=network)
+    exported = pack(model, run_dir, averaged=not raw, half=half)
+    write_export(out, exported, overwrite=overwrite)
+    print(f"{out}: {'raw' if raw else 'averaged'} weights of {run_dir} after {model.iteration} iterations")
+
+
+def pack(model: RestorationModel, run_dir: Path, *, averaged: bool, half: bool) -> Exported:
+    """Return what a file is to hold of a model, and of the regression that it begins at, if it does."""
     weights = {name: tensor.detach() for name, tensor in model.network.state_dict().items()}
     if half:
         weights = {name: tensor.half() for name, tensor in weights.items()}
         beyond = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if beyond:
             raise UserError("half", None, f"{beyond[0]} of {run_dir} is beyond what float16 can hold; leave it out")
-    write_export(out, Exported(weights, model.config, model.iteration, averaged=not raw), overwrite=overwrite)
-    print(f"{out}: {'raw' if raw else 'averaged'} weights of {run_dir} after {model.iteration} iterations")
+    mean = None if model.mean is None else pack(model.mean, run_dir, averaged=True, half=half)
+    return Exported(weights, model.config, model.iteration, averaged=averaged, mean=mean)
 
 
 def main() -> None:

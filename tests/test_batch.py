@@ -25,6 +25,14 @@ def test_hole_is_filled_once_and_the_condition_is_what_the_bridge_starts_from():
     assert abs(batch.x1[hole].std() - 1) < 0.15 and abs(batch.x1[hole].mean()) < 0.15
 
 
+def test_a_hole_filled_with_grey_takes_no_noise_and_leaves_the_rest_as_it_is():
+    grey, noisy = make("inpaint-center", hole_fill="grey"), make("inpaint-center")
+    hole = grey.mask.expand_as(grey.x0) == 1
+    assert (grey.x1[hole] == 0).all()
+    assert torch.equal(grey.x1[~hole], noisy.x1[~hole]) and torch.equal(grey.shown, noisy.shown)
+    assert torch.equal(make("sr4x-pool", hole_fill="grey").x1, make("sr4x-pool").x1)
+
+
 def test_a_number_fixes_the_mask_in_evaluation_and_a_draw_in_training():
     evaluated, again, drawn = (make("inpaint-freeform1020", index=index) for index in ([0, 1], [1, 0], None))
     assert torch.equal(evaluated.mask, again.mask.flip(0))

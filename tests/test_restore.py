@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -111,3 +112,13 @@ def test_noise_other_floats_and_a_single_pixel_are_restored(trained_run):
     assert torch.equal(model.restore(noisy.double(), nfe=1), want)
     for side in (1, 2):
         assert model.restore(noisy[:1, :, :side, :side], nfe=1).isfinite().all()
+
+
+def test_holes_are_filled_as_the_run_says(trained_run):
+    model, mask = load_model(trained_run), torch.zeros(2, 1, 16, 16)
+    mask[..., 4:8, 4:8] = 1
+    grey = dataclasses.replace(model, config=dataclasses.replace(model.config, hole_fill="grey"))
+    filled = torch.where(mask > 0, 0.0, X)
+    want = model.restore(filled, nfe=1, seed=1)
+    assert torch.equal(grey.restore(X, mask=mask, nfe=1, seed=1)[..., 4:8, 4:8], want[..., 4:8, 4:8])
+    assert not torch.equal(model.restore(X, mask=mask, nfe=1, seed=1)[..., 4:8, 4:8], want[..., 4:8, 4:8])

@@ -48,9 +48,10 @@ def run(config: SampleConfig) -> None:
     try:
         model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None, network=config.network)
         options = model.formulation.settle(config.sampling)  # before any image is read
-        if config.use_fp16:
-            model.network.half_convolutions()
-        prepare(model.network, config.precision, channels_last=config.channels_last, compile=config.compile)
+        for network in model.networks:
+            if config.use_fp16:
+                network.half_convolutions()
+            prepare(network, config.precision, channels_last=config.channels_last, compile=config.compile)
         if world.is_main:
             asked = ("fp16", world.device, "use_fp16") if config.use_fp16 else (config.precision, world.device)
             advice = [advise_precision(*asked), model.formulation.advise(options)]

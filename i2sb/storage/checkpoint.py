@@ -98,7 +98,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False, parts: Sequence[str] = PA
     if version != FORMAT:
         raise FileError(path, f"is of format {version}, this version of the program reads {FORMAT}: use a newer one")
     missing = [part for part in parts if part not in state]
-    dicts = [state[part] for part in ("net", "ema", "progress") if part in parts and not missing]
+    dicts = [state[part] for part in ("net", "ema", "progress", "settings") if part in state and not missing]
     if missing or not all(isinstance(part, dict) for part in dicts) or not is_named_tensors(state["net"]):
         lacking = ", ".join(missing) or "tensors"
         raise BrokenCheckpointError(path, f"is no checkpoint of this program (lacks {lacking})")

@@ -3,8 +3,12 @@
 Such a file can hold nothing but tensors and text.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,15 +19,22 @@ from i2sb.parsing import from_yaml, to_yaml
 
 ENDING = ".safetensors"
 
+# Before the names of what belongs to the regression of a bridge that has one.
+_MEAN = "x1_from."
+
 
 @dataclass(frozen=True)
 class Exported:
-    """Weights named as in a checkpoint's `net`, averaged or raw, as they stood after `iteration`."""
+    """Weights named as in a checkpoint's `net`, averaged or raw, as they stood after `iteration`.
+
+    mean: those of the regression whose outputs the bridge begins at, if it does (`x1_from`).
+    """
 
     weights: dict[str, Tensor]
     config: TrainConfig
     iteration: int
     averaged: bool
+    mean: Exported | None = None
 
 
 def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> None:
@@ -34,13 +45,14 @@ def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> 
         raise FileError(path, f"the name must end in {ENDING}")
     if path.exists() and not overwrite:
         raise FileError(path, "exists already; delete it first, or allow it with `overwrite`")
-    metadata = {
-        "format": "pt",
-        "config": to_yaml(exported.config),
-        "iteration": str(exported.iteration),
-        "weights": "averaged" if exported.averaged else "raw",
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in exported.weights.items()}
+    metadata = {"format": "pt"}
+    tensors: dict[str, Tensor] = {}
+    for prefix, part in (("", exported), (_MEAN, exported.mean)):
+        if part is not None:
+            metadata[f"{prefix}config"] = to_yaml(part.config)
+            metadata[f"{prefix}iteration"] = str(part.iteration)
+            metadata[f"{prefix}weights"] = "averaged" if part.averaged else "raw"
+            tensors |= {f"{prefix}{name}": tensor.contiguous() for name, tensor in part.weights.items()}
     write_atomically(path, lambda file: file.write(save(tensors, metadata=metadata)))
 
 
@@ -60,8 +72,14 @@ def read_export(path: Path) -> Exported:
         raise FileError(path, "there is no such file") from None
     except SafetensorError as error:
         raise FileError(path, f"broken file of weights ({' '.join(str(error).split())[:100]})") from None
+    mean = {name.removeprefix(_MEAN): weights.pop(name) for name in list(weights) if name.startswith(_MEAN)}
+    described = {key.removeprefix(_MEAN): text for key, text in metadata.items() if key.startswith(_MEAN)}
+    return _make_part(weights, metadata, path, mean=_make_part(mean, described, path) if mean else None)
+
+
+def _make_part(weights: dict[str, Tensor], metadata: Mapping[str, str], path: Path, **more: Any) -> Exported:
     iteration, kind = metadata.get("iteration", ""), metadata.get("weights")
     if "config" not in metadata or not iteration.isdecimal() or kind not in ("averaged", "raw"):
         raise FileError(path, "lacks the settings that scripts/export.py writes, so its network is unknown")
     config = from_yaml(TrainConfig, metadata["config"], path)
-    return Exported(weights, config, int(iteration), averaged=kind == "averaged")
+    return Exported(weights, config, int(iteration), averaged=kind == "averaged", **more)

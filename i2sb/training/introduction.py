@@ -38,6 +38,8 @@ def introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
         if advice := advise_memory(needed, find_free_memory(world.device)):
             log.warn(advice)
     log.say(trainer.formulation.describe())
+    if trainer.mean is not None:
+        log.say(f"begins at {config.x1_from}, a regression after {trainer.mean.iteration} iterations")
     before, now = (progress := trainer.progress).world_size, world.world_size
     if resumed_from and before and (before, progress.microbatch) != (now, trainer.microbatch):
         log.say(

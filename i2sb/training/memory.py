@@ -29,7 +29,9 @@ def estimate_memory(trainer: "Trainer") -> float:
     """Return the bytes that weights, gradients, optimizer, average, activations and the program itself take."""
     program = PROGRAM if trainer.world.device.type == "cpu" else 0
     parameters = sum(p.numel() * p.element_size() for p in trainer.network.parameters())
-    return program + 5 * parameters + measure_activations(trainer, trainer.microbatch)
+    mean = () if trainer.mean is None else trainer.mean.network.parameters()
+    parameters_of_mean = sum(p.numel() * p.element_size() for p in mean)
+    return program + 5 * parameters + parameters_of_mean + measure_activations(trainer, trainer.microbatch)
 
 
 def measure_activations(trainer: "Trainer", microbatch: int) -> float:

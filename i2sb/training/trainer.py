@@ -26,14 +26,16 @@ from i2sb.network_sizes import check_image_size, is_own
 from i2sb.parsing import read_config
 from i2sb.precision import choose_precision, find_capability, make_scaler, prepare
 from i2sb.randomness import ImageNoise, Purpose, make_seed
-from i2sb.restore import RestorationModel
+from i2sb.restore import RestorationModel, build_model
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint, save_checkpoint
+from i2sb.storage.exported import Exported
 from i2sb.storage.released import is_released
 from i2sb.storage.run_lock import LOCK
 from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch, open_task_split
 from i2sb.tensor_files import load_weights, read_checksum
 from i2sb.training.ema import ExponentialMovingAverage
 from i2sb.training.initial_weights import begin_with, read_initial_weights
+from i2sb.training.mean import read_mean
 from i2sb.training.memory import CPU_BUDGET, measure_activations
 from i2sb.training.microbatch import find_microbatch, fits_gpu
 from i2sb.training.optimizer import build_optimizer, build_scheduler, guard_update, scaled_rate
@@ -135,6 +137,9 @@ class Trainer:
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64, device=world.device)
         self.bad_iterations = torch.zeros_like(self.bad_in_a_row)
         self.begun_with = ["random weights"]
+        # The regression whose outputs the bridge begins at, once `resume` has found it, and its weights to be kept.
+        self.mean: RestorationModel | None = None
+        self.mean_weights: Exported | None = None
 
     def _check_validation(self, val_corruption: Corruption | None) -> None:
         """Raise UserError if validation cannot restore its images."""
@@ -211,6 +216,7 @@ class Trainer:
             # Where tensors are taken as they are, copies: a file that is mapped may be deleted when others are saved.
             self.load_state_dict(deepcopy(state) if self.world.device.type == "cpu" else state, path)
             self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0
+            self._take_mean(run_dir)
             return path
         if config.ckpt:
             raise UserError("ckpt", config.ckpt, f"there is no run {run_dirs[1]} with a checkpoint")
@@ -221,7 +227,15 @@ class Trainer:
             initial = read_initial_weights(config.init, Path(config.results_dir))
             self.begun_with = [str(initial.source), *begin_with(self.network, initial)]
             self.ema = ExponentialMovingAverage(self.network.parameters(), config.ema)
+        self._take_mean(None)
         return None
+
+    def _take_mean(self, gone_on_with: Path | None) -> None:
+        """Build the regression that the bridge begins at, if it does: that of the run gone on with, or a new run's."""
+        self.mean_weights = self.world.try_together(lambda: read_mean(self.config, gone_on_with))
+        if self.mean_weights is not None:
+            self.mean = build_model(self.mean_weights, Path(self.config.x1_from), self.world.device)
+            prepare(self.mean.network, self.precision, channels_last=self.config.channels_last)
 
     def _find_checkpoint(self, run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
         """Find the newest whole checkpoint, which the main process chooses and all must find as it is.
@@ -316,6 +330,8 @@ class Trainer:
             images = next(stream)
             noise = ImageNoise(self.config.seed, Purpose.TRAIN, images.numbers, self.world.device)
             batch = make_task_batch(self.config, images, self.train_corruption, noise, self.world.device)
+            if self.mean is not None:
+                batch = self.mean.move_x1(batch, noise, tiles_at_once=self.microbatch)
             # Gradients are averaged over the microbatches, and over the processes once, after the last of them.
             with self._gradients_kept_here(net) if count < self.accumulation else nullcontext():
                 step = self._draw_steps(noise)
@@ -372,7 +388,7 @@ class Trainer:
         config, world, iteration = self.config, self.world, self.progress.iteration
         kinds = self.validation.corruption.kinds if self.validation.corruption is not None else 1
         numbers = choose_images(len(self.validation.images), config.eval_images, kinds)
-        model = RestorationModel(self.network, self.formulation, config, iteration)
+        model = RestorationModel(self.network, self.formulation, config, iteration, self.mean)
         self.network.eval()
         with self.ema.applied():
             result = validate(

@@ -109,7 +109,7 @@ def test_misfits_are_listed_shortest_first_ten_at_most(tmp_path):
     ("init", "words"),
     [
         ("adm", "init adm: data/weights/256x256_diffusion_uncond.pt is not there; fetch it with"),
-        ("nobody", "init nobody: give none, adm, a .pt or .safetensors file, or a run (there is no"),
+        ("nobody", "init nobody: give none, adm, a .pt file, a .safetensors file or a run (there is no"),
         ("none.pt", "init none.pt: there is no such file"),
         ("none.safetensors", "none.safetensors: there is no such file"),
     ],
