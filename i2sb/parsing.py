@@ -32,7 +32,7 @@ def make_parser(config_class: type[C]) -> ArgumentParser:
     """Return a parser with a flag for every field of the config."""
     parser = ArgumentParser(
         description=config_class.__doc__,
-        usage="%(prog)s [--config FILE.yaml] [--dry-run] [--pdb] [--SETTING VALUE ...]",
+        usage="%(prog)s [--config FILE.yaml] [--dry-run] [--pdb] [--version] [--SETTING VALUE ...]",
         formatter_class=_HelpFormatter,
         add_help=False,
         exit_on_error=False,

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
+from i2sb import __version__
 from i2sb.cli.launch import hand_over
 from i2sb.config import TrainConfig, refuse_unused
 from i2sb.errors import UserError
@@ -27,19 +28,23 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
     """Read the flags into a config and call main(config).
 
-    `--config FILE.yaml` gives settings below the flags, `--dry-run` prints the resolved ones and exits, `--pdb` stops
-    in the debugger where an error arose. Exits with 2 after a wrong setting or file, with 130 after Ctrl-C, with 75
-    when it was asked to stop and can go on later.
+    `--config FILE.yaml` gives settings below the flags, `--dry-run` prints the resolved ones and exits, `--version`
+    prints that of the package, `--pdb` stops in the debugger where an error arose. Exits with 2 after a wrong setting
+    or file, with 130 after Ctrl-C, with 75 when it was asked to stop and can go on later.
     """
     with report_errors(debug="--pdb" in (sys.argv if argv is None else argv)):
         general = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
         general.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
         general.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
         general.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
+        general.add_argument("--version", action="store_true", help="print the version and exit")
         general.add_argument("-h", "--help", action="store_true", help="print this and exit")
         options, flags = general.parse_known_args(argv)
         if options.help:
             print(make_parser(config_class).format_help() + "\n" + general.format_help())
+            return
+        if options.version:
+            print(f"i2sb {__version__}")
             return
         if ("--corrupt", "help") in pairwise(flags) or "--corrupt=help" in flags:
             from corruption import describe_corruptions

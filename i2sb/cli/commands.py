@@ -1,0 +1,41 @@
+"""The three programs: flags in, one call. train.py, sample.py and compute_metrices.py are these, and so are i2sb-train,
+i2sb-sample and i2sb-score of an installed package."""
+
+from i2sb.cli.program import run_program
+from i2sb.config import EvalConfig, SampleConfig, TrainConfig
+
+
+def train() -> None:
+    """Train a bridge: train.py, i2sb-train."""
+    run_program(TrainConfig, _train)
+
+
+def sample() -> None:
+    """Restore degraded images: sample.py, i2sb-sample."""
+    run_program(SampleConfig, _sample)
+
+
+def score() -> None:
+    """Score restored images: compute_metrices.py, i2sb-score."""
+    run_program(EvalConfig, _score)
+
+
+# What loads torch is imported when flags and files are right, so that --help and mistakes answer at once.
+
+
+def _train(config: TrainConfig) -> None:
+    from i2sb.training.loop import train
+
+    train(config)
+
+
+def _sample(config: SampleConfig) -> None:
+    from i2sb.sampling.split import run
+
+    run(config)
+
+
+def _score(config: EvalConfig) -> None:
+    from i2sb.evaluation.score import run
+
+    run(config)

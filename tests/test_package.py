@@ -1,0 +1,71 @@
+"""What `pip install .` gives: built, installed into a folder of its own, and used from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from helpers.programs import ENVIRONMENT, ROOT, run_python
+
+PROGRAMS = {"i2sb-train": "train.py", "i2sb-sample": "sample.py", "i2sb-score": "compute_metrices.py"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the installed package; what it depends on is that of the tests."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    for name in ("i2sb", "corruption"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "requirements.txt", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    for folder_of_requirements in ("scripts", "tests"):
+        (source / folder_of_requirements).mkdir()
+        for path in (ROOT / folder_of_requirements).glob("requirements*.txt"):
+            shutil.copy(path, source / folder_of_requirements / path.name)
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", folder, source]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run(installed, program: str, *flags: str, cwd) -> subprocess.CompletedProcess[str]:
+    """Run an installed program where the project's folder is out of sight."""
+    command = [sys.executable, str(installed / "bin" / program), *flags]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(installed)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_every_file_of_the_packages_is_installed(installed):
+    def files(root):
+        found = [path for name in ("i2sb", "corruption") for path in (root / name).rglob("*") if path.is_file()]
+        return {path.relative_to(root) for path in found if "__pycache__" not in path.parts}
+
+    assert files(installed) == files(ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_installed_programs_say_what_the_scripts_say(installed, tmp_path, program):
+    script = run_python(ROOT / PROGRAMS[program], "--help").stdout
+    assert run(installed, program, "--help", cwd=tmp_path).stdout == script.replace(PROGRAMS[program], program)
+    from i2sb import __version__
+
+    assert run(installed, program, "--version", cwd=tmp_path).stdout == f"i2sb {__version__}\n"
+    wrong = run(installed, program, "--nonsense", "1", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert wrong.stderr.startswith(f"{program}: error: ")
+
+
+@pytest.mark.slow
+def test_an_installed_package_restores_and_scores(installed, trained_run, tmp_path):
+    shutil.copytree(trained_run, tmp_path / "results/tiny")
+    made = run(installed, "i2sb-sample", "--ckpt", "tiny", "--nfe", "2", "--workers", "0", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    flags = ("--ckpt", "tiny", "--sample-dir", "samples_nfe2", "--metrics", "psnr", "--workers", "0")
+    scored = run(installed, "i2sb-score", *flags, cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert (tmp_path / "results/tiny/samples_nfe2/report.html").exists()  # its template came along
