@@ -1,4 +1,4 @@
-"""For the site: docstrings as the code has them, written as Markdown has it (an extension of griffe, see mkdocs.yml)."""
+"""For the site: docstrings in Markdown (an extension of griffe, which mkdocs.yml names)."""
 
 import re
 from typing import Any
@@ -17,15 +17,8 @@ class Docstrings(griffe.Extension):
 def to_markdown(text: str) -> str:
     """Write `name: what it is` lines as items of a list, and `>>>` examples as code.
 
-    >>> print(to_markdown("Do it.\\n\\nx: what.\\n>>> f()\\n1"))
-    Do it.
-    <BLANKLINE>
-    - `x`: what.
-    <BLANKLINE>
-    ```pycon
-    >>> f()
-    1
-    ```
+    >>> to_markdown("Do it.\\nx: what.")
+    'Do it.\\n\\n- `x`: what.'
     """
     lines: list[str] = []
     in_code = in_item = False
@@ -38,7 +31,7 @@ def to_markdown(text: str) -> str:
             lines += ["```", ""]
             in_code = False
         elif not in_code and begins_item:
-            lines += [] if in_item else [""]
+            lines += [""] if lines and lines[-1] and not in_item else []
             line, in_item = f"- `{begins_item[1]}`: {begins_item[2]}", True
         elif in_item and re.match(r"Raises |Returns ", line):
             lines += [""]
