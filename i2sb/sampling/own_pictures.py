@@ -17,7 +17,7 @@ from tqdm import tqdm
 from corruption import Corruption, is_custom
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
-from i2sb.errors import FileError, UserError, list_differences, require
+from i2sb.errors import FileError, UserError, require
 from i2sb.files import append, hash_file, remove_partials, write_text
 from i2sb.images import from_uint8, to_uint8
 from i2sb.progress import progress_bar
@@ -33,7 +33,14 @@ from i2sb.sampling.picture_files import (
     write_picture,
 )
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
-from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network, read_manifest
+from i2sb.storage.sample_folder import (
+    MANIFEST,
+    OLDER_SETTINGS,
+    TRAJECTORIES,
+    compare_settings,
+    describe_network,
+    read_manifest,
+)
 from i2sb.tasks import build_task_corruption
 from i2sb.tiles import pad_reflect
 
@@ -259,9 +266,7 @@ class OwnPictures:
         if before is None:
             raise FileError(job.out, f"exists already and is not listed in {MANIFEST} there; {advice}")
         now, settings = self._line(job), OLDER_SETTINGS | before["settings"]
-        if not settings["code"]:  # made before it was kept
-            del now["settings"]["code"]
-        differences = list_differences(settings, now["settings"])
+        differences = compare_settings(settings, now["settings"])
         if differences:
             raise FileError(job.out, f"was made with other settings ({differences}); {advice}")
         if (before["sha256"], before["mask_sha256"]) != (now["sha256"], now["mask_sha256"]):
@@ -269,7 +274,7 @@ class OwnPictures:
 
     def _line(self, job: Job) -> dict[str, Any]:
         settings = {
-            **describe_network(self.config, self.model.iteration, self.config.corrupt),
+            **describe_network(self.config, self.model.iteration, self.model.digest, self.config.corrupt),
             **self.settle(job).record(),
             "corrupt": self.config.corrupt,
         }

@@ -77,7 +77,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
 
     settings = SampleSettings(
         **options.record(),
-        **describe_network(config, model.iteration, task.corrupt),
+        **describe_network(config, model.iteration, model.digest, task.corrupt),
         corrupt=task.corrupt,
         mask_file=task.mask_file,
         dataset_dir=str(Path(dataset_dir)),

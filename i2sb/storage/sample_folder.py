@@ -39,6 +39,7 @@ class SampleSettings(SamplingOptions):
 
     run: str = option("", "name of the run")
     iteration: int = option(0, "iteration that the network's weights are of")
+    weights: str = option("", "digest of the files that the network's weights are from", later=True, older="")
     ckpt_file: str = option("", "checkpoint, as the user named it; empty for the newest", later=True)
     network: str = option("", "network, as the user named it; empty for what the run says", later=True, older="")
     code: str = option("", "digest of the user's Python files that took part; empty if none did", later=True, older="")
@@ -53,20 +54,31 @@ class SampleSettings(SamplingOptions):
     fingerprint: str = option("", "of the names in the data set, so that images of two are not mixed or compared")
 
 
-def describe_network(config: SampleConfig, iteration: int, corrupt: str) -> dict[str, Any]:
+def describe_network(config: SampleConfig, iteration: int, weights: str, corrupt: str) -> dict[str, Any]:
     """Return what settings and manifests tell of the network: whose weights, what it computes in, and the user's code.
 
-    iteration: where the weights stood. corrupt: the degradation, which may be code, too.
+    iteration: where the weights stood. weights: a digest of their files: a run may be trained anew under its name.
+    corrupt: the degradation, which may be code, too.
     """
     names = ("ckpt_file", "network", "use_fp16", "precision")
     own = [name for name, is_code in ((config.network, is_own), (corrupt, is_custom)) if is_code(name)]
     files = [hash_file(Path(name.rpartition(":")[0])) for name in own]
     code = hashlib.sha256("".join(files).encode()).hexdigest()[:16] if files else ""
-    return {"run": config.ckpt, "iteration": iteration, "code": code} | {n: getattr(config, n) for n in names}
+    said = {"run": config.ckpt, "iteration": iteration, "weights": weights, "code": code}
+    return said | {name: getattr(config, name) for name in names}
 
 
 # What settings stand for that were written before an option came.
 OLDER_SETTINGS = older_values(SampleSettings)
+
+
+def compare_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say in which settings images that were made `before` differ from those that are made `now`; "" if in none.
+
+    Digests that older versions did not keep are not compared.
+    """
+    unknown = [name for name in ("weights", "code") if not before[name]]
+    return list_differences(before, {name: value for name, value in now.items() if name not in unknown})
 
 
 def read_manifest(folder: Path, key: str, *needed: str) -> dict[Any, dict[str, Any]]:
@@ -108,9 +120,7 @@ class SampleFolder:
             del now[name]
         if settings.mask_file and before.mask_file:
             del now["mask_file"]
-        if not before.code:  # made before it was kept
-            del now["code"]
-        differences = list_differences(asdict(before), now)
+        differences = compare_settings(asdict(before), now)
         if differences:
             raise FileError(
                 path,

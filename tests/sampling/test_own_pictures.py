@@ -12,7 +12,7 @@ from PIL import Image
 
 from corruption import build_corruption
 from helpers.pictures import make_image
-from helpers.tiny_run import TINY
+from helpers.tiny_run import TINY, train_anew
 from i2sb import load_model
 from i2sb.cli.program import describe, report_errors
 from i2sb.config import SampleConfig, TrainConfig
@@ -272,13 +272,20 @@ def test_grey_pictures_come_back_in_colour_where_that_was_learned(restore, photo
             assert image.mode == mode
 
 
+def test_pictures_of_a_run_that_was_trained_anew_are_not_kept(restore, photos, tmp_path, trained_run):
+    restore(photos / "a.png")
+    restore(photos / "a.png")
+    with pytest.raises(UserError, match=r"a.png: was made with other settings \(weights \w+ there, \w+ now\)"):
+        restore(photos, train_anew(trained_run, tmp_path / "anew"))
+
+
 def test_pictures_of_before_an_option_was_there_are_continued(restore, photos):
     """Their manifest lacks its line: it is as by default."""
     out = restore(photos)
     path = out / "manifest.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
-        del line["settings"]["overlap"], line["settings"]["consistency_weight"]
+        del line["settings"]["overlap"], line["settings"]["consistency_weight"], line["settings"]["weights"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (out / "b.png").unlink()
     restore(photos)
