@@ -106,6 +106,7 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
             "(to score a part of a split, restore that part with `subset`)",
         )
     corruption = build_task_corruption(run_config, settings.image_size)
+    folder.check_masks(run_config.mask_file)
     return EvaluationSet(folder, images, run_config, corruption, settings.image_size, settings.seed, vars(settings))
 
 

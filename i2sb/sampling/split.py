@@ -28,7 +28,7 @@ from i2sb.restore import RestorationModel, load_model
 from i2sb.sampling.own_pictures import OwnPictures
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.recon import recon_path, write_recon
-from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_network
+from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_masks, describe_network
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
 # tqdm's own bar, but slow rates, too, are shown as images a second, not seconds an image.
@@ -79,7 +79,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         **options.record(),
         **describe_network(config, model.iteration, model.digest, task.corrupt),
         corrupt=task.corrupt,
-        mask_file=task.mask_file,
+        **describe_masks(task.mask_file),
         dataset_dir=str(Path(dataset_dir)),
         subset=config.subset,
         image_size=image_size,

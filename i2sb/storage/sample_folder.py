@@ -20,7 +20,7 @@ from torchvision.transforms import functional as TF
 
 from corruption import is_custom
 from i2sb.config import Precision, SampleConfig, SamplingOptions
-from i2sb.errors import FileError, list_differences
+from i2sb.errors import FileError, UserError, list_differences
 from i2sb.files import PARTIAL, append, hash_file, remove_partials, write_atomically, write_text
 from i2sb.images import refuse_undecodable, save_png, to_pil
 from i2sb.network_sizes import is_own
@@ -47,6 +47,7 @@ class SampleSettings(SamplingOptions):
     precision: Precision = option("fp32", "what the network computed in", later=True)
     corrupt: str = option("", "degradation")
     mask_file: str = option("", "npz of the published freeform masks, or empty")
+    masks: str = option("", "digest of that file; empty without one", later=True, older="")
     dataset_dir: str = option("", "folder of the data set")
     subset: str = option("", "file that listed the images; empty for the whole split", later=True)
     image_size: int = option(256, "side of the images, in pixels")
@@ -68,6 +69,11 @@ def describe_network(config: SampleConfig, iteration: int, weights: str, corrupt
     return said | {name: getattr(config, name) for name in names}
 
 
+def describe_masks(mask_file: str) -> dict[str, Any]:
+    """Return what settings tell of the file of masks, "" for none: where it was, and a digest, as it may move."""
+    return {"mask_file": mask_file, "masks": hash_file(Path(mask_file))[:16] if mask_file else ""}
+
+
 # What settings stand for that were written before an option came.
 OLDER_SETTINGS = older_values(SampleSettings)
 
@@ -77,7 +83,7 @@ def compare_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
 
     Digests that older versions did not keep are not compared.
     """
-    unknown = [name for name in ("weights", "code") if not before[name]]
+    unknown = [name for name in ("weights", "code", "masks") if not before[name]]
     return list_differences(before, {name: value for name, value in now.items() if name not in unknown})
 
 
@@ -118,7 +124,7 @@ class SampleFolder:
         now = asdict(settings)
         for name in ("dataset_dir", "subset"):  # may have moved: the fingerprint tells data sets apart
             del now[name]
-        if settings.mask_file and before.mask_file:
+        if settings.mask_file and before.mask_file:  # its digest tells
             del now["mask_file"]
         differences = compare_settings(asdict(before), now)
         if differences:
@@ -174,6 +180,13 @@ class SampleFolder:
                     number = partial.name[1:].partition(".")[0]
                     if number.isdecimal() and int(number) in wanted:
                         partial.unlink(missing_ok=True)
+
+    def check_masks(self, mask_file: str) -> None:
+        """Raise UserError unless the images were made with the masks in this file, or with none if it is ""."""
+        before, now = self.settings, describe_masks(mask_file)["masks"]
+        if bool(mask_file) != bool(before.mask_file) or (before.masks and before.masks != now):
+            made_with = f"the masks in {before.mask_file}" if before.mask_file else "no file of masks"
+            raise UserError("mask_file", mask_file, f"the images in {self.path} were made with {made_with}")
 
     def check_sources(self, indices: Iterable[int], checksum: Callable[[int], str]) -> None:
         """Raise UserError if one of these images was restored from another file than there is now; `checksum` tells.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from i2sb.cli.program import describe
-from i2sb.errors import list_differences
-from i2sb.storage.sample_folder import OLDER_SETTINGS, SampleFolder, SampleSettings
+from i2sb.errors import UserError, list_differences
+from i2sb.storage.sample_folder import OLDER_SETTINGS, SampleFolder, SampleSettings, describe_masks
 
 # As the first versions wrote them, and as those did that came before tiles were told of.
 OLDEST = """\
@@ -62,6 +62,27 @@ def test_files_may_move_but_not_come_or_go(tmp_path):
     SampleFolder.begin(tmp_path, settings(mask_file="b.npz", subset="moved.txt"))
     with pytest.raises(ValueError, match="mask_file a.npz there,  now"):
         SampleFolder.begin(tmp_path, settings())
+
+
+def test_masks_are_told_apart_by_what_they_are_not_by_where(tmp_path):
+    for name, content in (("a.npz", b"1"), ("moved.npz", b"1"), ("other.npz", b"2")):
+        (tmp_path / name).write_bytes(content)
+    made = {name: describe_masks(str(tmp_path / name)) for name in ("a.npz", "moved.npz", "other.npz")}
+    path = tmp_path / "samples"
+    SampleFolder.begin(path, settings(**made["a.npz"]))
+    folder = SampleFolder.begin(path, settings(**made["moved.npz"]))
+    folder.check_masks(str(tmp_path / "moved.npz"))
+    with pytest.raises(UserError, match=r"made with other settings \(masks \w+ there, \w+ now\)"):
+        SampleFolder.begin(path, settings(**made["other.npz"]))
+    with pytest.raises(UserError, match="mask_file .*other.npz: the images in .*samples were made with .*a.npz"):
+        folder.check_masks(str(tmp_path / "other.npz"))
+    with pytest.raises(UserError, match="the images in .*samples were made with the masks in .*a.npz"):
+        folder.check_masks("")
+    with pytest.raises(UserError, match="other.npz: the images in .*drawn were made with no file of masks"):
+        SampleFolder.begin(tmp_path / "drawn", settings()).check_masks(str(tmp_path / "other.npz"))
+    saved = path / "settings.yaml"
+    saved.write_text("".join(line for line in saved.open() if not line.startswith("masks:")))  # an older version's
+    SampleFolder.begin(path, settings(**made["other.npz"])).check_masks(str(tmp_path / "other.npz"))
 
 
 def test_settings_read_back_as_they_were_written(tmp_path):
