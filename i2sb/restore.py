@@ -286,6 +286,19 @@ class RestorationModel:
         return corruption
 
 
+def check_restored(images: Tensor, names: Sequence[str]) -> None:
+    """Raise UserError naming those of the restored images [B, C, H, W] that hold NaN or infinite values.
+
+    In a file of 8 bits they would be black. The host waits for the device.
+    """
+    finite = images.isfinite().flatten(1).all(dim=1).tolist()
+    broken = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+    if broken:
+        named = ", ".join(broken[:5]) + ", …" * (len(broken) > 5)
+        advice = "try `precision` fp32, or a smaller `consistency_weight`"
+        raise UserError("", None, f"the restored images of {named} hold values that are NaN or infinite; {advice}")
+
+
 def load_model(
     run_dir: str | Path,
     device: str | torch.device = "cpu",

@@ -22,7 +22,7 @@ from i2sb.files import append, hash_file, remove_partials, write_text
 from i2sb.images import from_uint8, to_uint8
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.restore import RestorationModel
+from i2sb.restore import RestorationModel, check_restored
 from i2sb.sampler import StepTaken
 from i2sb.sampling.picture_files import (
     advise_endings,
@@ -166,6 +166,7 @@ class OwnPictures:
             callback=report,
             states=None,
         )
+        check_restored(trajectory.x0, [job.name])
         for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
             remove_partials(path.parent, path.name)
         if recorder is not None:

@@ -24,7 +24,7 @@ from i2sb.options import write_flags
 from i2sb.precision import advise_precision, choose_precision, find_capability, prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
-from i2sb.restore import RestorationModel, load_model
+from i2sb.restore import RestorationModel, check_restored, load_model
 from i2sb.sampling.own_pictures import OwnPictures
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.recon import recon_path, write_recon
@@ -150,7 +150,10 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             recorder = None
             if config.save_trajectory:
                 recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
-            results = to_uint8(model.restore_batch(batch, noise, options, callback=recorder).x0).cpu()
+            x0 = model.restore_batch(batch, noise, options, callback=recorder).x0
+            pixels = to_uint8(x0)  # begun before the host waits
+            check_restored(x0, [images.keys[index] for index in loaded.numbers])
+            results = pixels.cpu()
             for image in written:
                 image.result()
             written = [

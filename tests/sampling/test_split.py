@@ -218,6 +218,18 @@ def test_trajectories_are_drawn_and_made_up_for(restore):
         assert strip.width > 3 * 128 and strip.height > 2 * 128  # degraded and two states; predictions below
 
 
+def test_images_that_are_not_finite_are_named_not_written_as_black_ones(restore, dataset_dir, tmp_path):
+    broken = {"consistency": "gradient", "consistency_weight": 1e37, "limit": 1}
+    words = "the restored images of {} hold values that are NaN or infinite; try `precision` fp32, or a smaller"
+    with pytest.raises(UserError, match=words.format("cat/0.png")):
+        restore(**broken)
+    assert not list((tmp_path / "results/tiny/samples_nfe2_gradient1e+37").glob("000/*.png"))
+    pictures = {"input": str(dataset_dir / "val/cat"), "output": str(tmp_path / "out")}
+    with pytest.raises(UserError, match=words.format("0.png")):
+        restore(**broken, **pictures)
+    assert not (tmp_path / "out").exists()
+
+
 def test_samplers_are_advised_on(restore, capsys):
     restore(limit=1, sampler="ot_ode")
     assert "warning: --sampler ot_ode: this run was trained with noise" in capsys.readouterr().err
