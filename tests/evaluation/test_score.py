@@ -444,3 +444,17 @@ def test_masks_are_those_that_the_images_were_made_with(config, trained_run, tmp
     assert score(replace(ours, mask_file=str(tmp_path / "moved.npz")))["settings"]["masks"]
     with pytest.raises(UserError, match="mask_file .*b.npz: the images in .* were made with the masks in .*a.npz"):
         score(replace(ours, mask_file=str(tmp_path / "b.npz")))
+
+
+def test_images_that_another_run_restored_are_refused(config, results, trained_run, tmp_path):
+    """A run's settings say how images are cut out and degraded: another's would be applied to them."""
+    for name in ("renamed", "other"):
+        (tmp_path / name).mkdir()
+        shutil.copy(trained_run / "config.yaml", tmp_path / name / "config.yaml")
+        shutil.copytree(results / "tiny/samples_nfe2", tmp_path / name / "samples_nfe2")
+    saved = tmp_path / "other/config.yaml"
+    saved.write_text(saved.read_text().replace("name: tiny", "name: other"))
+    copied = replace(config, results_dir=str(tmp_path), metrics="psnr", features="")
+    score(replace(copied, ckpt="renamed"))
+    with pytest.raises(UserError, match="ckpt other: the images in .*other/samples_nfe2 were restored by the run tiny"):
+        score(replace(copied, ckpt="other"))
