@@ -215,12 +215,18 @@ class OwnPictures:
         pictures = find_pictures(path, "mask")
         if not path.is_dir():
             return dict.fromkeys(names, path)
-        by_stem = {Path(name).with_suffix("").as_posix(): picture for name, picture in pictures.items()}
-        stems = {name: Path(name).with_suffix("").as_posix() for name in names}
-        lacking = [name for name, stem in stems.items() if stem not in by_stem]
+        by_stem: dict[Path, list[str]] = {}
+        for name in pictures:
+            by_stem.setdefault(Path(name).with_suffix(""), []).append(name)
+        found = {name: [name] if name in pictures else by_stem.get(Path(name).with_suffix(""), []) for name in names}
+        lacking = [name for name in names if not found[name]]
         if lacking:
             raise UserError("mask", path, f"lacks {len(lacking)} of {len(names)} masks, first that of {lacking[0]}")
-        return {name: by_stem[stem] for name, stem in stems.items()}
+        unclear = [name for name in names if len(found[name]) > 1]
+        if unclear:
+            masks = " and ".join(found[unclear[0]])
+            raise UserError("mask", path, f"holds {masks} for {unclear[0]}; keep one, or give it the picture's name")
+        return {name: pictures[masks[0]] for name, masks in found.items()}
 
     def _build_corruption(self, job: Job) -> Corruption | None:
         """Build the degradation that is applied to a picture, or undone with its operator, for its sides."""

@@ -185,6 +185,26 @@ def test_holes_are_filled_and_the_rest_is_kept(restore, photos, tmp_path, inpain
     assert not torch.equal(to_uint8(other)[0], pixels(out / "a.png")), "the condition does nothing"
 
 
+def test_a_mask_of_the_pictures_own_name_goes_before_one_of_its_stem(restore, tmp_path, inpainting_run):
+    """a.png and a.jpg may both be there, each with its mask."""
+    for folder in ("pictures", "masks"):
+        (tmp_path / folder).mkdir()
+    for name, left in (("a.png", 2), ("a.bmp", 20)):
+        make_image(1, 32, 16).save(tmp_path / "pictures" / name)
+        hole = Image.new("L", (32, 16))
+        hole.paste(255, (left, 4, left + 8, 12))
+        hole.save(tmp_path / "masks" / name)
+    out = restore(tmp_path / "pictures", inpainting_run, mask=str(tmp_path / "masks"))
+    before = make_image(1, 32, 16)
+    for name, kept in (("a.png", (16, 0, 32, 16)), ("a.bmp", (0, 0, 16, 16))):
+        with Image.open(out / name) as after:
+            near = [abs(x - y) <= 1 for x, y in zip(*(i.crop(kept).tobytes() for i in (before, after)), strict=True)]
+        assert all(near), name
+    make_image(2, 32, 16).save(tmp_path / "a.webp")
+    with pytest.raises(UserError, match="masks: holds a.bmp and a.png for a.webp; keep one, or give it the picture's"):
+        restore(tmp_path / "a.webp", inpainting_run, mask=str(tmp_path / "masks"))
+
+
 def test_degrading_first_and_consistency(restore, photos, trained_run, capsys):
     out = restore(photos, corrupt="sr4x-pool", consistency="project", save_trajectory=True)
     clean = pad_reflect(from_uint8(pixels(photos / "a.png"))[None], 16)
