@@ -129,7 +129,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     def write(index: int, image: Tensor, row: int, recorder: TrajectoryRecorder | None) -> None:
         if recorder is not None:  # before the image, whose presence says that all is done
             recorder.save(row, folder.trajectory_stem(index))
-        is_new = not folder.image_path(index).exists()
+        is_new = bool(folder.missing([index]))
         folder.save(index, image)
         if is_new:
             folder.add_to_manifest(line(index))

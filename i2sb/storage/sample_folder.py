@@ -165,11 +165,17 @@ class SampleFolder:
         """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""
         path = self.image_path(index)
         with refuse_undecodable(path, "image", "delete it and run sample.py again"), Image.open(path) as image:
-            return TF.pil_to_tensor(image)
+            plain = {"1": "L", "P": "RGB"}.get(image.mode)  # as programs leave images that make files smaller
+            return TF.pil_to_tensor(image.convert(plain) if plain else image)
+
+    def _is_there(self, index: int) -> bool:
+        """Whether an image exists; an empty file, which a machine that lost its power may leave, is none."""
+        path = self.image_path(index)
+        return path.exists() and path.stat().st_size > 0
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Return those of `indices` whose images do not exist yet."""
-        return [index for index in indices if not self.image_path(index).exists()]
+        return [index for index in indices if not self._is_there(index)]
 
     def remove_partials(self, indices: Collection[int]) -> None:
         """Delete what a killed process left that was writing one of these images, or its trajectory."""
@@ -194,7 +200,7 @@ class SampleFolder:
         Nobody knows of images that older versions restored.
         """
         lines = read_manifest(self.path, "index")
-        known = (index for index in indices if lines.get(index, {}).get("sha256") and self.image_path(index).exists())
+        known = (index for index in indices if lines.get(index, {}).get("sha256") and self._is_there(index))
         changed = [index for index in known if checksum(index) != lines[index]["sha256"]]
         if changed:
             named = ", ".join(f"{lines[index]['source']} ({self.image_path(index).name})" for index in changed[:5])
@@ -212,7 +218,7 @@ class SampleFolder:
         """
         with locked(self.path):
             before = read_manifest(self.path, "index")
-            indices = [index for index in range(self.settings.num_images) if self.image_path(index).exists()]
+            indices = [index for index in range(self.settings.num_images) if self._is_there(index)]
             known = {index: told.get("sha256", "") for index, told in before.items()}
             lines = (self._manifest_line(line(index, known.get(index))) for index in indices)
             write_atomically(self.path / MANIFEST, lambda file: file.writelines(lines))

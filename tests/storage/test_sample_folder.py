@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from i2sb.cli.program import describe
 from i2sb.errors import UserError, list_differences
@@ -125,3 +126,27 @@ def test_an_image_that_is_cut_off_is_named(tmp_path):
         folder.load(0)
     with pytest.raises(OSError):
         folder.load(1)
+
+
+def test_an_empty_file_is_no_image(tmp_path):
+    """As a machine that lost its power may leave it: the name is on the disk, the content is not."""
+    folder = SampleFolder.begin(tmp_path, settings())
+    for index in range(2):
+        folder.save(index, torch.zeros(3, 16, 16, dtype=torch.uint8))
+    folder.image_path(1).write_bytes(b"")
+    assert folder.missing([0, 1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_images_in_smaller_files_are_the_same(tmp_path, colours):
+    """Other programs write the same pixels with a palette, or a bit each."""
+    folder = SampleFolder.begin(tmp_path, settings())
+    image = (torch.arange(colours * 16 * 16) % 2).view(colours, 16, 16).mul(255).to(torch.uint8)
+    image[:, :8] = 255 * torch.arange(colours).view(-1, 1, 1)
+    with Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()) as drawn:
+        smaller = drawn.convert("1", dither=Image.Dither.NONE) if colours == 1 else drawn.quantize(8)
+    folder.image_path(0).parent.mkdir()
+    smaller.save(folder.image_path(0))
+    with Image.open(folder.image_path(0)) as kept:
+        assert kept.mode == ("1" if colours == 1 else "P")
+    assert torch.equal(folder.load(0), image)
