@@ -93,7 +93,7 @@ def find_device(device: str = "auto") -> torch.device:
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and not gpus:
         raise UserError("device", device, "torch finds no GPU here; use `device` cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if gpus != 1 else 0
+    local_rank = _read_number("LOCAL_RANK", 0) if gpus != 1 else 0
     if gpus and local_rank >= gpus:
         raise UserError("", None, f"torchrun --nproc-per-node: more processes were started than the {gpus} GPUs here")
     return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
@@ -111,18 +111,53 @@ def check_architecture(capability: tuple[int, int], built_for: list[str]) -> Non
         )
 
 
+def read_place() -> tuple[int, int]:
+    """Return the rank and the number of processes that a launcher told this one; (0, 1) if none did.
+
+    Raises UserError for what no launcher tells, such as one of its variables that was left over in a shell: a process
+    would do a share of the work for others that are not there.
+    """
+    needed = ("RANK", "WORLD_SIZE")
+    missing = [name for name in needed if name not in os.environ]
+    if missing == list(needed):
+        return 0, 1
+    rank, world_size = _read_number("RANK", -1), _read_number("WORLD_SIZE", 0)
+    if world_size > 1:
+        missing += [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing or not 0 <= rank < world_size:
+        told = " and ".join(f"{name} {os.environ[name]}" for name in needed if name in os.environ)
+        raise UserError("", None, _leftover(f"{told}{' without ' * bool(missing)}{', '.join(missing)}"))
+    return rank, world_size
+
+
+def _read_number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError("", None, _leftover(f"{name} {text}")) from None
+
+
+def _leftover(found: str) -> str:
+    return f"the environment holds {found}, which no launcher sets so: unset it, or start with torchrun"
+
+
 def join_world(device: str = "auto") -> World:
     """Find the device and, under torchrun, join the other processes (NCCL on GPUs, gloo on CPUs).
 
-    Raises UserError like `find_device`.
+    Raises UserError like `find_device` and `read_place`.
     """
+    rank, world_size = read_place()
     own_device = find_device(device)
     on_gpu = own_device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(own_device)
         check_architecture(torch.cuda.get_device_capability(own_device), torch.cuda.get_arch_list())
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1 and not dist.is_initialized():
+        if not dist.is_torchelastic_launched():  # nobody has seen to it that the others are started
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            told = f"RANK {rank} and WORLD_SIZE {world_size} in the environment"
+            print(f"waiting at {where} until {world_size} processes have started this ({told})", file=sys.stderr)
         # Addresses that a dead process left in torchrun's store must not be taken for its successor's.
         store, _, _ = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(agree_on_start(store, rank, world_size), store)

@@ -1,5 +1,6 @@
 """A trained network, ready to restore images."""
 
+import hashlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from i2sb.storage.exported import ENDING, Exported, read_export
 from i2sb.storage.released import PARTS as RELEASED_PARTS
 from i2sb.storage.released import is_released, read_options, recognise_network
 from i2sb.tasks import build_formulation, build_task_corruption
-from i2sb.tensor_files import check_finite, describe_shape, load_weights
+from i2sb.tensor_files import check_finite, describe_shape, load_weights, read_checksum
 from i2sb.tiles import pad_reflect, tiled
 
 # The regression that a run with `x1_from` begins at, in the run's folder.
@@ -47,7 +48,7 @@ ALIGNMENT = 64
 class RestorationModel:
     """A network with what it was trained for; config is the training run's, iteration where its weights stood.
 
-    mean: the regression whose outputs its bridge begins at, if it does (`x1_from`).
+    mean: the regression whose outputs its bridge begins at, if it does (`x1_from`). checksum: as Exported has it.
     """
 
     network: BridgeNetwork
@@ -55,6 +56,7 @@ class RestorationModel:
     config: TrainConfig
     iteration: int
     mean: "RestorationModel | None" = None
+    checksum: str = ""
 
     @property
     def bridge(self) -> Bridge:
@@ -67,6 +69,12 @@ class RestorationModel:
     def networks(self) -> list[BridgeNetwork]:
         """All networks that take part."""
         return [self.network, *(self.mean.networks if self.mean else ())]
+
+    @property
+    def digest(self) -> str:
+        """What identifies the files that the weights of all networks were read from, in hexadecimal."""
+        files = self.checksum + (self.mean.digest if self.mean else "")
+        return hashlib.sha256(files.encode()).hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:
@@ -278,6 +286,19 @@ class RestorationModel:
         return corruption
 
 
+def check_restored(images: Tensor, names: Sequence[str]) -> None:
+    """Raise UserError naming those of the restored images [B, C, H, W] that hold NaN or infinite values.
+
+    In a file of 8 bits they would be black. The host waits for the device.
+    """
+    finite = images.isfinite().flatten(1).all(dim=1).tolist()
+    broken = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+    if broken:
+        named = ", ".join(broken[:5]) + ", …" * (len(broken) > 5)
+        advice = "try `precision` fp32, or a smaller `consistency_weight`"
+        raise UserError("", None, f"the restored images of {named} hold values that are NaN or infinite; {advice}")
+
+
 def load_model(
     run_dir: str | Path,
     device: str | torch.device = "cpu",
@@ -338,7 +359,7 @@ def build_model(loaded: Exported, path: Path, device: str | torch.device, *, ask
     if is_own(config.network):
         check_network(net, config.network, config.image_channels, config.image_size)
     mean = None if loaded.mean is None else build_model(loaded.mean, path, device)
-    return RestorationModel(net.to(device), formulation.to(device), config, loaded.iteration, mean)
+    return RestorationModel(net.to(device), formulation.to(device), config, loaded.iteration, mean, loaded.checksum)
 
 
 def _choose_network(loaded: Exported, network: str, source: Path, *, released: bool) -> str:
@@ -404,7 +425,7 @@ def _read_file(path: Path, ema: bool) -> Exported:
     for part in (exported, exported.mean):
         if part is not None:
             check_finite(part.weights, path)
-    return exported
+    return replace(exported, checksum=read_checksum(path))
 
 
 def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
@@ -435,4 +456,4 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
         iteration = state["progress"]["iteration"]
         check_unedited(state.get("settings", {}), config, path)
     mean = _read_file(run_dir / MEAN_FILE, True) if config.x1_from else None
-    return Exported(weights, config, iteration, averaged=ema, mean=mean)
+    return Exported(weights, config, iteration, averaged=ema, mean=mean, checksum=read_checksum(path))

@@ -57,8 +57,11 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
 
 
 def read_checksum(path: Path) -> str:
-    """Return what identifies the contents of a file of tensors, without reading them: it keeps their check sums."""
-    if not zipfile.is_zipfile(path):  # what torch wrote before 1.6
+    """Return what identifies the contents of a file of tensors.
+
+    Of what torch.save writes, they are not read: it keeps their check sums.
+    """
+    if not zipfile.is_zipfile(path):  # .safetensors, and what torch wrote before 1.6
         return hash_file(path)
     with zipfile.ZipFile(path) as archive:
         listed = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]

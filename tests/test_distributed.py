@@ -18,7 +18,16 @@ import torch.distributed as dist
 from helpers.comparison import assert_equal_states
 from helpers.programs import ENVIRONMENT, HANGS, ROOT, run_python
 from helpers.tiny_run import TINY, as_flags
-from i2sb.distributed import PATIENCE, World, agree_on_start, check_architecture, find_device, refuse_shared_gpu
+from i2sb.distributed import (
+    PATIENCE,
+    World,
+    agree_on_start,
+    check_architecture,
+    find_device,
+    join_world,
+    read_place,
+    refuse_shared_gpu,
+)
 from i2sb.errors import UserError
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 
@@ -75,6 +84,48 @@ def test_a_process_takes_its_own_gpu_or_the_only_one_it_is_shown(monkeypatch, gp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="more processes were started than the 2 GPUs here"):
         find_device()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "1"}, "RANK 1 without WORLD_SIZE"),
+        ({"RANK": "0"}, "RANK 0 without WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE 2 without RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "1"}, "WORLD_SIZE 1 without RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK 2 and WORLD_SIZE 2"),
+        ({"RANK": "-1", "WORLD_SIZE": "1"}, "RANK -1 and WORLD_SIZE 1"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK 0 and WORLD_SIZE 0"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}, "RANK 0 and WORLD_SIZE 2 without MASTER_PORT"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK first"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE "),
+    ],
+)
+def test_what_was_left_over_of_a_launcher_is_refused(monkeypatch, variables, words):
+    """With it a process would do a share of the work, or none, and end as if all was done."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert read_place() == (0, 1)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^the environment holds {words}, which no launcher sets so: unset it"):
+        join_world("cpu")
+
+
+def test_one_that_torchrun_did_not_start_says_whom_it_waits_for(monkeypatch, capsys):
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "7"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+
+    def give_up(url):
+        raise TimeoutError
+
+    monkeypatch.setattr(dist, "rendezvous", give_up)
+    with pytest.raises(TimeoutError):
+        join_world("cpu")
+    said = "waiting at localhost:7 until 2 processes have started this (RANK 1 and WORLD_SIZE 2 in the environment)"
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_processes_wait_for_each_other_between_cpus(monkeypatch):

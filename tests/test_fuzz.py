@@ -113,6 +113,7 @@ def check(program: str, number: int, place: Path, monkeypatch, capsys) -> None:
     case = draw(program, number)
     monkeypatch.chdir(place)
     monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")  # or settings of several processes would start them in place of this one
     monkeypatch.setattr(sys, "argv", ["program.py"])
     before = signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail(f"{case}: hangs", pytrace=False))

@@ -79,7 +79,11 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
         return _open_released(config, path, files)
     folder = SampleFolder.open(path)
     settings = folder.settings
-    run_config = replace(read_run_config(config.run_dir), corrupt=settings.corrupt, mask_file=settings.mask_file)
+    run_config = read_run_config(config.run_dir)
+    if settings.run not in (config.ckpt, run_config.name):  # its folder may have been renamed since
+        made_by = f"the images in {folder.path} were restored by the run {settings.run}"
+        raise UserError("ckpt", config.ckpt, f"{made_by}: score them in its folder")
+    run_config = replace(run_config, corrupt=settings.corrupt, mask_file=settings.mask_file)
     if config.corrupt not in ("", settings.corrupt):
         raise UserError("corrupt", config.corrupt, f"the images in {folder.path} were made with {settings.corrupt}")
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / SETTINGS)
@@ -106,6 +110,7 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
             "(to score a part of a split, restore that part with `subset`)",
         )
     corruption = build_task_corruption(run_config, settings.image_size)
+    folder.check_masks(run_config.mask_file)
     return EvaluationSet(folder, images, run_config, corruption, settings.image_size, settings.seed, vars(settings))
 
 

@@ -17,12 +17,12 @@ from tqdm import tqdm
 from corruption import Corruption, is_custom
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
-from i2sb.errors import FileError, UserError, list_differences, require
+from i2sb.errors import FileError, UserError, require
 from i2sb.files import append, hash_file, remove_partials, write_text
 from i2sb.images import from_uint8, to_uint8
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.restore import RestorationModel
+from i2sb.restore import RestorationModel, check_restored
 from i2sb.sampler import StepTaken
 from i2sb.sampling.picture_files import (
     advise_endings,
@@ -33,7 +33,14 @@ from i2sb.sampling.picture_files import (
     write_picture,
 )
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
-from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network, read_manifest
+from i2sb.storage.sample_folder import (
+    MANIFEST,
+    OLDER_SETTINGS,
+    TRAJECTORIES,
+    compare_settings,
+    describe_network,
+    read_manifest,
+)
 from i2sb.tasks import build_task_corruption
 from i2sb.tiles import pad_reflect
 
@@ -159,6 +166,7 @@ class OwnPictures:
             callback=report,
             states=None,
         )
+        check_restored(trajectory.x0, [job.name])
         for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
             remove_partials(path.parent, path.name)
         if recorder is not None:
@@ -207,12 +215,18 @@ class OwnPictures:
         pictures = find_pictures(path, "mask")
         if not path.is_dir():
             return dict.fromkeys(names, path)
-        by_stem = {Path(name).with_suffix("").as_posix(): picture for name, picture in pictures.items()}
-        stems = {name: Path(name).with_suffix("").as_posix() for name in names}
-        lacking = [name for name, stem in stems.items() if stem not in by_stem]
+        by_stem: dict[Path, list[str]] = {}
+        for name in pictures:
+            by_stem.setdefault(Path(name).with_suffix(""), []).append(name)
+        found = {name: [name] if name in pictures else by_stem.get(Path(name).with_suffix(""), []) for name in names}
+        lacking = [name for name in names if not found[name]]
         if lacking:
             raise UserError("mask", path, f"lacks {len(lacking)} of {len(names)} masks, first that of {lacking[0]}")
-        return {name: by_stem[stem] for name, stem in stems.items()}
+        unclear = [name for name in names if len(found[name]) > 1]
+        if unclear:
+            masks = " and ".join(found[unclear[0]])
+            raise UserError("mask", path, f"holds {masks} for {unclear[0]}; keep one, or give it the picture's name")
+        return {name: pictures[masks[0]] for name, masks in found.items()}
 
     def _build_corruption(self, job: Job) -> Corruption | None:
         """Build the degradation that is applied to a picture, or undone with its operator, for its sides."""
@@ -259,9 +273,7 @@ class OwnPictures:
         if before is None:
             raise FileError(job.out, f"exists already and is not listed in {MANIFEST} there; {advice}")
         now, settings = self._line(job), OLDER_SETTINGS | before["settings"]
-        if not settings["code"]:  # made before it was kept
-            del now["settings"]["code"]
-        differences = list_differences(settings, now["settings"])
+        differences = compare_settings(settings, now["settings"])
         if differences:
             raise FileError(job.out, f"was made with other settings ({differences}); {advice}")
         if (before["sha256"], before["mask_sha256"]) != (now["sha256"], now["mask_sha256"]):
@@ -269,7 +281,7 @@ class OwnPictures:
 
     def _line(self, job: Job) -> dict[str, Any]:
         settings = {
-            **describe_network(self.config, self.model.iteration, self.config.corrupt),
+            **describe_network(self.config, self.model.iteration, self.model.digest, self.config.corrupt),
             **self.settle(job).record(),
             "corrupt": self.config.corrupt,
         }

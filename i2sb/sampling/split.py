@@ -24,11 +24,11 @@ from i2sb.options import write_flags
 from i2sb.precision import advise_precision, choose_precision, find_capability, prepare
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
-from i2sb.restore import RestorationModel, load_model
+from i2sb.restore import RestorationModel, check_restored, load_model
 from i2sb.sampling.own_pictures import OwnPictures
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.recon import recon_path, write_recon
-from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_network
+from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_masks, describe_network
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
 # tqdm's own bar, but slow rates, too, are shown as images a second, not seconds an image.
@@ -77,9 +77,9 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
 
     settings = SampleSettings(
         **options.record(),
-        **describe_network(config, model.iteration, task.corrupt),
+        **describe_network(config, model.iteration, model.digest, task.corrupt),
         corrupt=task.corrupt,
-        mask_file=task.mask_file,
+        **describe_masks(task.mask_file),
         dataset_dir=str(Path(dataset_dir)),
         subset=config.subset,
         image_size=image_size,
@@ -129,7 +129,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     def write(index: int, image: Tensor, row: int, recorder: TrajectoryRecorder | None) -> None:
         if recorder is not None:  # before the image, whose presence says that all is done
             recorder.save(row, folder.trajectory_stem(index))
-        is_new = not folder.image_path(index).exists()
+        is_new = bool(folder.missing([index]))
         folder.save(index, image)
         if is_new:
             folder.add_to_manifest(line(index))
@@ -150,7 +150,10 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             recorder = None
             if config.save_trajectory:
                 recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
-            results = to_uint8(model.restore_batch(batch, noise, options, callback=recorder).x0).cpu()
+            x0 = model.restore_batch(batch, noise, options, callback=recorder).x0
+            pixels = to_uint8(x0)  # begun before the host waits
+            check_restored(x0, [images.keys[index] for index in loaded.numbers])
+            results = pixels.cpu()
             for image in written:
                 image.result()
             written = [

@@ -27,7 +27,8 @@ _MEAN = "x1_from."
 class Exported:
     """Weights named as in a checkpoint's `net`, averaged or raw, as they stood after `iteration`.
 
-    mean: those of the regression whose outputs the bridge begins at, if it does (`x1_from`).
+    mean: those of the regression whose outputs the bridge begins at, if it does (`x1_from`). checksum: what identifies
+    the contents of the file that they were read from; "" if they were not.
     """
 
     weights: dict[str, Tensor]
@@ -35,6 +36,7 @@ class Exported:
     iteration: int
     averaged: bool
     mean: Exported | None = None
+    checksum: str = ""
 
 
 def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> None:

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as TF
 
 from corruption import is_custom
 from i2sb.config import Precision, SampleConfig, SamplingOptions
-from i2sb.errors import FileError, list_differences
+from i2sb.errors import FileError, UserError, list_differences
 from i2sb.files import PARTIAL, append, hash_file, remove_partials, write_atomically, write_text
 from i2sb.images import refuse_undecodable, save_png, to_pil
 from i2sb.network_sizes import is_own
@@ -39,6 +39,7 @@ class SampleSettings(SamplingOptions):
 
     run: str = option("", "name of the run")
     iteration: int = option(0, "iteration that the network's weights are of")
+    weights: str = option("", "digest of the files that the network's weights are from", later=True, older="")
     ckpt_file: str = option("", "checkpoint, as the user named it; empty for the newest", later=True)
     network: str = option("", "network, as the user named it; empty for what the run says", later=True, older="")
     code: str = option("", "digest of the user's Python files that took part; empty if none did", later=True, older="")
@@ -46,6 +47,7 @@ class SampleSettings(SamplingOptions):
     precision: Precision = option("fp32", "what the network computed in", later=True)
     corrupt: str = option("", "degradation")
     mask_file: str = option("", "npz of the published freeform masks, or empty")
+    masks: str = option("", "digest of that file; empty without one", later=True, older="")
     dataset_dir: str = option("", "folder of the data set")
     subset: str = option("", "file that listed the images; empty for the whole split", later=True)
     image_size: int = option(256, "side of the images, in pixels")
@@ -53,20 +55,36 @@ class SampleSettings(SamplingOptions):
     fingerprint: str = option("", "of the names in the data set, so that images of two are not mixed or compared")
 
 
-def describe_network(config: SampleConfig, iteration: int, corrupt: str) -> dict[str, Any]:
+def describe_network(config: SampleConfig, iteration: int, weights: str, corrupt: str) -> dict[str, Any]:
     """Return what settings and manifests tell of the network: whose weights, what it computes in, and the user's code.
 
-    iteration: where the weights stood. corrupt: the degradation, which may be code, too.
+    iteration: where the weights stood. weights: a digest of their files: a run may be trained anew under its name.
+    corrupt: the degradation, which may be code, too.
     """
     names = ("ckpt_file", "network", "use_fp16", "precision")
     own = [name for name, is_code in ((config.network, is_own), (corrupt, is_custom)) if is_code(name)]
     files = [hash_file(Path(name.rpartition(":")[0])) for name in own]
     code = hashlib.sha256("".join(files).encode()).hexdigest()[:16] if files else ""
-    return {"run": config.ckpt, "iteration": iteration, "code": code} | {n: getattr(config, n) for n in names}
+    said = {"run": config.ckpt, "iteration": iteration, "weights": weights, "code": code}
+    return said | {name: getattr(config, name) for name in names}
+
+
+def describe_masks(mask_file: str) -> dict[str, Any]:
+    """Return what settings tell of the file of masks, "" for none: where it was, and a digest, as it may move."""
+    return {"mask_file": mask_file, "masks": hash_file(Path(mask_file))[:16] if mask_file else ""}
 
 
 # What settings stand for that were written before an option came.
 OLDER_SETTINGS = older_values(SampleSettings)
+
+
+def compare_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say in which settings images that were made `before` differ from those that are made `now`; "" if in none.
+
+    Digests that older versions did not keep are not compared.
+    """
+    unknown = [name for name in ("weights", "code", "masks") if not before[name]]
+    return list_differences(before, {name: value for name, value in now.items() if name not in unknown})
 
 
 def read_manifest(folder: Path, key: str, *needed: str) -> dict[Any, dict[str, Any]]:
@@ -106,11 +124,9 @@ class SampleFolder:
         now = asdict(settings)
         for name in ("dataset_dir", "subset"):  # may have moved: the fingerprint tells data sets apart
             del now[name]
-        if settings.mask_file and before.mask_file:
+        if settings.mask_file and before.mask_file:  # its digest tells
             del now["mask_file"]
-        if not before.code:  # made before it was kept
-            del now["code"]
-        differences = list_differences(asdict(before), now)
+        differences = compare_settings(asdict(before), now)
         if differences:
             raise FileError(
                 path,
@@ -149,11 +165,17 @@ class SampleFolder:
         """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""
         path = self.image_path(index)
         with refuse_undecodable(path, "image", "delete it and run sample.py again"), Image.open(path) as image:
-            return TF.pil_to_tensor(image)
+            plain = {"1": "L", "P": "RGB"}.get(image.mode)  # as programs leave images that make files smaller
+            return TF.pil_to_tensor(image.convert(plain) if plain else image)
+
+    def _is_there(self, index: int) -> bool:
+        """Whether an image exists; an empty file, which a machine that lost its power may leave, is none."""
+        path = self.image_path(index)
+        return path.exists() and path.stat().st_size > 0
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Return those of `indices` whose images do not exist yet."""
-        return [index for index in indices if not self.image_path(index).exists()]
+        return [index for index in indices if not self._is_there(index)]
 
     def remove_partials(self, indices: Collection[int]) -> None:
         """Delete what a killed process left that was writing one of these images, or its trajectory."""
@@ -165,13 +187,20 @@ class SampleFolder:
                     if number.isdecimal() and int(number) in wanted:
                         partial.unlink(missing_ok=True)
 
+    def check_masks(self, mask_file: str) -> None:
+        """Raise UserError unless the images were made with the masks in this file, or with none if it is ""."""
+        before, now = self.settings, describe_masks(mask_file)["masks"]
+        if bool(mask_file) != bool(before.mask_file) or (before.masks and before.masks != now):
+            made_with = f"the masks in {before.mask_file}" if before.mask_file else "no file of masks"
+            raise UserError("mask_file", mask_file, f"the images in {self.path} were made with {made_with}")
+
     def check_sources(self, indices: Iterable[int], checksum: Callable[[int], str]) -> None:
         """Raise UserError if one of these images was restored from another file than there is now; `checksum` tells.
 
         Nobody knows of images that older versions restored.
         """
         lines = read_manifest(self.path, "index")
-        known = (index for index in indices if lines.get(index, {}).get("sha256") and self.image_path(index).exists())
+        known = (index for index in indices if lines.get(index, {}).get("sha256") and self._is_there(index))
         changed = [index for index in known if checksum(index) != lines[index]["sha256"]]
         if changed:
             named = ", ".join(f"{lines[index]['source']} ({self.image_path(index).name})" for index in changed[:5])
@@ -189,7 +218,7 @@ class SampleFolder:
         """
         with locked(self.path):
             before = read_manifest(self.path, "index")
-            indices = [index for index in range(self.settings.num_images) if self.image_path(index).exists()]
+            indices = [index for index in range(self.settings.num_images) if self._is_there(index)]
             known = {index: told.get("sha256", "") for index, told in before.items()}
             lines = (self._manifest_line(line(index, known.get(index))) for index in indices)
             write_atomically(self.path / MANIFEST, lambda file: file.writelines(lines))

@@ -18,7 +18,7 @@ from corruption import build_corruption
 from helpers.pictures import write_images
 from helpers.programs import ROOT, run_python
 from i2sb import load_model
-from i2sb.config import EvalConfig, SampleConfig
+from i2sb.config import EvalConfig, SampleConfig, SamplingOptions
 from i2sb.data.dataset import open_split
 from i2sb.errors import UserError
 from i2sb.evaluation import score as evaluation
@@ -27,6 +27,7 @@ from i2sb.metrics.frechet import Gaussian
 from i2sb.metrics.reference import MadeFrom, read_reference, write_reference
 from i2sb.metrics.table import INCEPTION, METRICS, RESNET50, Metric
 from i2sb.sampling import split as sampling
+from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_masks
 from i2sb.training.validation import ValidationSet, choose_metrics, summarise, validate
 
 CHEAP = "psnr,ssim,mae,features-frechet"
@@ -418,3 +419,42 @@ def test_released_images_need_the_published_masks_where_their_degradation_has_so
         with pytest.raises(UserError, match=f"corrupt {corrupt}: give the published masks that"):
             score(replace(theirs, corrupt=corrupt))
     assert score(replace(theirs, corrupt=f"{file}:Dark"))["metrics"]["psnr"]["n"] == 5
+
+
+def test_masks_are_those_that_the_images_were_made_with(config, trained_run, tmp_path):
+    """Others would show as degraded what nobody restored."""
+    write_images(tmp_path / "data" / "val", ["0.png"])
+    hole = np.zeros((1, 256, 256), dtype=np.uint8)
+    hole[:, :100, :100] = 1
+    for name, mask in (("a.npz", hole), ("b.npz", hole[:, ::-1])):
+        np.savez(tmp_path / name, **{"10-20% freeform": np.packbits(mask)})
+    run = tmp_path / "tiny"
+    run.mkdir()
+    for name in ("config.yaml", "latest.pt"):
+        (run / name).symlink_to(trained_run / name)
+    places = {"ckpt": "tiny", "results_dir": str(tmp_path), "dataset_dir": str(tmp_path / "data"), "device": "cpu"}
+    images = open_split(tmp_path / "data", "val", image_size=256)
+    options = SamplingOptions(nfe=1, sampler="posterior", eta=1.0, tile=0).record()
+    data = {"image_size": 256, "num_images": 1, "fingerprint": images.fingerprint, "dataset_dir": str(tmp_path)}
+    made = {"run": "tiny", "corrupt": "inpaint-freeform1020", **describe_masks(str(tmp_path / "a.npz"))}
+    folder = SampleFolder.begin(run / "samples_nfe1", SampleSettings(**options, **data, **made))
+    folder.save(0, images.read(0)[0])
+    shutil.move(tmp_path / "a.npz", tmp_path / "moved.npz")
+    ours = replace(config, **places, sample_dir="samples_nfe1", metrics="psnr", features="")
+    assert score(replace(ours, mask_file=str(tmp_path / "moved.npz")))["settings"]["masks"]
+    with pytest.raises(UserError, match="mask_file .*b.npz: the images in .* were made with the masks in .*a.npz"):
+        score(replace(ours, mask_file=str(tmp_path / "b.npz")))
+
+
+def test_images_that_another_run_restored_are_refused(config, results, trained_run, tmp_path):
+    """A run's settings say how images are cut out and degraded: another's would be applied to them."""
+    for name in ("renamed", "other"):
+        (tmp_path / name).mkdir()
+        shutil.copy(trained_run / "config.yaml", tmp_path / name / "config.yaml")
+        shutil.copytree(results / "tiny/samples_nfe2", tmp_path / name / "samples_nfe2")
+    saved = tmp_path / "other/config.yaml"
+    saved.write_text(saved.read_text().replace("name: tiny", "name: other"))
+    copied = replace(config, results_dir=str(tmp_path), metrics="psnr", features="")
+    score(replace(copied, ckpt="renamed"))
+    with pytest.raises(UserError, match="ckpt other: the images in .*other/samples_nfe2 were restored by the run tiny"):
+        score(replace(copied, ckpt="other"))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
 # The smallest run that has every part: 16-pixel images, two microbatches an iteration, validation, checkpoints.
 TINY = {
     "corrupt": "sr4x-pool",
@@ -21,6 +25,18 @@ TINY = {
     "log_writer": "none",
     "device": "cpu",
 }
+
+
+def train_anew(run: Path, results: Path) -> Path:
+    """Write a run of the same name, settings and iteration into another folder of results, with other weights."""
+    anew = results / run.name
+    anew.mkdir(parents=True)
+    (anew / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    state = torch.load(run / "latest.pt", weights_only=True)
+    for weights in state["ema"]["shadow_params"]:
+        weights *= 1.01
+    torch.save(state, anew / (run / "latest.pt").resolve().name)
+    return anew
 
 
 def as_flags(settings: dict[str, object]) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from corruption import build_corruption
 from helpers.pictures import make_image
-from helpers.tiny_run import TINY
+from helpers.tiny_run import TINY, train_anew
 from i2sb import load_model
 from i2sb.cli.program import describe, report_errors
 from i2sb.config import SampleConfig, TrainConfig
@@ -185,6 +185,26 @@ def test_holes_are_filled_and_the_rest_is_kept(restore, photos, tmp_path, inpain
     assert not torch.equal(to_uint8(other)[0], pixels(out / "a.png")), "the condition does nothing"
 
 
+def test_a_mask_of_the_pictures_own_name_goes_before_one_of_its_stem(restore, tmp_path, inpainting_run):
+    """a.png and a.jpg may both be there, each with its mask."""
+    for folder in ("pictures", "masks"):
+        (tmp_path / folder).mkdir()
+    for name, left in (("a.png", 2), ("a.bmp", 20)):
+        make_image(1, 32, 16).save(tmp_path / "pictures" / name)
+        hole = Image.new("L", (32, 16))
+        hole.paste(255, (left, 4, left + 8, 12))
+        hole.save(tmp_path / "masks" / name)
+    out = restore(tmp_path / "pictures", inpainting_run, mask=str(tmp_path / "masks"))
+    before = make_image(1, 32, 16)
+    for name, kept in (("a.png", (16, 0, 32, 16)), ("a.bmp", (0, 0, 16, 16))):
+        with Image.open(out / name) as after:
+            near = [abs(x - y) <= 1 for x, y in zip(*(i.crop(kept).tobytes() for i in (before, after)), strict=True)]
+        assert all(near), name
+    make_image(2, 32, 16).save(tmp_path / "a.webp")
+    with pytest.raises(UserError, match="masks: holds a.bmp and a.png for a.webp; keep one, or give it the picture's"):
+        restore(tmp_path / "a.webp", inpainting_run, mask=str(tmp_path / "masks"))
+
+
 def test_degrading_first_and_consistency(restore, photos, trained_run, capsys):
     out = restore(photos, corrupt="sr4x-pool", consistency="project", save_trajectory=True)
     clean = pad_reflect(from_uint8(pixels(photos / "a.png"))[None], 16)
@@ -272,13 +292,20 @@ def test_grey_pictures_come_back_in_colour_where_that_was_learned(restore, photo
             assert image.mode == mode
 
 
+def test_pictures_of_a_run_that_was_trained_anew_are_not_kept(restore, photos, tmp_path, trained_run):
+    restore(photos / "a.png")
+    restore(photos / "a.png")
+    with pytest.raises(UserError, match=r"a.png: was made with other settings \(weights \w+ there, \w+ now\)"):
+        restore(photos, train_anew(trained_run, tmp_path / "anew"))
+
+
 def test_pictures_of_before_an_option_was_there_are_continued(restore, photos):
     """Their manifest lacks its line: it is as by default."""
     out = restore(photos)
     path = out / "manifest.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
-        del line["settings"]["overlap"], line["settings"]["consistency_weight"]
+        del line["settings"]["overlap"], line["settings"]["consistency_weight"], line["settings"]["weights"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (out / "b.png").unlink()
     restore(photos)

@@ -19,6 +19,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from helpers.comparison import assert_equal_but_for_rounding, assert_equal_states
 from helpers.programs import ROOT, run_python
+from helpers.tiny_run import train_anew
 from i2sb import load_model
 from i2sb.config import EvalConfig, SampleConfig, SamplingOptions
 from i2sb.data.dataset import open_split
@@ -217,6 +218,18 @@ def test_trajectories_are_drawn_and_made_up_for(restore):
         assert strip.width > 3 * 128 and strip.height > 2 * 128  # degraded and two states; predictions below
 
 
+def test_images_that_are_not_finite_are_named_not_written_as_black_ones(restore, dataset_dir, tmp_path):
+    broken = {"consistency": "gradient", "consistency_weight": 1e37, "limit": 1}
+    words = "the restored images of {} hold values that are NaN or infinite; try `precision` fp32, or a smaller"
+    with pytest.raises(UserError, match=words.format("cat/0.png")):
+        restore(**broken)
+    assert not list((tmp_path / "results/tiny/samples_nfe2_gradient1e+37").glob("000/*.png"))
+    pictures = {"input": str(dataset_dir / "val/cat"), "output": str(tmp_path / "out")}
+    with pytest.raises(UserError, match=words.format("0.png")):
+        restore(**broken, **pictures)
+    assert not (tmp_path / "out").exists()
+
+
 def test_samplers_are_advised_on(restore, capsys):
     restore(limit=1, sampler="ot_ode")
     assert "warning: --sampler ot_ode: this run was trained with noise" in capsys.readouterr().err
@@ -268,6 +281,18 @@ def test_killed_at_five_random_moments_the_files_are_those_of_one_clean_run(tmp_
     want, found = (contents(tmp_path / name / "tiny" / "samples_nfe2") for name in ("never-killed", "killed"))
     assert want.keys() == found.keys() and len(want) == 3 * 5 + 4
     assert want == found
+
+
+def test_images_of_a_run_that_was_trained_anew_are_not_kept(restore, trained_run, tmp_path):
+    """Its name and iteration are the same, its weights are others."""
+    run = restore(limit=1)
+    anew = train_anew(trained_run, tmp_path / "anew")
+    (run / "samples_nfe2").rename(anew / "samples_nfe2")
+    with pytest.raises(UserError, match=r"made with other settings \(weights \w+ there, \w+ now\)"):
+        restore(results_dir=str(anew.parent))
+    settings = anew / "samples_nfe2/settings.yaml"
+    settings.write_text("".join(line for line in settings.open() if not line.startswith("weights:")))
+    restore(results_dir=str(anew.parent))  # a folder of an older version, which did not keep it
 
 
 OWN = """
