@@ -445,6 +445,12 @@ class SampleConfig(SamplingOptions, RunOptions):
     dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
     subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
     limit: int | None = option(None, "restore at most this many images, the first ones", at_least=1)
+    samples: int = option(
+        1,
+        "answers to each image, each with noise of its own; from 2 on also their mean, and a map of their standard "
+        "deviation; the same folder may be asked for more later",
+        at_least=1,
+    )
     image_size: int | None = option(
         None,
         "side of the square images, in pixels (default: the run's validation size)",

@@ -93,6 +93,10 @@ class Formulation(nn.Module):
             for eta in ([None] if usual is None else sorted({0.0, 0.5, usual}))
         ]
 
+    def draws_noise(self, options: SamplingOptions) -> bool:
+        """Say whether restoring with these options, settled, draws noise on the way back, wherever it begins."""
+        raise NotImplementedError
+
     def needs_operator(self, consistency: str) -> bool:
         """Say whether restoring, with this kind of `consistency`, needs to know how images were degraded."""
         return consistency != "none" or not self.sees_degradation
@@ -168,6 +172,10 @@ class SchroedingerBridge(Formulation):
 
     def advise(self, options: SamplingOptions) -> str:
         return advise(options.sampler, options.noise_share, options.evaluations, ot_ode=self.ot_ode)
+
+    def draws_noise(self, options: SamplingOptions) -> bool:
+        # No step draws on its way to index 0.
+        return options.evaluations > 1 and not (self.ot_ode or SAMPLERS[options.sampler].noise_free)
 
     def list_samplers(self) -> list[SamplingOptions]:
         samplers = super().list_samplers()

@@ -1,6 +1,7 @@
 """Pixels: the one place that turns 8-bit images into [-1, 1] and back, and draws and writes pictures."""
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,44 @@ def draw_grid(columns: Sequence[tuple[str, Tensor]], *, scale: int | None = None
             tile = to_pil(images[i]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             sheet.paste(tile.convert("RGB"), (group * group_w + c * cell_w, head + row * cell_h))
     return sheet
+
+
+# Black over violet and orange to pale yellow: each of these evenly brighter than the one before.
+_HEAT = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
+
+
+def draw_heat(values: Tensor, what: str) -> Image.Image:
+    """Draw a map of numbers from 0 up, float [H, W], in colours, above a scale that says which colour is what.
+
+    what: the numbers' name and unit, below the scale. It ends at the next 1, 2 or 5 times a power of ten, so that many
+    maps share theirs. Small maps are enlarged to about 256 pixels a side.
+    """
+    largest = max(float(values.max()), 1e-6)
+    power = 10.0 ** math.floor(math.log10(largest))
+    end = next(step * power for step in (1, 2, 5, 10) if step * power >= largest)
+    height, width = values.shape
+    scale = max(1, 256 // max(height, width))
+    levels = (values / end * 255).round().clamp(0, 255).to(torch.uint8)
+    heat = _colour(levels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(Image.new("L", (1, 1)))
+    sheet = Image.new("RGB", (max(heat.width, math.ceil(pen.textlength(what))), heat.height + 44), "white")
+    sheet.paste(heat, ((sheet.width - heat.width) // 2, 0))
+    bar = _colour(torch.arange(256, dtype=torch.uint8)[None])
+    sheet.paste(bar.resize((sheet.width, 10), Image.Resampling.NEAREST), (0, heat.height + 4))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((1, heat.height + 16), "0", fill="black")
+    pen.text((sheet.width - pen.textlength(f"{end:g}") - 1, heat.height + 16), f"{end:g}", fill="black")
+    pen.text(((sheet.width - pen.textlength(what)) / 2, heat.height + 29), what, fill="black")
+    return sheet
+
+
+def _colour(levels: Tensor) -> Image.Image:
+    """Turn levels from 0 to 255, uint8 [H, W], into the colours of _HEAT."""
+    anchors = torch.tensor([list(bytes.fromhex(colour)) for colour in _HEAT], dtype=torch.float64)
+    place = levels.double() / 255 * (len(anchors) - 1)
+    below = place.long().clamp(max=len(anchors) - 2)
+    colours = torch.lerp(anchors[below], anchors[below + 1], (place - below)[..., None])
+    return Image.fromarray(colours.round().to(torch.uint8).numpy())
 
 
 def draw_strip(

@@ -25,6 +25,10 @@ class Purpose(IntEnum):
     GLOBAL = 5
 
 
+# Further streams of an image, besides the noise of its answer 0.
+_DEGRADATION, _ANSWERS = 1, 2
+
+
 def make_seed(run_seed: int, purpose: Purpose, number: int, *stream: int) -> int:
     """Return a 64-bit seed for the `number`-th image (or epoch) of a run; `stream` tells apart its further streams."""
     return int(np.random.SeedSequence([run_seed, purpose, number, *stream]).generate_state(1, np.uint64)[0])
@@ -36,11 +40,21 @@ class ImageNoise:
     numbers: the number of each image, [B]. Draws are made on `device` (CPUs and GPUs draw other numbers from the same
     seed, so sampling draws on the CPU) and handed out on the device of the images. On the CPU torch uses 32 bits of a
     seed: among very many images two may share their noise.
+    answer: which of several answers to the images the noise is for. Their degradation is the same for all answers.
     """
 
-    def __init__(self, run_seed: int, purpose: Purpose, numbers: Sequence[int], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        run_seed: int,
+        purpose: Purpose,
+        numbers: Sequence[int],
+        device: torch.device | str = "cpu",
+        *,
+        answer: int = 0,
+    ) -> None:
+        stream = (_ANSWERS, answer) if answer else ()
         self.generators = [
-            torch.Generator(device).manual_seed(make_seed(run_seed, purpose, number)) for number in numbers
+            torch.Generator(device).manual_seed(make_seed(run_seed, purpose, number, *stream)) for number in numbers
         ]
 
         self._key = (run_seed, purpose, numbers)
@@ -48,7 +62,7 @@ class ImageNoise:
     def degradation_generators(self) -> list[torch.Generator]:
         """Return a generator for each image's degradation, on the CPU: so every device makes the same pairs."""
         run_seed, purpose, numbers = self._key
-        return [torch.Generator().manual_seed(make_seed(run_seed, purpose, number, 1)) for number in numbers]
+        return [torch.Generator().manual_seed(make_seed(run_seed, purpose, number, _DEGRADATION)) for number in numbers]
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Return standard normal noise of the shape, type and device of x [B, …]."""

@@ -5,12 +5,15 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from corruption import Corrupted, Corruption, is_custom
+from i2sb.answers import Answers, RunningMoments, measure_diversity
 from i2sb.batch import Batch, begin_bridge, find_region
 from i2sb.bridge import Bridge
 from i2sb.config import Consistency, SamplingOptions, TrainConfig, check_unedited
@@ -80,6 +83,7 @@ class RestorationModel:
     def device(self) -> torch.device:
         return self.formulation.noise_levels.device
 
+    @overload
     def restore(
         self,
         degraded: Tensor,
@@ -99,8 +103,59 @@ class RestorationModel:
         overlap: int = 32,
         tiles_at_once: int = 16,
         callback: Callable[[StepTaken], object] | None = None,
-    ) -> Tensor:
+        samples: None = None,
+        on_answer: None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def restore(
+        self,
+        degraded: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cond: Tensor | None = None,
+        nfe: int | None = None,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        clip_denoise: bool = False,
+        sampler: str = "",
+        eta: float | None = None,
+        consistency: Consistency = "none",
+        consistency_weight: float = 1.0,
+        corruption: Corruption | None = None,
+        tile: int | None = None,
+        overlap: int = 32,
+        tiles_at_once: int = 16,
+        callback: Callable[[StepTaken], object] | None = None,
+        samples: int,
+        on_answer: Callable[[int, Tensor], object] | None = None,
+    ) -> Answers: ...
+
+    def restore(
+        self,
+        degraded: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cond: Tensor | None = None,
+        nfe: int | None = None,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        clip_denoise: bool = False,
+        sampler: str = "",
+        eta: float | None = None,
+        consistency: Consistency = "none",
+        consistency_weight: float = 1.0,
+        corruption: Corruption | None = None,
+        tile: int | None = None,
+        overlap: int = 32,
+        tiles_at_once: int = 16,
+        callback: Callable[[StepTaken], object] | None = None,
+        samples: int | None = None,
+        on_answer: Callable[[int, Tensor], object] | None = None,
+    ) -> Tensor | Answers:
         """Restore `degraded` [B, C, H, W] in [-1, 1]; returns the same shape and range, not clamped, on its device.
+
+        With `samples` it returns i2sb.answers.Answers: what that many answers to each image come to.
 
         mask: [B, 1, H, W], 1 inside the hole of an inpainting image (what the image holds there is ignored).
         cond: [B, C, H, W], what a conditioned network sees at every step, if not the degraded image (its hole filled).
@@ -114,10 +169,22 @@ class RestorationModel:
         tile: side of the tiles in which the network sees the image (default: whole); they share `overlap` pixels, and
         `tiles_at_once` go through it together. Sides that the network cannot take are mirrored to such as it can.
         callback: is called after every step with an i2sb.sampler.StepTaken.
+        samples: answers to each image, 2 or more; answer 0 is what is returned without it. Memory does not grow with
+        their number, as only `first`, mean and std are kept.
+        on_answer: is called with the number of each answer and the answer, [B, C, H, W], as soon as it is there.
 
-        Raises UserError if a setting does not fit the formulation, the network or the degradation, or if images are
-        not finite floats of these shapes within ±LARGEST: noise may carry them beyond [-1, 1].
+        Raises UserError if a setting does not fit the formulation, the network or the degradation, if images are not
+        finite floats of these shapes within ±LARGEST (noise may carry them beyond [-1, 1]), or if nothing would make
+        one answer differ from another.
+
+        >>> answers = load_model("results/NAME").restore(torch.zeros(1, 3, 16, 16), samples=4, nfe=3)
+        >>> answers.mean.shape, answers.std.shape, answers.diversity.shape
+        (torch.Size([1, 3, 16, 16]), torch.Size([1, 3, 16, 16]), torch.Size([1]))
         """
+        if samples is None:
+            require(on_answer is None, "on_answer", None, "is for several answers; give their number with `samples`")
+        else:
+            require(samples >= 2, "samples", samples, "must be at least 2; for one answer leave it out")
         self._check_shapes(degraded, mask, cond)
         for setting, images in (("degraded", degraded), ("cond", cond)):
             if images is not None:
@@ -138,7 +205,8 @@ class RestorationModel:
             tile=tile,
             overlap=overlap,
         )
-        trajectory = self.follow(
+        answer = partial(
+            self.follow,
             degraded,
             options,
             mask=mask,
@@ -149,7 +217,29 @@ class RestorationModel:
             callback=callback,
             states=None,
         )
-        return trajectory.x0
+        if samples is not None:
+            self.check_samples(samples, self.formulation.settle(options), holes=mask is not None)
+        first = answer().x0
+        if samples is None:
+            return first
+        moments = RunningMoments()
+        for number in range(samples):
+            x0 = answer(answer=number).x0 if number else first
+            moments.add(x0)
+            if on_answer is not None:
+                on_answer(number, x0)
+        diversity = measure_diversity(moments.std, find_region(mask, corruption))
+        return Answers(first, moments.mean, moments.std, diversity)
+
+    def check_samples(self, samples: int, options: SamplingOptions, *, holes: bool) -> None:
+        """Raise UserError if so many answers to an image would all be the same; options are settled.
+
+        holes: whether there are images with a hole, which noise fills unless the run says otherwise.
+        """
+        by_chance = (holes and self.config.hole_fill == "noise") or self.config.add_x1_noise or self.formulation.draws_noise(options)
+        nothing = f"no noise is drawn with `nfe` {options.nfe}, `sampler` {options.sampler} and no noise in a hole"
+        must = f"{nothing}, so all answers would be the same; leave it out"
+        require(samples == 1 or by_chance, "samples", samples, must)
 
     def follow(
         self,
@@ -163,9 +253,11 @@ class RestorationModel:
         tiles_at_once: int = 16,
         callback: Callable[[StepTaken], object] | None = None,
         states: int | None = 10,
+        answer: int = 0,
     ) -> Trajectory:
         """Restore as `restore` does, told how by `options`, and return the way too: at most `states` of its states.
 
+        answer: which of several answers it is the way to.
         The last state is always among them; with None there are none. Of the images, shapes and types are checked, not
         pixels: for them the host would wait for the GPU.
         """
@@ -182,7 +274,8 @@ class RestorationModel:
             raise UserError("cond", None, "this run's network takes no condition (it was trained without `cond_x1`)")
         if numbers is not None and len(numbers) != len(degraded):
             raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
-        noise = ImageNoise(options.seed, Purpose.SAMPLE, range(len(degraded)) if numbers is None else numbers)
+        numbers = range(len(degraded)) if numbers is None else numbers
+        noise = ImageNoise(options.seed, Purpose.SAMPLE, numbers, answer=answer)
         x1, usual_cond = begin_bridge(
             Corrupted(shown, mask),
             noise,

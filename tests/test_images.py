@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from i2sb.images import draw_grid, from_uint8, save_png, to_uint8
+from i2sb.images import draw_grid, draw_heat, from_uint8, save_png, to_uint8
 
 
 def test_8_bit_conversions_follow_the_protocol():
@@ -27,3 +27,17 @@ def test_grid_shows_every_image_under_its_title(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["grid.png"]
     with Image.open(tmp_path / "new" / "grid.png") as image:
         assert image.size == grid.size
+
+
+def test_a_map_of_heat_has_a_scale_that_ends_at_a_round_number():
+    values = torch.linspace(0, 0.13, 128).expand(128, -1)
+    heat = draw_heat(values, "m")
+    colour = lambda x, y: heat.getpixel((x, y))
+    assert heat.width == 256 and colour(0, 10) == (0, 0, 4)
+    # The scale stands 4 pixels below the map. It ends at 0.2, so 0.13 has the colour that is 0.65 along it.
+    assert max(abs(a - b) for a, b in zip(colour(255, 10), colour(166, 265), strict=True)) <= 2
+    assert colour(255, 265) == (252, 255, 164)
+    brightness = [sum(colour(x, 265)) for x in range(256)]
+    assert brightness == sorted(brightness)
+    assert draw_heat(torch.zeros(16, 16), "m").getpixel((8, 8)) == (0, 0, 4)
+    assert draw_heat(torch.ones(90, 2), "a name longer than it is wide").width > 60

@@ -50,6 +50,9 @@ class Regression(Formulation):
     def check_nfe(self, nfe: int) -> None:
         require(nfe == 1, "nfe", nfe, "a regression restores in one evaluation, so give 1")
 
+    def draws_noise(self, options: SamplingOptions) -> bool:
+        return False
+
     def loss(self, net: Net, step: Tensor, batch: Batch, randn: Randn) -> Tensor:
         target = batch.clean if self.whole else _seen(batch) - batch.clean
         return _masked_mse(net(_seen(batch), step, cond=None), target, batch.mask)
@@ -97,6 +100,9 @@ class _DiffusionFormulation(Formulation):
 
     def check_nfe(self, nfe: int) -> None:
         step_grid(self.interval, nfe)
+
+    def draws_noise(self, options: SamplingOptions) -> bool:
+        return True  # where it begins
 
     def advise(self, options: SamplingOptions) -> str:
         if options.clip_denoise:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jinja2
 from torch import Tensor
 
+from i2sb.evaluation.answers_meter import Number
 from i2sb.evaluation.results import Result
 from i2sb.files import write_text
 from i2sb.images import to_pil
@@ -24,8 +25,22 @@ STRIPS_SHOWN = 8
 _BINS, _TICKS = 24, 6
 
 
+class ExampleAnswers(NamedTuple):
+    """Several answers to an image: the first of them and the mean of all, uint8 [C, H, W], with the drawing of their
+    standard deviation, a PNG; the PSNR of the mean in dB, and their diversity in units of [-1, 1].
+    """
+
+    first: Sequence[Tensor]
+    mean: Tensor
+    heat: Path
+    mean_psnr: float
+    diversity: float
+
+
 class Example(NamedTuple):
-    """An image to show: its number and key in the split, its PSNRs in dB, and its pixels, uint8 [C, H, W] each."""
+    """An image to show: its number and key in the split, its PSNRs in dB, and its pixels, uint8 [C, H, W] each; and
+    several answers to it, if there are.
+    """
 
     number: int
     key: str
@@ -34,6 +49,7 @@ class Example(NamedTuple):
     degraded: Tensor
     restored: Tensor
     clean: Tensor
+    answers: ExampleAnswers | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,7 @@ class Report:
 
     not_computed: of the metrics that could not be computed, why. psnr: of every image, in dB, for each of COLUMNS.
     examples: groups of images under their titles. strips: PNG pictures of trajectories, of which the first are shown.
+    of_answers: what several answers to the images come to, empty if there is one to each.
     """
 
     title: str
@@ -53,6 +70,7 @@ class Report:
     strips: Sequence[Path]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
+    of_answers: Sequence[Number] = ()
 
     def write(self, path: Path) -> None:
         """Write the page, whole or not at all."""

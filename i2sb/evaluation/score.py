@@ -11,9 +11,10 @@ import torch
 from i2sb.config import EvalConfig
 from i2sb.distributed import World, join_world, leave_world
 from i2sb.errors import FileError, UserError
+from i2sb.evaluation.answers_meter import AnswersMeter
 from i2sb.evaluation.evaluation_set import EvaluationSet, open_evaluation_set
 from i2sb.evaluation.make_reference import make_reference
-from i2sb.evaluation.report import Example, Report
+from i2sb.evaluation.report import Example, ExampleAnswers, Report
 from i2sb.evaluation.results import Meters, Result, build_meters, compute_results, warn_of_unpublished
 from i2sb.files import write_text
 from i2sb.images import draw_grid, save_png
@@ -26,6 +27,7 @@ from i2sb.storage.sample_folder import TRAJECTORIES, SampleFolder
 
 IMAGES_DRAWN = 12
 EXAMPLES_DRAWN = 4  # of the worst, of the middle and of the best
+ANSWERS_DRAWN = 3  # of several to each of them
 REQUIRED_IS_MISSING = 3  # exit status
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "efficientnet-lite-pytorch", "numpy")
 
@@ -68,6 +70,10 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
     if reference is not None:
         _check_use(reference, config)
     meters = build_meters(config, images, reference, world.device)
+    answers = None
+    if isinstance(images.source, SampleFolder) and images.source.settings.samples > 1:
+        answers = AnswersMeter(images.source, count)
+    every_meter = [*meters, *([answers] if answers else [])]
     if world.is_main:
         _warn(meters, reference)
 
@@ -76,15 +82,15 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
         images.source.check_sources(share, images.dataset.checksum)
     with progress_bar(len(share), "image", quiet=not world.is_main) as progress:
         for batch in images.read(share, config, world.device):
-            for meter in meters:
+            for meter in every_meter:
                 meter.add(batch)
             progress.update(len(batch.numbers))
-    for meter in meters:
+    for meter in every_meter:
         meter.reduce(world.sum)
     if world.is_main:
         results = compute_results(config, meters, count)
-        _write(config, images, meters, results)
-        _print(images, results, meters.not_computed)
+        _write(config, images, meters, answers, results)
+        _print(images, results, answers, meters.not_computed)
     return meters.not_computed
 
 
@@ -122,13 +128,21 @@ def _warn(meters: Meters, reference: Reference | None) -> None:
 # --- What comes out --------------------------------------------------------------------------------------------------
 
 
-def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: dict[str, Result]) -> None:
+def _write(
+    config: EvalConfig,
+    images: EvaluationSet,
+    meters: Meters,
+    answers: AnswersMeter | None,
+    results: dict[str, Result],
+) -> None:
     versions = _find_versions()
+    of_answers = answers.summarise() if answers else {}
     content = {
         "images": len(images),
         "settings": images.settings,
         "scored_with": asdict(config),
         "metrics": {name: result.as_json() for name, result in results.items()},
+        **({"answers": {name: number._asdict() for name, number in of_answers.items()}} if answers else {}),
         "not_computed": meters.not_computed,
         "versions": versions,
     }
@@ -143,9 +157,10 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
         title=f"{images.settings['run']}, {images.path.name}",
         summary=f"{len(images)} images of {images.dataset.clean.describe()}, degraded by {images.run_config.corrupt}",
         results=list(results.values()),
+        of_answers=list(of_answers.values()),
         not_computed=meters.not_computed,
         psnr={column: psnr.values(column).tolist() for column in COLUMNS},
-        examples=_choose_examples(images, psnr, config),
+        examples=_choose_examples(images, psnr, answers, config),
         strips=sorted((images.path / TRAJECTORIES).rglob("*.png")),
         settings={**images.settings, **scored_with},
         versions=versions,
@@ -155,7 +170,9 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
     write_text(images.path / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False))
 
 
-def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig) -> dict[str, list[Example]]:
+def _choose_examples(
+    images: EvaluationSet, psnr: ImageMeter, answers: AnswersMeter | None, config: EvalConfig
+) -> dict[str, list[Example]]:
     """Return the worst, middle and best images by the PSNR of the restored ones; of few images all, each once."""
     order = torch.argsort(psnr.values("restored"), stable=True).tolist()
     shown = EXAMPLES_DRAWN
@@ -175,10 +192,22 @@ def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig
                 batch.degraded[i],
                 batch.restored[i],
                 batch.clean[i],
+                _show_answers(answers, number) if answers else None,
             )
             for i, number in enumerate(numbers)
         ]
     return examples
+
+
+def _show_answers(answers: AnswersMeter, number: int) -> ExampleAnswers:
+    folder = answers.folder
+    return ExampleAnswers(
+        [folder.load(number, answer) for answer in range(min(folder.settings.samples, ANSWERS_DRAWN))],
+        folder.load(number, "mean"),
+        folder.answers(number).heat,
+        answers.psnr[number].item(),
+        answers.diversity[number].item(),
+    )
 
 
 def _find_versions() -> dict[str, str]:
@@ -192,7 +221,12 @@ def _find_versions() -> dict[str, str]:
     return versions
 
 
-def _print(images: EvaluationSet, results: dict[str, Result], not_computed: dict[str, str]) -> None:
+def _print(
+    images: EvaluationSet,
+    results: dict[str, Result],
+    answers: AnswersMeter | None,
+    not_computed: dict[str, str],
+) -> None:
     settings = images.settings
     nfe = f", NFE {settings['nfe']}" if "nfe" in settings else ""
     print(f"\n{len(images)} images of {images.dataset.clean.describe()}, {settings['run']}{nfe}")
@@ -203,6 +237,9 @@ def _print(images: EvaluationSet, results: dict[str, Result], not_computed: dict
         values = "".join(f"{value:10.{digits}f}" for value in result.values.values())
         row = f"{result.title:{width}}{values}{result.change:+10.{digits}f}"
         print(f"{row} {result.metric.unit}".rstrip())
+    if answers:
+        told = (f"{n.title} {n.value:.{n.digits}f} {n.unit}".rstrip() for n in answers.summarise().values())
+        print(f"{answers.folder.settings.samples} answers to each: {', '.join(told)}")
     for name, reason in not_computed.items():
         print(f"{name} {reason}")
     for name in ("metrics.json", "comparison.png", "report.html"):

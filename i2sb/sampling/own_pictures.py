@@ -8,13 +8,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from corruption import Corruption, is_custom
+from i2sb.answers import RunningMoments, measure_diversity
+from i2sb.batch import find_region
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.errors import FileError, UserError, require
@@ -33,10 +36,12 @@ from i2sb.sampling.picture_files import (
     write_picture,
 )
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
+from i2sb.storage.answer_files import ANSWERS, AnswerFiles, Spread
 from i2sb.storage.sample_folder import (
     MANIFEST,
     OLDER_SETTINGS,
     TRAJECTORIES,
+    check_fewer,
     compare_settings,
     describe_network,
     read_manifest,
@@ -76,6 +81,8 @@ class OwnPictures:
         self.output = Path(config.output)
         self._check_folders()
         sources = dict(list(find_pictures(Path(config.input)).items())[: config.limit])
+        taken = config.samples > 1 and any(Path(name).parts[0] == ANSWERS for name in sources)
+        require(not taken, "input", config.input, f"holds a folder {ANSWERS}, as `output` will; rename it")
         masks = self._find_masks(list(sources))
         self.jobs: list[Job] = []
         self.bad: list[UserError] = []
@@ -83,8 +90,10 @@ class OwnPictures:
             try:
                 height, width = check_picture(source, model.config.image_channels)
                 job = Job(name, source, masks.get(name), height, width, self.output / name)
-                if config.corrupt or self.needs_operator:
-                    self._build_corruption(job)
+                corruption = self._build_corruption(job) if config.corrupt or self.needs_operator else None
+                made = bool(config.corrupt) and corruption is not None and corruption.makes_holes
+                holes = made or job.mask is not None
+                model.check_samples(config.samples, options, holes=holes)
                 self.jobs.append(job)
             except UserError as error:
                 if error.setting != source:
@@ -119,7 +128,10 @@ class OwnPictures:
     def tidy(self) -> None:
         """Put the manifest in order once nobody adds to it any more."""
         lines = read_manifest(self.output, "file", *_LINE)
-        text = "".join(_as_line(lines[name]) for name in sorted(lines) if (self.output / name).exists())
+        there = [name for name in sorted(lines) if (self.output / name).exists()]
+        spreads = {name: answers_to(self.output, name).read_spread() for name in there}
+        more = {name: {"diversity": spread.diversity} for name, spread in spreads.items() if spread}
+        text = "".join(_as_line(lines[name] | more.get(name, {})) for name in there)
         remove_partials(self.output, MANIFEST)
         write_text(self.output / MANIFEST, text)
 
@@ -152,29 +164,49 @@ class OwnPictures:
         if config.save_trajectory:
             recorder = TrajectoryRecorder(degraded, options.evaluations, job.height, job.width)
 
-        def report(step: StepTaken) -> None:
-            progress.set_postfix_str(f"{job.name} {step.number}/{step.count}", refresh=sys.stderr.isatty())
-            if recorder is not None:
+        def report(answer: int, step: StepTaken) -> None:
+            which = f"answer {answer}, " if config.samples > 1 else ""
+            progress.set_postfix_str(f"{job.name} {which}{step.number}/{step.count}", refresh=sys.stderr.isatty())
+            if recorder is not None and answer == 0:
                 recorder(step)
 
-        trajectory = model.follow(
-            degraded,
-            options,
-            mask=mask,
-            corruption=corruption,
-            tiles_at_once=config.batch_size if model.device.type == "cuda" else 1,  # a CPU is no faster with more
-            callback=report,
-            states=None,
-        )
-        check_restored(trajectory.x0, [job.name])
-        for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
-            remove_partials(path.parent, path.name)
-        if recorder is not None:
-            recorder.save(0, self._trajectory_stem(job))
-        self._add_to_manifest(self._line(job))  # before the picture: we replace only what is listed
         colours = self.training_corruption is None or self.training_corruption.adds_colour
-        image = to_uint8(trajectory.x0[0, :, : job.height, : job.width])
-        write_picture(job.out, image, picture, colours=colours)
+
+        def write(path: Path, x0: Tensor) -> None:
+            write_picture(path, to_uint8(x0[0]), picture, colours=colours)
+
+        files, moments = self._answers(job), RunningMoments()
+        for answer in range(config.samples):
+            trajectory = model.follow(
+                degraded,
+                options,
+                mask=mask,
+                corruption=corruption,
+                tiles_at_once=config.batch_size if model.device.type == "cuda" else 1,  # a CPU is no faster with more
+                callback=partial(report, answer),
+                states=None,
+                answer=answer,
+            )
+            x0 = trajectory.x0[..., : job.height, : job.width]
+            check_restored(x0, [job.name])
+            if answer == 0:
+                for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
+                    remove_partials(path.parent, path.name)
+                if recorder is not None:
+                    recorder.save(0, self._trajectory_stem(job))
+                self._add_to_manifest(self._line(job))  # before the picture: we replace only what is listed
+                files.begin(config.samples)
+                write(job.out, x0)
+            else:
+                write(files.picture(answer), x0)
+            if config.samples > 1:
+                moments.add(x0)
+        if config.samples > 1:
+            region = find_region(mask, corruption)
+            region = None if region is None else region[..., : job.height, : job.width]
+            write(files.picture("mean"), moments.mean)
+            diversity = measure_diversity(moments.std, region).item()
+            files.save_spread(moments.std[0], Spread(config.samples, diversity))
 
     # --- Checks ------------------------------------------------------------------------------------------------------
 
@@ -260,19 +292,24 @@ class OwnPictures:
         lines, missing = read_manifest(self.output, "file", *_LINE), []
         for job in self.jobs:
             wanted = [job.out, *(trajectory_paths(self._trajectory_stem(job)) if self.config.save_trajectory else ())]
+            files, samples = self._answers(job), self.config.samples
             if job.out.exists() and job.out.samefile(job.source):
                 raise FileError(job.out, "is the picture itself; name another `output`")
-            if job.out.exists() and not self.config.overwrite:
-                self._check_same(job, lines.get(job.name))
-            if self.config.overwrite or not all(path.exists() for path in wanted):
+            for path in (job.out, files.folder):
+                if path.exists() and not self.config.overwrite:
+                    self._check_same(job, path, lines.get(job.name))
+            done = all(path.exists() for path in wanted) and (samples == 1 or files.are_complete(samples))
+            if self.config.overwrite or not done:
                 missing.append(job)
         return missing
 
-    def _check_same(self, job: Job, before: dict[str, Any] | None) -> None:
+    def _check_same(self, job: Job, path: Path, before: dict[str, Any] | None) -> None:
+        """Raise UserError unless what lies at `path`, the picture or its answers, was made so from the same picture."""
         advice = "name another `output`, or allow it with `overwrite`"
         if before is None:
-            raise FileError(job.out, f"exists already and is not listed in {MANIFEST} there; {advice}")
+            raise FileError(path, f"exists already and is not listed in {MANIFEST} there; {advice}")
         now, settings = self._line(job), OLDER_SETTINGS | before["settings"]
+        check_fewer(path, settings.pop("samples"), now["settings"].pop("samples"), advice)
         differences = compare_settings(settings, now["settings"])
         if differences:
             raise FileError(job.out, f"was made with other settings ({differences}); {advice}")
@@ -284,6 +321,7 @@ class OwnPictures:
             **describe_network(self.config, self.model.iteration, self.model.digest, self.config.corrupt),
             **self.settle(job).record(),
             "corrupt": self.config.corrupt,
+            "samples": self.config.samples,
         }
         return {
             "file": job.name,
@@ -301,8 +339,16 @@ class OwnPictures:
             self.output / MANIFEST, ("\n" + _as_line(line)).encode(errors="backslashreplace")
         )  # the newline ends a line that was cut off
 
+    def _answers(self, job: Job) -> AnswerFiles:
+        return answers_to(self.output, job.name)
+
     def _trajectory_stem(self, job: Job) -> Path:
         return self.output / TRAJECTORIES / job.name
+
+
+def answers_to(output: Path, name: str) -> AnswerFiles:
+    """Return the folder of several answers to the picture of this name, which are pictures of its kind."""
+    return AnswerFiles(output / ANSWERS / name, Path(name).suffix)
 
 
 def _as_line(line: dict[str, Any]) -> str:

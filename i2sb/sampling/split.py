@@ -5,6 +5,7 @@ Or, with --input, pictures of one's own (i2sb.sampling.own_pictures).
 
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from i2sb.answers import RunningMoments, measure_diversity
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import check_consistency
 from i2sb.data.dataset import ImageDataset
@@ -27,6 +29,7 @@ from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel, check_restored, load_model
 from i2sb.sampling.own_pictures import OwnPictures
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
+from i2sb.storage.answer_files import Spread
 from i2sb.storage.recon import recon_path, write_recon
 from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_masks, describe_network
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
@@ -72,6 +75,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     corruption = build_task_corruption(task, image_size, world.device, setting="image_size")
     check_consistency(options.consistency, task.corrupt, corruption)
     model.formulation.check_degradation(corruption)
+    model.check_samples(config.samples, options, holes=corruption is not None and corruption.makes_holes)
     dataset_dir = config.dataset_dir or model.config.dataset_dir
     images = open_task_split(task, dataset_dir, "val", image_size).subset(config.subset)
 
@@ -83,6 +87,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         dataset_dir=str(Path(dataset_dir)),
         subset=config.subset,
         image_size=image_size,
+        samples=config.samples,
         num_images=len(images),
         fingerprint=images.fingerprint,
     )
@@ -93,6 +98,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     folder = SampleFolder.begin(path, settings)
 
     def line(index: int, sha256: str | None = None) -> dict[str, Any]:
+        several = folder.answers(index).read_spread() if config.samples > 1 else None
         return {
             "index": index,
             "file": folder.image_path(index).relative_to(folder.path).as_posix(),
@@ -100,6 +106,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             "sha256": images.checksum(index) if sha256 is None else sha256,
             "label": images.label(index),
             "seed": make_seed(options.seed, Purpose.SAMPLE, index),
+            **({"diversity": several.diversity} if several else {}),
         }
 
     part, parts = config.part
@@ -119,7 +126,8 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     folder.remove_partials(mine)
     if world.is_main:
         folder.rewrite_manifest(line)
-        to_do = f"{len(missing)} to restore here, NFE {options.nfe}"
+        several = f", {config.samples} answers to each" if config.samples > 1 else ""
+        to_do = f"{len(missing)} to restore here, NFE {options.nfe}{several}"
         print(f"{folder.path}: {len(wanted)} images from number {wanted.start} on, {to_do}")
         if corruption is not None and corruption.note:
             print(f"{task.corrupt}: {corruption.note}")
@@ -129,15 +137,32 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     def write(index: int, image: Tensor, row: int, recorder: TrajectoryRecorder | None) -> None:
         if recorder is not None:  # before the image, whose presence says that all is done
             recorder.save(row, folder.trajectory_stem(index))
-        is_new = bool(folder.missing([index]))
+        is_new = not folder.is_there(index)
+        if config.samples > 1:
+            folder.answers(index).begin(config.samples)
         folder.save(index, image)
         if is_new:
             folder.add_to_manifest(line(index))
+        if config.samples == 1:
+            progress.update()
+
+    def finish(index: int, mean: Tensor, std: Tensor, diversity: float) -> None:
+        folder.save(index, mean, "mean")
+        folder.answers(index).save_spread(std, Spread(config.samples, diversity))
+        folder.add_to_manifest(line(index))
         progress.update()
 
-    # A batch is written while the next one is computed.
+    # A batch, or an answer to it, is written while the next one is computed.
     with progress, ThreadPoolExecutor(WRITERS) as writers:
         written: list[Future[None]] = []
+
+        def hand_over(job: Callable[..., None], numbers: Sequence[int], arguments: Iterable[tuple]) -> None:
+            """Have a job done for each image that is needed, after what was handed over before."""
+            for image in written:
+                image.result()
+            pairs = zip(numbers, arguments, strict=True)
+            written[:] = [writers.submit(job, index, *given) for index, given in pairs if index in needed]
+
         for loaded in load_in_order(
             images,
             computed,
@@ -145,22 +170,27 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             workers=config.workers,
             pin_memory=world.device.type == "cuda",
         ):
-            noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
-            batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
-            recorder = None
-            if config.save_trajectory:
-                recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
-            x0 = model.restore_batch(batch, noise, options, callback=recorder).x0
-            pixels = to_uint8(x0)  # begun before the host waits
-            check_restored(x0, [images.keys[index] for index in loaded.numbers])
-            results = pixels.cpu()
-            for image in written:
-                image.result()
-            written = [
-                writers.submit(write, index, results[row], row, recorder)
-                for row, index in enumerate(loaded.numbers)
-                if index in needed
-            ]
+            moments = RunningMoments()
+            for answer in range(config.samples):
+                noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers, answer=answer)
+                batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
+                recorder = None
+                if config.save_trajectory and answer == 0:
+                    recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
+                x0 = model.restore_batch(batch, noise, options, callback=recorder).x0
+                pixels = to_uint8(x0)  # begun before the host waits
+                check_restored(x0, [images.keys[index] for index in loaded.numbers])
+                results = pixels.cpu()
+                if answer == 0:
+                    hand_over(write, loaded.numbers, ((image, row, recorder) for row, image in enumerate(results)))
+                else:
+                    hand_over(folder.save, loaded.numbers, ((image, answer) for image in results))
+                if config.samples > 1:
+                    moments.add(x0)
+            if config.samples > 1:
+                mean, std = to_uint8(moments.mean).cpu(), moments.std
+                diversity = measure_diversity(std, batch.mask).tolist()
+                hand_over(finish, loaded.numbers, zip(mean, std.cpu(), diversity, strict=True))
         for image in written:
             image.result()
     spent = time.perf_counter() - begun

@@ -1,5 +1,6 @@
 """A folder of restored images: numbered PNGs in folders of a thousand, the settings they were made with, a manifest.
 
+Of several answers to an image, answer 0 is the numbered PNG; the others lie in a folder of the image's own.
 Several processes may fill one folder, each with images of its own. manifest.jsonl has a line for every image; lines are
 added as images are, and put in order at every start and end. Each holds the check sum of the file that the image was
 restored from.
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from i2sb.images import refuse_undecodable, save_png, to_pil
 from i2sb.network_sizes import is_own
 from i2sb.options import older_values, option
 from i2sb.parsing import read_config, to_yaml
+from i2sb.storage.answer_files import ANSWERS, AnswerFiles, Which
 from i2sb.storage.run_lock import LOCK, locked
 
 SETTINGS = "settings.yaml"
@@ -51,6 +53,7 @@ class SampleSettings(SamplingOptions):
     dataset_dir: str = option("", "folder of the data set")
     subset: str = option("", "file that listed the images; empty for the whole split", later=True)
     image_size: int = option(256, "side of the images, in pixels")
+    samples: int = option(1, "answers to each image; may grow", later=True, older=1)
     num_images: int = option(0, "images of the split or subset, restored or not")
     fingerprint: str = option("", "of the names in the data set, so that images of two are not mixed or compared")
 
@@ -102,6 +105,12 @@ def read_manifest(folder: Path, key: str, *needed: str) -> dict[Any, dict[str, A
     return lines
 
 
+def check_fewer(path: Path, there: int, asked: int, advice: str) -> None:
+    """Raise UserError naming the path if fewer answers are asked for than are there: answers may be added only."""
+    if asked < there:
+        raise FileError(path, f"has {there} answers to an image, {asked} now; ask for `samples` {there}, or {advice}")
+
+
 class SampleFolder:
     """Restored images by their index in the split."""
 
@@ -122,6 +131,7 @@ class SampleFolder:
                 return cls(path, settings)
             before = cls.open(path).settings
         now = asdict(settings)
+        del now["samples"]  # no answer depends on how many there are
         for name in ("dataset_dir", "subset"):  # may have moved: the fingerprint tells data sets apart
             del now[name]
         if settings.mask_file and before.mask_file:  # its digest tells
@@ -133,6 +143,11 @@ class SampleFolder:
                 f"holds images made with other settings ({differences}): "
                 "ask for the same again, name another folder with `sample_dir`, or move it away",
             )
+        check_fewer(path, before.samples, settings.samples, "name another folder with `sample_dir`")
+        if before.samples < settings.samples:
+            before = replace(before, samples=settings.samples)
+            with locked(path):
+                write_text(path / SETTINGS, to_yaml(before))
         return cls(path, before)
 
     @classmethod
@@ -149,33 +164,43 @@ class SampleFolder:
             f"folders in {path.parent} that do: {names or 'none'}",
         )
 
-    def image_path(self, index: int) -> Path:
-        """Return where image number `index` lies: in folders of a thousand."""
+    def image_path(self, index: int, which: Which = 0) -> Path:
+        """Return where image number `index` lies, in folders of a thousand; another answer to it, or their mean."""
+        if which != 0:
+            return self.answers(index).picture(which)
         return self.path / f"{index // 1000:03d}" / f"{index:06d}.png"
+
+    def answers(self, index: int) -> AnswerFiles:
+        """Return the folder of several answers to image number `index`."""
+        return AnswerFiles(self.path / ANSWERS / f"{index // 1000:03d}" / f"{index:06d}")
 
     def trajectory_stem(self, index: int) -> Path:
         """Return where the pictures of an image's way over the bridge lie, but for their endings."""
         return self.path / TRAJECTORIES / f"{index // 1000:03d}" / f"{index:06d}"
 
-    def save(self, index: int, image: Tensor) -> None:
-        """Write image number `index`, uint8 [C, H, W]."""
-        save_png(to_pil(image), self.image_path(index))
+    def save(self, index: int, image: Tensor, which: Which = 0) -> None:
+        """Write image number `index`, uint8 [C, H, W]: this answer to it, or their mean."""
+        save_png(to_pil(image), self.image_path(index, which))
 
-    def load(self, index: int) -> Tensor:
+    def load(self, index: int, which: Which = 0) -> Tensor:
         """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""
-        path = self.image_path(index)
+        path = self.image_path(index, which)
         with refuse_undecodable(path, "image", "delete it and run sample.py again"), Image.open(path) as image:
             plain = {"1": "L", "P": "RGB"}.get(image.mode)  # as programs leave images that make files smaller
             return TF.pil_to_tensor(image.convert(plain) if plain else image)
 
-    def _is_there(self, index: int) -> bool:
+    def is_there(self, index: int) -> bool:
         """Whether an image exists; an empty file, which a machine that lost its power may leave, is none."""
         path = self.image_path(index)
         return path.exists() and path.stat().st_size > 0
 
     def missing(self, indices: Sequence[int]) -> list[int]:
-        """Return those of `indices` whose images do not exist yet."""
-        return [index for index in indices if not self._is_there(index)]
+        """Return those of `indices` whose images, or several answers, do not exist yet."""
+        return [index for index in indices if not self._is_complete(index)]
+
+    def _is_complete(self, index: int) -> bool:
+        samples = self.settings.samples
+        return self.is_there(index) and (samples == 1 or self.answers(index).are_complete(samples))
 
     def remove_partials(self, indices: Collection[int]) -> None:
         """Delete what a killed process left that was writing one of these images, or its trajectory."""
@@ -200,7 +225,7 @@ class SampleFolder:
         Nobody knows of images that older versions restored.
         """
         lines = read_manifest(self.path, "index")
-        known = (index for index in indices if lines.get(index, {}).get("sha256") and self._is_there(index))
+        known = (index for index in indices if lines.get(index, {}).get("sha256") and self.is_there(index))
         changed = [index for index in known if checksum(index) != lines[index]["sha256"]]
         if changed:
             named = ", ".join(f"{lines[index]['source']} ({self.image_path(index).name})" for index in changed[:5])
@@ -218,7 +243,7 @@ class SampleFolder:
         """
         with locked(self.path):
             before = read_manifest(self.path, "index")
-            indices = [index for index in range(self.settings.num_images) if self._is_there(index)]
+            indices = [index for index in range(self.settings.num_images) if self.is_there(index)]
             known = {index: told.get("sha256", "") for index, told in before.items()}
             lines = (self._manifest_line(line(index, known.get(index))) for index in indices)
             write_atomically(self.path / MANIFEST, lambda file: file.writelines(lines))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from i2sb.evaluation.report import Example, Report
+from i2sb.evaluation.answers_meter import Number
+from i2sb.evaluation.report import Example, ExampleAnswers, Report
 from i2sb.evaluation.results import Result
 from i2sb.metrics.table import METRICS
 
@@ -77,6 +78,20 @@ def test_report_needs_nothing_from_elsewhere(page):
     sources = [attributes["src"] for _, attributes in tags.found if "src" in attributes]
     assert len(sources) == 4 and all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.findall(r"https?://|url\(|@import", text)
+
+
+def test_report_shows_several_answers_side_by_side(page, tmp_path):
+    pixels = torch.zeros(6, 3, 8, 8).byte()
+    answers = ExampleAnswers([*pixels[:2]], pixels[5], tmp_path / "000003.png", 31.25, 0.0625)
+    example = Example(7, "cat", 20.0, 30.0, *pixels[2:5], answers)
+    text = page(examples={"worst": [example]}, of_answers=[Number("diversity", 0.125, "", 4, "a mean")])
+    tags = Tags(text)
+    assert not tags.open
+    alts = [attributes["alt"] for tag, attributes in tags.found if tag == "img" and "answer" in attributes["alt"]]
+    words = ["mean of the answers", "standard deviation of the answers", "answer 0", "answer 1"]
+    assert alts == [f"image 7, {word}" for word in words]
+    assert "mean: 31.25 dB; diversity 0.0625" in text and "<td>0.1250</td>" in text and "a mean" in text
+    assert "answers" not in page().partition("<body>")[2]
 
 
 def test_report_escapes_what_it_is_given(page):

@@ -102,6 +102,28 @@ def test_metrics_json_says_what_every_number_is(config, results):
     assert {"metrics.json", "report.html", "comparison.png"} <= {path.name for path in folder.iterdir()}
 
 
+def test_several_answers_add_their_mean_and_diversity_and_change_nothing_else(config, results, capsys):
+    one = score(config)
+    common = {"ckpt": "tiny", "results_dir": str(results), "nfe": 2, "device": "cpu", "workers": 0}
+    sampling.run(SampleConfig(**common, sample_dir="several", samples=3))
+    report = score(replace(config, sample_dir="several"))
+    assert report["metrics"] == one["metrics"] and "answers" not in one
+    folder = config.run_dir / "several"
+    images = open_split(report["settings"]["dataset_dir"], "val", image_size=16)
+    clean = torch.stack([images.read(i)[0] for i in range(5)])
+    paths = [folder / f"answers/000/{i:06d}" for i in range(5)]
+    mean = torch.stack([pil_to_tensor(Image.open(path / "mean.png")) for path in paths])
+    psnr = METRICS["psnr"].compare(mean, clean).mean().item()
+    assert report["answers"]["psnr_of_mean"]["value"] == pytest.approx(psnr)
+    diversity = float(np.mean([np.load(path / "std.npy").mean() for path in paths]))
+    assert report["answers"]["diversity"]["value"] == pytest.approx(diversity, rel=1e-5)
+    assert f"3 answers to each: PSNR of the mean {psnr:.2f} dB, diversity {diversity:.4f}" in capsys.readouterr().out
+    assert (folder / "report.html").read_text().count(", answer 2") == 5
+    (paths[3] / "2.png").unlink()
+    with pytest.raises(UserError, match="several: 1 of 5 images are missing, first number 3; finish sample.py first"):
+        score(replace(config, sample_dir="several"))
+
+
 @pytest.mark.parametrize("parts", [(), (slice(0, 2), slice(2, 5))], ids=["whole", "parts"])
 def test_a_released_file_scores_as_the_images_it_was_made_from(config, results, parts):
     folder = f"samples_nfe7_parts{len(parts)}"

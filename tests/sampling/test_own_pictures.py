@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -65,6 +66,77 @@ def test_command_and_python_give_the_same(restore, photos, trained_run, tile):
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["a.png", "b.png", "more/c.jpg"]
     assert lines[0]["settings"]["tile"] == tile and (lines[1]["height"], lines[1]["width"]) == (90, 5)
+
+
+def test_several_answers_lie_beside_the_first_and_python_gives_the_same(restore, photos, trained_run):
+    how = {"seed": 4, "tile": 16, "overlap": 6}
+    (photos / "b.png").unlink()
+    grown = restore(photos, out="grown", **how)
+    alone = (grown / "a.png").read_bytes()
+    restore(photos, out="grown", samples=3, **how)
+    out = restore(photos, samples=3, **how)
+    files = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(grown): path.read_bytes() for path in grown.rglob("*") if path.is_file()}
+    names = sorted(name.as_posix() for name in files if name.match("more/c.jpg/*"))
+    several = ["1.jpg", "2.jpg", "answers.json", "mean.jpg", "std.npy", "std.png"]
+    assert names == [f"answers/more/c.jpg/{name}" for name in several]
+    with Image.open(out / "answers/more/c.jpg/mean.jpg") as image:
+        assert image.size == (30, 30) and image.mode == "L"
+
+    model, lines = load_model(trained_run), (out / "manifest.jsonl").read_text().splitlines()
+    told, kept = json.loads(lines[0]), {}
+    assert (out / "a.png").read_bytes() == alone
+    degraded = from_uint8(pixels(photos / "a.png"))[None]
+    answers = model.restore(degraded, nfe=2, samples=3, **how, on_answer=kept.__setitem__)
+    for which, x0 in ((1, kept[1]), (2, kept[2]), ("mean", answers.mean)):
+        there = pixels(out / f"answers/a.png/{which}.png").int()
+        assert (to_uint8(x0)[0].int() - there).abs().max() <= 1
+    std = torch.from_numpy(np.load(out / "answers/a.png/std.npy"))
+    torch.testing.assert_close(std, answers.std[0], rtol=1e-3, atol=1e-5)  # other tiles at once: other roundings
+    assert told["diversity"] == pytest.approx(answers.diversity.item()) and told["settings"]["samples"] == 3
+
+
+def test_several_answers_go_on_and_nothing_old_stays_among_them(restore, photos):
+    (photos / "b.png").unlink()
+    out = restore(photos, samples=3)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for lost in ("a.png", "answers/a.png/1.png", "answers/a.png/std.npy", "answers/a.png/answers.json"):
+        (out / lost).unlink()
+        restore(photos, samples=3)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="a.png: has 3 answers to an image, 2 now; ask for `samples` 3, or name"):
+        restore(photos, samples=2)
+    restore(photos, samples=2, seed=5, overwrite=True)
+    assert not list(out.rglob("2.*")) and (out / "answers/a.png/1.png").read_bytes() not in before.values()
+    restore(photos, seed=5, overwrite=True)
+    assert [path.name for path in out.rglob("answers/**/*") if path.is_file()] == []
+
+
+def test_answers_take_the_place_of_nothing(restore, photos, tmp_path):
+    mine = tmp_path / "out/answers/a.png/mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="answers/a.png: exists already and is not listed in manifest.jsonl"):
+        restore(photos, samples=2)
+    (photos / "answers").mkdir()
+    make_image(1, 9, 9).save(photos / "answers" / "x.png")
+    with pytest.raises(UserError, match="input .*photos: holds a folder answers, as `output` will; rename it"):
+        restore(photos, out="other", samples=2)
+    assert mine.read_text() == "mine" and not (tmp_path / "other").exists()
+    restore(photos, out="other")
+
+
+def test_several_answers_differ_in_the_hole_alone(restore, photos, tmp_path, inpainting_run):
+    hole = Image.new("L", (37, 21))
+    hole.paste(255, (5, 4, 20, 15))
+    hole.save(tmp_path / "hole.png")
+    out = restore(photos / "a.png", inpainting_run, mask=str(tmp_path / "hole.png"), samples=2)
+    std, inside = np.load(out / "answers/a.png/std.npy"), (slice(None), slice(4, 15), slice(5, 20))
+    assert (std[inside] > 0).all() and std.sum() == pytest.approx(std[inside].sum())
+    line = json.loads((out / "manifest.jsonl").read_text())
+    assert line["diversity"] == pytest.approx(std[inside].mean())
+    with pytest.raises(UserError, match="samples 2: no noise is drawn with `nfe` 1"):
+        restore(photos, out="none", nfe=1, samples=2)
 
 
 def test_files_that_are_passed_over_are_counted_and_named(restore, photos, capsys):

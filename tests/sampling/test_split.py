@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -11,12 +12,14 @@ import signal
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.transforms.functional import pil_to_tensor
 
+from corruption import build_corruption
 from helpers.comparison import assert_equal_but_for_rounding, assert_equal_states
 from helpers.programs import ROOT, run_python
 from helpers.tiny_run import train_anew
@@ -230,6 +233,88 @@ def test_images_that_are_not_finite_are_named_not_written_as_black_ones(restore,
     assert not (tmp_path / "out").exists()
 
 
+def test_several_answers_may_grow_in_number_and_answer_0_is_the_only_one(restore, dataset_dir, trained_run):
+    """Made at once or in three goes, every byte is the same; Python gives the same numbers."""
+    alone = contents(restore(sample_dir="alone", seed=3) / "alone")
+    for samples in (1, 2, 4):
+        run = restore(sample_dir="grown", seed=3, samples=samples, batch_size=2)
+    restore(sample_dir="straight", seed=3, samples=4, batch_size=2)
+    files = contents(run / "grown")
+    assert files == contents(run / "straight")
+    several = {"1.png", "2.png", "3.png", "mean.png", "std.npy", "std.png", "answers.json"}
+    for number in range(5):
+        found = {path.name for path in (run / f"grown/answers/000/{number:06d}").iterdir()}
+        assert found == several
+        assert_equal_but_for_rounding(files[f"000/{number:06d}.png"], alone[f"000/{number:06d}.png"])
+
+    model, images = load_model(trained_run), open_split(dataset_dir, "val", image_size=16)
+    degraded = build_corruption("sr4x-pool", 16)(from_uint8(torch.stack([images.read(i)[0] for i in (2, 3)]))).image
+    kept = []
+    answers = model.restore(
+        degraded, nfe=2, seed=3, numbers=[2, 3], samples=4, on_answer=lambda number, x0: kept.append(x0)
+    )
+    folder = SampleFolder.open(run / "grown")
+    assert folder.settings.samples == 4
+    for row, number in enumerate((2, 3)):
+        for which, image in (*enumerate(kept), ("mean", answers.mean)):
+            assert (folder.load(number, which).int() - to_uint8(image)[row].int()).abs().max() <= 1
+        std = torch.from_numpy(np.load(folder.answers(number).std))
+        torch.testing.assert_close(std, answers.std[row], rtol=1e-3, atol=1e-5)
+        assert manifest(folder.path)[number]["diversity"] == pytest.approx(std.double().mean().item())
+
+    for fewer in (1, 3):
+        with pytest.raises(UserError, match=f"has 4 answers to an image, {fewer} now; ask for `samples` 4, or name"):
+            restore(sample_dir="grown", seed=3, samples=fewer)
+
+
+def test_whatever_is_missing_of_several_answers_is_made_again(restore):
+    folder = restore(samples=2, batch_size=2, save_trajectory=True) / "samples_nfe2"
+    before = contents(folder)
+    one = folder / "answers/000/000002"
+    for lost in (*one.iterdir(), folder / "000/000002.png", folder / "manifest.jsonl"):
+        lost.unlink()
+        (one / ".1.png.9.partial").write_text("half of it")
+        kept = {path: path.stat().st_mtime_ns for path in (folder / "answers/000/000001").iterdir()}
+        restore(samples=2, batch_size=2, save_trajectory=True)
+        (one / ".1.png.9.partial").unlink(missing_ok=True)  # stays where only the manifest is made again
+        assert contents(folder) == before, lost
+        assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_memory_does_not_grow_with_the_number_of_answers_to_a_split(restore):
+    def measure(samples: int) -> int:
+        """Return the bytes of all tensors when the network is called for the last time."""
+        calls, seen = 0, []
+
+        def count(module, inputs) -> None:
+            nonlocal calls
+            calls += isinstance(module, UNet)
+            if isinstance(module, UNet) and calls == 2 * samples:
+                tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+                seen.append(
+                    sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+                )
+
+        with register_module_forward_pre_hook(count):
+            restore(samples=samples, sample_dir=f"of{samples}")
+        return seen[0]
+
+    # Answers that are being written are 8-bit ones, of one number at a time.
+    assert abs(measure(3) - measure(9)) <= 2 * 5 * 3 * 16 * 16
+
+
+def test_answers_that_would_all_be_the_same_are_refused_at_once(restore):
+    for how in ({"nfe": 1}, {"sampler": "ot_ode"}):
+        with pytest.raises(UserError, match="samples 3: no noise is drawn with .* all answers would be the same"):
+            restore(samples=3, sample_dir="none", **how)
+    assert not (restore(limit=1) / "none").exists()
+    folder = restore(samples=2, corrupt="inpaint-center", sampler="ot_ode", sample_dir="holes", limit=1) / "holes"
+    std = np.load(folder / "answers/000/000000/std.npy")
+    hole = std[:, 4:12, 4:12]
+    assert (hole > 0).all() and std.sum() == pytest.approx(hole.sum())
+    assert manifest(folder)[0]["diversity"] == pytest.approx(hole.mean())
+
+
 def test_samplers_are_advised_on(restore, capsys):
     restore(limit=1, sampler="ot_ode")
     assert "warning: --sampler ot_ode: this run was trained with noise" in capsys.readouterr().err
@@ -237,8 +322,6 @@ def test_samplers_are_advised_on(restore, capsys):
 
 def test_python_restores_a_split_as_the_command_does(restore, dataset_dir, trained_run):
     """Sampler, consistency and an image's number in the split are taken the same way; states on request."""
-    from corruption import build_corruption
-
     folder = restore(sampler="eta", eta=0.25, consistency="project", seed=5) / "samples_nfe2_eta0.25_project"
     model, images = load_model(trained_run), open_split(dataset_dir, "val", image_size=16)
     degraded = build_corruption("sr4x-pool", 16)(from_uint8(torch.stack([images.read(i)[0] for i in (3, 1)]))).image
@@ -274,12 +357,12 @@ def test_killed_at_five_random_moments_the_files_are_those_of_one_clean_run(tmp_
     for name in ("never-killed", "killed"):
         link_run(trained_run, tmp_path / name)
     flags = ["--ckpt", "tiny", "--nfe", 2, "--device", "cpu", "--workers", 0, "--batch-size", 2]
-    extras = ["--save-pt", "--save-trajectory"]
+    extras = ["--save-pt", "--save-trajectory", "--samples", 2]
     said = run_python(ROOT / "tests" / "helpers" / "moments.py", "sample", 5, tmp_path, *flags, *extras).stdout
     starts = [json.loads(line) for line in said.splitlines()]
     assert [start["status"] for start in starts] == [0, *[-signal.SIGKILL] * 5, 0], starts
     want, found = (contents(tmp_path / name / "tiny" / "samples_nfe2") for name in ("never-killed", "killed"))
-    assert want.keys() == found.keys() and len(want) == 3 * 5 + 4
+    assert want.keys() == found.keys() and len(want) == (3 + 5) * 5 + 4
     assert want == found
 
 
