@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from corruption import Corrupted, Corruption
-from i2sb.images import from_uint8
+from i2sb.images import as_signal
 from i2sb.randomness import ImageNoise
 
 
@@ -32,6 +32,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.x1)
+
+    def keep_known(self, restored: Tensor) -> Tensor:
+        """Return restored images with what is known of them as it was given.
+
+        The published way back leaves the noise of its last state on it, which only images of 8 bits hide.
+        """
+        return restored if self.mask is None else torch.where(self.mask > 0, restored, self.shown)
 
     @property
     def clean(self) -> Tensor:
@@ -79,17 +86,18 @@ def make_batch(
     cond_x1: bool = False,
     add_x1_noise: bool = False,
 ) -> Batch:
-    """Make a batch on `device` of clean 8-bit images [B, C, H, W] and their degraded partners.
+    """Make a batch on `device` of clean images [B, C, H, W] and their degraded partners, as the data set gives them.
 
-    Either the data set brings the partners (`degraded`, 8-bit, same shape) or `corruption`, on `device`, makes them.
+    Images are uint8, or float32 in [-1, 1]. Either the data set brings the partners (`degraded`, of the same shape) or
+    `corruption`, on `device`, makes them.
     index: the images' numbers in the split when it is evaluated, which fix masks and the like; None in training.
     """
-    x0 = from_uint8(images.to(device, non_blocking=True))
+    x0 = as_signal(images.to(device, non_blocking=True))
     if corruption is not None:
         corrupted = corruption(x0, noise.degradation_generators(), index)
     else:
         assert degraded is not None
-        corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
+        corrupted = Corrupted(as_signal(degraded.to(device, non_blocking=True)))
     x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise)
     label = label.to(device, non_blocking=True)
     mask = find_region(corrupted.mask, corruption)

@@ -82,6 +82,9 @@ class RestorationModel:
     ) -> Tensor:
         """Restore `degraded` [B, C, H, W] in [-1, 1]; returns the same shape and range, not clamped, on its device.
 
+        i2sb.images.from_uint8 and to_uint8 turn 8-bit images to that range and back, from_pixels and to_pixels all
+        others, given the run's `config.value_range`.
+
         mask: [B, 1, H, W], 1 inside the hole of an inpainting image (what the image holds there is ignored).
         cond: [B, C, H, W], what a conditioned network sees at every step, if not the degraded image (its hole filled).
         nfe: network evaluations, by default 10 or as many as there are.

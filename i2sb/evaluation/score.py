@@ -16,7 +16,7 @@ from i2sb.evaluation.make_reference import make_reference
 from i2sb.evaluation.report import Example, Report
 from i2sb.evaluation.results import Meters, Result, build_meters, compute_results, warn_of_unpublished
 from i2sb.files import write_text
-from i2sb.images import draw_grid, save_png
+from i2sb.images import choose_shown, draw_grid, save_png, show
 from i2sb.metrics.meters import ImageMeter
 from i2sb.metrics.reference import Reference, read_reference
 from i2sb.metrics.table import CLEAN, COLUMNS, METRICS, OWN_FEATURES
@@ -64,6 +64,7 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
     count = len(images)
     if count < world.world_size:
         raise FileError(images.path, f"holds {count} images, fewer than the {world.world_size} processes here")
+    _choose_channels(config, images)  # before any work is done
     reference = read_reference(Path(config.reference)) if config.reference else None
     if reference is not None:
         _check_use(reference, config)
@@ -82,7 +83,7 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
     for meter in meters:
         meter.reduce(world.sum)
     if world.is_main:
-        results = compute_results(config, meters, count)
+        results = compute_results(config, meters, images)
         _write(config, images, meters, results)
         _print(images, results, meters.not_computed)
     return meters.not_computed
@@ -135,10 +136,11 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
 
     spread_evenly = sorted({i * len(images) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)})
     drawn = images.read_at_once(spread_evenly, config)
-    columns = [(column, getattr(drawn, column)) for column in (*COLUMNS, CLEAN)]
+    channels = _choose_channels(config, images)
+    columns = [(column, show(getattr(drawn, column), channels)) for column in (*COLUMNS, CLEAN)]
     save_png(draw_grid(columns), images.path / "comparison.png")
     psnr = meters.images["psnr"]
-    scored_with = {f"scored with {name}": value for name, value in asdict(config).items() if value != ""}
+    scored_with = {f"scored with {name}": value for name, value in asdict(config).items() if value not in ("", None)}
     report = Report(
         title=f"{images.settings['run']}, {images.path.name}",
         summary=f"{len(images)} images of {images.dataset.clean.describe()}, degraded by {images.run_config.corrupt}",
@@ -155,6 +157,11 @@ def _write(config: EvalConfig, images: EvaluationSet, meters: Meters, results: d
     write_text(images.path / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False))
 
 
+def _choose_channels(config: EvalConfig, images: EvaluationSet) -> list[int]:
+    """Return the channels to draw, counted from 0. Raises UserError if the images have no such."""
+    return choose_shown(config.show_channels or images.run_config.show_channels, images.run_config.image_channels)
+
+
 def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig) -> dict[str, list[Example]]:
     """Return the worst, middle and best images by the PSNR of the restored ones; of few images all, each once."""
     order = torch.argsort(psnr.values("restored"), stable=True).tolist()
@@ -164,6 +171,7 @@ def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig
     if len(order) <= 3 * shown:
         chosen = {"all, the worst first": order}
     examples: dict[str, list[Example]] = {}
+    channels = _choose_channels(config, images)
     for kind, numbers in chosen.items():
         batch = images.read_at_once(numbers, config)
         examples[kind] = [
@@ -172,9 +180,7 @@ def _choose_examples(images: EvaluationSet, psnr: ImageMeter, config: EvalConfig
                 images.dataset.keys[number],
                 psnr.values("degraded")[number].item(),
                 psnr.values("restored")[number].item(),
-                batch.degraded[i],
-                batch.restored[i],
-                batch.clean[i],
+                *(show(shown[i], channels) for shown in (batch.degraded, batch.restored, batch.clean)),
             )
             for i, number in enumerate(numbers)
         ]

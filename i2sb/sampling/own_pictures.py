@@ -12,14 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from corruption import Corruption, is_custom
+from i2sb.batch import find_region
 from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.errors import FileError, UserError, list_differences, require
 from i2sb.files import append, hash_file, remove_partials, write_text
-from i2sb.images import from_uint8, to_uint8
+from i2sb.images import as_signal, choose_shown, to_pixels
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel
@@ -34,7 +37,7 @@ from i2sb.sampling.picture_files import (
 )
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network, read_manifest
-from i2sb.tasks import build_task_corruption
+from i2sb.tasks import build_task_corruption, check_depth
 from i2sb.tiles import pad_reflect
 
 LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
@@ -67,6 +70,8 @@ class OwnPictures:
         self.model, self.config, self.options = model, config, options
         self.needs_operator = model.formulation.needs_operator(options.consistency)
         self.output = Path(config.output)
+        wanted = config.show_channels or model.config.show_channels
+        self.shown_channels = choose_shown(wanted, model.config.image_channels)
         self._check_folders()
         sources = dict(list(find_pictures(Path(config.input)).items())[: config.limit])
         masks = self._find_masks(list(sources))
@@ -74,7 +79,7 @@ class OwnPictures:
         self.bad: list[UserError] = []
         for name, source in sources.items():
             try:
-                height, width = check_picture(source, model.config.image_channels)
+                height, width = check_picture(source, model.config.image_channels, model.config.value_range)
                 job = Job(name, source, masks.get(name), height, width, self.output / name)
                 if config.corrupt or self.needs_operator:
                     self._build_corruption(job)
@@ -133,17 +138,21 @@ class OwnPictures:
 
     def _restore_one(self, job: Job, progress: tqdm) -> None:
         config, model, options = self.config, self.model, self.settle(job)
-        picture = read_picture(job.source, model.config.image_channels)
-        degraded = from_uint8(picture.image)[None]
+        picture = read_picture(job.source, model.config.image_channels, model.config.value_range)
+        degraded = as_signal(picture.image)[None]
         mask = None if job.mask is None else read_mask(job.mask, job.height, job.width)[None]
         corruption = self._build_corruption(job) if config.corrupt or self.needs_operator else None
         if config.corrupt and corruption is not None:
+            try:
+                check_depth(corruption, config.corrupt, plain=not picture.image.is_floating_point())
+            except UserError as error:
+                raise error.inside(job.source) from None
             noise = ImageNoise(options.seed, Purpose.SAMPLE, [0])
             clean = pad_reflect(degraded, model.multiple(degradable=True)).to(model.device)
             degraded, mask = corruption(clean, noise.degradation_generators(), [0])
         recorder = None
         if config.save_trajectory:
-            recorder = TrajectoryRecorder(degraded, options.evaluations, job.height, job.width)
+            recorder = TrajectoryRecorder(degraded, options.evaluations, job.height, job.width, self.shown_channels)
 
         def report(step: StepTaken) -> None:
             progress.set_postfix_str(f"{job.name} {step.number}/{step.count}", refresh=sys.stderr.isatty())
@@ -165,7 +174,12 @@ class OwnPictures:
             recorder.save(0, self._trajectory_stem(job))
         self._add_to_manifest(self._line(job))  # before the picture: we replace only what is listed
         colours = self.training_corruption is None or self.training_corruption.adds_colour
-        image = to_uint8(trajectory.x0[0, :, : job.height, : job.width])
+        image = to_pixels(trajectory.x0[0, :, : job.height, : job.width], picture.dtype, model.config.value_range)
+        if picture.image.is_floating_point() and mask is not None:  # of 8 bits: with noise on it, as published
+            region = find_region(mask, corruption)
+            assert region is not None
+            hole = region[0, :, : job.height, : job.width].cpu().numpy() > 0
+            image = torch.from_numpy(np.where(hole, image.numpy(), picture.stored.numpy()))
         write_picture(job.out, image, picture, colours=colours)
 
     # --- Checks ------------------------------------------------------------------------------------------------------

@@ -17,8 +17,10 @@ from i2sb.consistency import check_consistency
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import World, join_world, leave_world
+from i2sb.errors import require
 from i2sb.formulation import Formulation
-from i2sb.images import to_uint8
+from i2sb.image_files import Form
+from i2sb.images import choose_shown, to_stored
 from i2sb.network_sizes import check_image_size
 from i2sb.options import write_flags
 from i2sb.precision import advise_precision, choose_precision, find_capability, prepare
@@ -29,7 +31,7 @@ from i2sb.sampling.own_pictures import OwnPictures
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.recon import recon_path, write_recon
 from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_network
-from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
+from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, make_task_batch, open_task_split
 
 # tqdm's own bar, but slow rates, too, are shown as images a second, not seconds an image.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -73,6 +75,10 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     model.formulation.check_degradation(corruption)
     dataset_dir = config.dataset_dir or model.config.dataset_dir
     images = open_task_split(task, dataset_dir, "val", image_size).subset(config.subset)
+
+    check_depth(corruption, task.corrupt, plain=images.plain)
+    require(images.plain or not config.save_pt, "save_pt", None, "recon.pt is for 8-bit images; these are others")
+    channels = choose_shown(config.show_channels or task.show_channels, task.image_channels)
 
     settings = SampleSettings(
         **options.record(),
@@ -125,11 +131,11 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     begun = time.perf_counter()
     progress = progress_bar(len(missing), "image", quiet=not world.is_main, bar_format=BAR)
 
-    def write(index: int, image: Tensor, row: int, recorder: TrajectoryRecorder | None) -> None:
+    def write(index: int, image: Tensor, form: Form, row: int, recorder: TrajectoryRecorder | None) -> None:
         if recorder is not None:  # before the image, whose presence says that all is done
             recorder.save(row, folder.trajectory_stem(index))
-        is_new = not folder.image_path(index).exists()
-        folder.save(index, image)
+        is_new = bool(folder.missing([index]))
+        folder.save(index, image, form)
         if is_new:
             folder.add_to_manifest(line(index))
         progress.update()
@@ -148,12 +154,16 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
             recorder = None
             if config.save_trajectory:
-                recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
-            results = to_uint8(model.restore_batch(batch, noise, options, callback=recorder).x0).cpu()
+                recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size, channels)
+            restored = model.restore_batch(batch, noise, options, callback=recorder).x0
+            if loaded.image.is_floating_point():
+                restored = batch.keep_known(restored)
+            forms = [form.numbered(task.image_channels) for form in loaded.forms]
+            results = to_stored(restored, [form.dtype for form in forms], task.value_range)
             for image in written:
                 image.result()
             written = [
-                writers.submit(write, index, results[row], row, recorder)
+                writers.submit(write, index, results[row], forms[row], row, recorder)
                 for row, index in enumerate(loaded.numbers)
                 if index in needed
             ]

@@ -1,4 +1,4 @@
-"""A folder of restored images: numbered PNGs in folders of a thousand, the settings they were made with, a manifest.
+"""A folder of restored images: numbered files in folders of a thousand, the settings they were made with, a manifest.
 
 Several processes may fill one folder, each with images of its own. manifest.jsonl has a line for every image; lines are
 added as images are, and put in order at every start and end. Each holds the check sum of the file that the image was
@@ -8,12 +8,14 @@ restored from.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
@@ -22,7 +24,8 @@ from corruption import is_custom
 from i2sb.config import Precision, SampleConfig, SamplingOptions
 from i2sb.errors import FileError, list_differences
 from i2sb.files import PARTIAL, append, hash_file, remove_partials, write_atomically, write_text
-from i2sb.images import refuse_undecodable, save_png, to_pil
+from i2sb.image_files import ARRAY, PNG, SNIFFED, TIFF, Form, encode, is_deep_png, read_whole
+from i2sb.images import refuse_undecodable, say_undecodable
 from i2sb.network_sizes import is_own
 from i2sb.options import older_values, option
 from i2sb.parsing import read_config, to_yaml
@@ -31,6 +34,7 @@ from i2sb.storage.run_lock import LOCK, locked
 SETTINGS = "settings.yaml"
 MANIFEST = "manifest.jsonl"
 TRAJECTORIES = "trajectories"
+_ENDINGS = (PNG, TIFF, ARRAY)  # of images, as their form says
 
 
 @dataclass(frozen=True)
@@ -134,26 +138,56 @@ class SampleFolder:
         )
 
     def image_path(self, index: int) -> Path:
-        """Return where image number `index` lies: in folders of a thousand."""
-        return self.path / f"{index // 1000:03d}" / f"{index:06d}.png"
+        """Return where image number `index` lies, in folders of a thousand; a PNG if there is none yet."""
+        return self._find(index) or self._stem(index).with_suffix(PNG)
+
+    def _stem(self, index: int) -> Path:
+        return self.path / f"{index // 1000:03d}" / f"{index:06d}"
+
+    def _find(self, index: int) -> Path | None:
+        paths = (self._stem(index).with_suffix(ending) for ending in _ENDINGS)
+        return next((path for path in paths if path.exists()), None)
 
     def trajectory_stem(self, index: int) -> Path:
         """Return where the pictures of an image's way over the bridge lie, but for their endings."""
         return self.path / TRAJECTORIES / f"{index // 1000:03d}" / f"{index:06d}"
 
-    def save(self, index: int, image: Tensor) -> None:
-        """Write image number `index`, uint8 [C, H, W]."""
-        save_png(to_pil(image), self.image_path(index))
+    def save(self, index: int, image: Tensor, form: Form = Form()) -> None:  # noqa: B008 - immutable
+        """Write image number `index`, [C, H, W], of the type and in the kind of file that the form says."""
+        path = self._stem(index).with_suffix(form.ending)
+        write_atomically(path, lambda file: file.write(encode(image, form)), sync=False)
 
-    def load(self, index: int) -> Tensor:
-        """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""
-        path = self.image_path(index)
-        with refuse_undecodable(path, "image", "delete it and run sample.py again"), Image.open(path) as image:
-            return TF.pil_to_tensor(image)
+    def load(self, index: int, channels: int = 3) -> Tensor:
+        """Return image number `index`, [C, H, W], of the type that it is stored in.
+
+        channels: how many it has, where its file does not tell. Raises UserError naming the file if it is unreadable.
+        """
+        path, advice = self.image_path(index), "delete it and run sample.py again"
+        with refuse_undecodable(path, "image", advice):
+            content = path.read_bytes()
+            try:
+                if path.suffix != PNG or is_deep_png(content[:SNIFFED]):
+                    decoded = read_whole(content, channels)
+                    if decoded is not None:
+                        return torch.from_numpy(decoded.pixels)
+            except ValueError as error:
+                raise FileError(path, f"unreadable image ({say_undecodable(error)}); {advice}") from None
+            with Image.open(io.BytesIO(content)) as image:
+                return TF.pil_to_tensor(image)
+
+    def is_eight_bit(self, indices: Iterable[int]) -> bool:
+        """Whether all of these images are PNGs of 8 bits a channel."""
+        for path in map(self.image_path, indices):
+            if path.suffix != PNG:
+                return False
+            with path.open("rb") as file:
+                if is_deep_png(file.read(SNIFFED)):
+                    return False
+        return True
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Return those of `indices` whose images do not exist yet."""
-        return [index for index in indices if not self.image_path(index).exists()]
+        return [index for index in indices if self._find(index) is None]
 
     def remove_partials(self, indices: Collection[int]) -> None:
         """Delete what a killed process left that was writing one of these images, or its trajectory."""
@@ -171,7 +205,7 @@ class SampleFolder:
         Nobody knows of images that older versions restored.
         """
         lines = read_manifest(self.path, "index")
-        known = (index for index in indices if lines.get(index, {}).get("sha256") and self.image_path(index).exists())
+        known = (index for index in indices if lines.get(index, {}).get("sha256") and self._find(index))
         changed = [index for index in known if checksum(index) != lines[index]["sha256"]]
         if changed:
             named = ", ".join(f"{lines[index]['source']} ({self.image_path(index).name})" for index in changed[:5])
@@ -189,7 +223,7 @@ class SampleFolder:
         """
         with locked(self.path):
             before = read_manifest(self.path, "index")
-            indices = [index for index in range(self.settings.num_images) if self.image_path(index).exists()]
+            indices = [index for index in range(self.settings.num_images) if self._find(index)]
             known = {index: told.get("sha256", "") for index, told in before.items()}
             lines = (self._manifest_line(line(index, known.get(index))) for index in indices)
             write_atomically(self.path / MANIFEST, lambda file: file.writelines(lines))
