@@ -33,12 +33,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x1)
 
-    def keep_known(self, restored: Tensor) -> Tensor:
-        """Return restored images with what is known of them as it was given.
+    def keep_known(self, restored: Tensor, *, but_of: Sequence[bool]) -> Tensor:
+        """Return restored images with what is known of them as it was given, `but_of` those for which that is true.
 
-        The published way back leaves the noise of its last state on it, which only images of 8 bits hide.
+        The published way back leaves the noise of its last state there.
         """
-        return restored if self.mask is None else torch.where(self.mask > 0, restored, self.shown)
+        if self.mask is None:
+            return restored
+        as_they_are = torch.tensor(but_of, device=restored.device)[:, None, None, None]
+        return torch.where(as_they_are | (self.mask > 0), restored, self.shown)
 
     @property
     def clean(self) -> Tensor:

@@ -149,7 +149,7 @@ def header_alone() -> bytes:
 # What a file holds, how many channels are wanted, and what is said of it.
 REFUSED = {
     "channels": (lambda: deep_bytes("uint16", 4, PNG), 3, "has 4 channels, `image_channels` is 3"),
-    "shape": (lambda: deep_bytes("float32", 5, ARRAY), 4, r"is of shape \[17, 23, 5\], `image_channels` is 4: \[H, W, 4\]"),
+    "shape": (lambda: deep_bytes("float32", 5, ARRAY), 4, r"is of shape \[17, 23, 5\], .* is 4: \[H, W, 4\]"),
     "grey": (lambda: deep_bytes("float32", 1, ARRAY), 2, "has 1 channel, `image_channels` is 2"),
     "type": (lambda: deep_bytes("int32", 1, ARRAY), 1, "holds pixels of type int32; there are uint8, uint16"),
     "complex": (lambda: deep_bytes("complex64", 1, ARRAY), 1, "holds pixels of type complex64"),

@@ -175,7 +175,8 @@ class OwnPictures:
         self._add_to_manifest(self._line(job))  # before the picture: we replace only what is listed
         colours = self.training_corruption is None or self.training_corruption.adds_colour
         image = to_pixels(trajectory.x0[0, :, : job.height, : job.width], picture.dtype, model.config.value_range)
-        if picture.image.is_floating_point() and mask is not None:  # of 8 bits: with noise on it, as published
+        if picture.image.is_floating_point() and mask is not None:
+            # What is known comes back whole; in published images the noise of the last state stays on it.
             region = find_region(mask, corruption)
             assert region is not None
             hole = region[0, :, : job.height, : job.width].cpu().numpy() > 0

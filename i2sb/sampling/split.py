@@ -20,7 +20,7 @@ from i2sb.distributed import World, join_world, leave_world
 from i2sb.errors import require
 from i2sb.formulation import Formulation
 from i2sb.image_files import Form
-from i2sb.images import choose_shown, to_stored
+from i2sb.images import choose_shown, is_plain, to_stored
 from i2sb.network_sizes import check_image_size
 from i2sb.options import write_flags
 from i2sb.precision import advise_precision, choose_precision, find_capability, prepare
@@ -77,7 +77,8 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     images = open_task_split(task, dataset_dir, "val", image_size).subset(config.subset)
 
     check_depth(corruption, task.corrupt, plain=images.plain)
-    require(images.plain or not config.save_pt, "save_pt", None, "recon.pt is for 8-bit images; these are others")
+    eight_bit_colour = images.plain and task.image_channels in (1, 3)
+    require(eight_bit_colour or not config.save_pt, "save_pt", None, "is for 8-bit images in colour or grey alone")
     channels = choose_shown(config.show_channels or task.show_channels, task.image_channels)
 
     settings = SampleSettings(
@@ -156,9 +157,10 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             if config.save_trajectory:
                 recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size, channels)
             restored = model.restore_batch(batch, noise, options, callback=recorder).x0
-            if loaded.image.is_floating_point():
-                restored = batch.keep_known(restored)
             forms = [form.numbered(task.image_channels) for form in loaded.forms]
+            plain = [is_plain(form.dtype, task.value_range) for form in forms]
+            if not all(plain):
+                restored = batch.keep_known(restored, but_of=plain)
             results = to_stored(restored, [form.dtype for form in forms], task.value_range)
             for image in written:
                 image.result()

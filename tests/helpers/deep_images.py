@@ -47,9 +47,11 @@ def deep_bytes(dtype: str, channels: int, ending: str, *, pages: int = 1, **tiff
     return content.getvalue()
 
 
-def write_deep(folder: Path, count: int, form: Form, channels: int, *, first: int = 0) -> None:
+def write_deep(
+    folder: Path, count: int, form: Form, channels: int, *, first: int = 0, height: int = 20, width: int = 24
+) -> None:
     """Write numbered images of this form below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        pixels = make_pixels(form.dtype, channels, number, 20, 24)
+        pixels = make_pixels(form.dtype, channels, number, height, width)
         (folder / f"{number}{form.ending}").write_bytes(encode(torch.from_numpy(pixels), form))
