@@ -100,6 +100,7 @@ class Corruption(nn.Module):
     is degraded all over, as in a mixture.
     adds_colour: whether a network that undoes it gives colour to grey images.
     kinds: how many degradations take turns in an evaluation.
+    is_8_bit: whether it is made of 8-bit images, as JPEG is, and of no others.
     draws_masks: whether it draws masks of its own where the published evaluation has a file of them.
     reference_split: the split whose images the published evaluation of it takes FID from, train or val.
     """
@@ -109,6 +110,7 @@ class Corruption(nn.Module):
     mixes_holes: bool = False
     adds_colour: bool = False
     kinds: int = 1
+    is_8_bit: bool = False
     draws_masks: bool = False
     reference_split: str = "val"
 

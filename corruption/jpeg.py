@@ -50,6 +50,8 @@ class Coefficients(NamedTuple):
 class JPEG(Corruption):
     """`jpeg-Q`: quality Q from 1 to 100, for colour images whose sides are multiples of 16."""
 
+    is_8_bit = True
+
     to_luma: Tensor
     to_chroma: Tensor
     from_chroma: Tensor

@@ -25,6 +25,7 @@ class Mixture(Corruption):
         self.makes_holes = not blind and any(part.makes_holes for part in parts)
         self.mixes_holes = self.makes_holes and not all(part.makes_holes for part in parts)
         self.adds_colour = any(part.adds_colour for part in parts)
+        self.is_8_bit = any(part.is_8_bit for part in parts)
         self.draws_masks = any(part.draws_masks for part in parts)
         splits = {part.reference_split for part in parts}
         self.reference_split = splits.pop() if len(splits) == 1 else "val"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from corruption import Corrupted, Corruption
 from i2sb.config import HoleFill
-from i2sb.images import from_uint8
+from i2sb.images import as_signal
 from i2sb.randomness import ImageNoise
 
 
@@ -33,6 +33,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.x1)
+
+    def keep_known(self, restored: Tensor, *, but_of: Sequence[bool]) -> Tensor:
+        """Return restored images with what is known of them as it was given, `but_of` those for which that is true.
+
+        The published way back leaves the noise of its last state there.
+        """
+        if self.mask is None:
+            return restored
+        as_they_are = torch.tensor(but_of, device=restored.device)[:, None, None, None]
+        return torch.where(as_they_are | (self.mask > 0), restored, self.shown)
 
     @property
     def clean(self) -> Tensor:
@@ -88,17 +98,18 @@ def make_batch(
     add_x1_noise: bool = False,
     hole_fill: HoleFill = "noise",
 ) -> Batch:
-    """Make a batch on `device` of clean 8-bit images [B, C, H, W] and their degraded partners.
+    """Make a batch on `device` of clean images [B, C, H, W] and their degraded partners, as the data set gives them.
 
-    Either the data set brings the partners (`degraded`, 8-bit, same shape) or `corruption`, on `device`, makes them.
+    Images are uint8, or float32 in [-1, 1]. Either the data set brings the partners (`degraded`, of the same shape) or
+    `corruption`, on `device`, makes them.
     index: the images' numbers in the split when it is evaluated, which fix masks and the like; None in training.
     """
-    x0 = from_uint8(images.to(device, non_blocking=True))
+    x0 = as_signal(images.to(device, non_blocking=True))
     if corruption is not None:
         corrupted = corruption(x0, noise.degradation_generators(), index)
     else:
         assert degraded is not None
-        corrupted = Corrupted(from_uint8(degraded.to(device, non_blocking=True)))
+        corrupted = Corrupted(as_signal(degraded.to(device, non_blocking=True)))
     x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise, hole_fill=hole_fill)
     label = label.to(device, non_blocking=True)
     mask = find_region(corrupted.mask, corruption)

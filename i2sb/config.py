@@ -43,6 +43,22 @@ _NAME_A_RUN = "name the run that was trained; runs live in results/NAME"
 _NAME_A_FOLDER = "name a folder of restored images inside the run, such as samples_nfe10"
 
 
+def _show_channels() -> Any:
+    """The option of the three programs that says what people see of images."""
+    return option(
+        None,
+        "one or three channels, counted from 1, that pictures for people show (default: the first three, or the first)",
+        at_least=1,
+        later=True,
+        may_change=True,
+    )
+
+
+def _check_show_channels(wanted: tuple[int, ...] | None) -> None:
+    shown = None if wanted is None else " ".join(map(str, wanted))
+    require(wanted is None or len(wanted) in (1, 3), "show_channels", shown, "name one channel, or three")
+
+
 def _require_name(setting: str, value: str, missing: str = "give the run a name; it lives in results/NAME") -> None:
     require(bool(value), setting, None, f"is missing; {missing}")
     require(
@@ -94,7 +110,13 @@ class TrainConfig:
         may_change=True,
     )
     image_size: int = option(256, "side of the square training images, in pixels", at_least=1, at_most=LARGEST_SIDE)
-    image_channels: Literal[1, 3] = option(3, "3: colour, 1: grey")
+    image_channels: int = option(3, "channels of the images: 3: colour, 1: grey, or any number", at_least=1)
+    value_range: tuple[float, float] | None = option(
+        None,
+        "lowest and highest value of a pixel (default: all that the type of each file has, 0 to 1 for floats)",
+        later=True,
+    )
+    show_channels: tuple[int, ...] | None = _show_channels()
     crop: Literal["center", "random"] = option(
         "center",
         "center: shrink images to --image-size and crop the middle, as published; random: train on crops from anywhere "
@@ -280,6 +302,10 @@ class TrainConfig:
         require(bool(self.dataset_dir), "dataset_dir", None, data)
         require(bool(self.corrupt), "corrupt", None, "is missing; name the degradation to restore, or 'paired'")
         find_network(self.network)
+        if self.value_range is not None:
+            low, high = self.value_range
+            require(low < high, "value_range", f"{low:g} {high:g}", "the first must be below the second")
+        _check_show_channels(self.show_channels)
         even = f"must be even, such as {self.interval + 1}"
         require(self.interval % 2 == 0, "interval", self.interval, even)
         require(self.t0 < self.T, "t0", self.t0, f"must be below `T` {self.T}")
@@ -315,6 +341,7 @@ class RunOptions:
 
     ckpt: str = option("", "name of the run in --results-dir; required")
     results_dir: str = option("results", "folder of all runs")
+    show_channels: tuple[int, ...] | None = _show_channels()
 
     @property
     def run_dir(self) -> Path:
@@ -489,6 +516,7 @@ class SampleConfig(SamplingOptions, RunOptions):
             find_network(self.network)
         plain = not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None
         require(plain, "sample_dir", self.sample_dir, "name a folder inside the run, such as samples_nfe10")
+        _check_show_channels(self.show_channels)
         one = not self.use_fp16 or self.precision == "fp32"
         require(one, "precision", self.precision, "cannot go together with `use_fp16`; choose one of the two")
         self._check_pictures()
@@ -570,6 +598,7 @@ class EvalConfig(RunOptions):
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        _check_show_channels(self.show_channels)
         if self.make_reference:
             for holds, must in (
                 (self.make_reference.endswith(".npz"), "name a file that ends in .npz"),

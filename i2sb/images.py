@@ -1,4 +1,8 @@
-"""Pixels: the one place that turns 8-bit images into [-1, 1] and back, and draws and writes pictures."""
+"""Pixels: the one place that turns stored images into [-1, 1] and back, and draws and writes pictures.
+
+A plain image has 8 bits a channel and uses all of them: it is turned with the published roundings, `from_uint8` and
+`to_uint8`. Any other, of TYPES, is turned exactly between its range of values and [-1, 1]: `from_pixels`, `to_pixels`.
+"""
 
 import io
 import math
@@ -6,13 +10,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from i2sb.errors import FileError
+from i2sb.errors import FileError, require
 from i2sb.files import write_atomically
+
+# What a pixel may be stored as.
+TYPES = ("uint8", "uint16", "int16", "float16", "float32", "float64")
+
+# The lowest and the highest value a pixel can have; None stands for all that its type has, 0 to 1 for floats.
+ValueRange = tuple[float, float] | None
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -29,8 +40,109 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
 
 
+def whole_range(dtype: str) -> tuple[float, float]:
+    """Return the range of values that images of this type have unless told otherwise.
+
+    >>> whole_range("uint16"), whole_range("float32")
+    ((0.0, 65535.0), (0.0, 1.0))
+    """
+    if np.issubdtype(dtype, np.floating):
+        return 0.0, 1.0
+    return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+
+
+def is_plain(dtype: str, value_range: ValueRange) -> bool:
+    """Whether images of this type with these values are turned by `from_uint8` and `to_uint8`."""
+    return dtype == "uint8" and value_range in (None, whole_range(dtype))
+
+
+def from_pixels(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
+    """Map pixels of one of TYPES to float32 in [-1, 1], from the lowest value of their range to the highest.
+
+    Integers of 16 bits come back whole from `to_pixels`. Raises ValueError for values that are not finite or lie
+    outside of the range.
+    """
+    low, high = value_range or whole_range(pixels.dtype.name)
+    least, most = float(pixels.min()), float(pixels.max())
+    if not (np.isfinite(least) and np.isfinite(most)):
+        raise ValueError("holds values that are NaN or infinite")
+    if least < low or most > high:
+        raise ValueError(f"holds values from {least:g} to {most:g}, outside of `value_range` {low:g} {high:g}")
+    return ((pixels.astype(np.float64) - low) * (2 / (high - low)) - 1).astype(np.float32)
+
+
+def to_pixels(images: Tensor, dtype: str, value_range: ValueRange) -> Tensor:
+    """Map images in [-1, 1] to pixels of one of TYPES: plain ones by `to_uint8`, others clamped to their range.
+
+    Integers are rounded to the nearest. Returned on the CPU.
+
+    >>> to_pixels(torch.tensor([-1.5, 0.0, 1.0]), "int16", (0.0, 1000.0)).tolist()
+    [0, 500, 1000]
+    """
+    if is_plain(dtype, value_range):
+        return to_uint8(images).cpu()
+    low, high = value_range or whole_range(dtype)
+    values = ((images.cpu().double() + 1) * ((high - low) / 2) + low).clamp(low, high).numpy()
+    if np.issubdtype(dtype, np.integer):
+        kind = np.iinfo(dtype)
+        values = values.round().clip(max(np.ceil(low), kind.min), min(np.floor(high), kind.max))
+    return torch.from_numpy(values.astype(dtype))
+
+
+def to_stored(images: Tensor, dtypes: Sequence[str], value_range: ValueRange) -> list[Tensor]:
+    """Map a batch of images in [-1, 1] by `to_pixels`, each to its own type, on the CPU."""
+    if all(is_plain(dtype, value_range) for dtype in dtypes):
+        return list(to_uint8(images).cpu())
+    return [to_pixels(image, dtype, value_range) for image, dtype in zip(images.cpu(), dtypes, strict=True)]
+
+
+def as_signal(images: Tensor) -> Tensor:
+    """Return images as the data set gives them, uint8 if they are plain, else in [-1, 1] already, in [-1, 1]."""
+    return images if images.is_floating_point() else from_uint8(images)
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """Map images in [-1, 1] to what metrics compare: float64 from 0 to 255 over the range of values, not rounded."""
+    return ((images.double() + 1) * 127.5).clamp(0, 255)
+
+
+def as_compared(images: Tensor, *, plain: bool) -> Tensor:
+    """Return images in [-1, 1] as metrics compare them: uint8 if the data set is plain, else by `to_levels`.
+
+    Images of a data set that are uint8 already stay so.
+    """
+    if not images.is_floating_point():
+        return images
+    return to_uint8(images) if plain else to_levels(images)
+
+
+def show(images: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return what people are shown of images [..., C, H, W]: these channels, uint8.
+
+    images: uint8 already, or floats from 0 to 255 as `to_levels` gives them.
+    """
+    shown = images[..., list(channels), :, :]
+    return shown if shown.dtype == torch.uint8 else shown.round().clamp(0, 255).to(torch.uint8)
+
+
+def choose_shown(wanted: Sequence[int] | None, channels: int) -> list[int]:
+    """Return the channels, counted from 0, that pictures for people show of images that have so many.
+
+    wanted: one or three, counted from 1; None for the first three, or the first where there are fewer. Raises UserError
+    naming `show_channels` if there are no such.
+
+    >>> choose_shown((4, 3, 2), 13), choose_shown(None, 5), choose_shown(None, 2)
+    ([3, 2, 1], [0, 1, 2], [0])
+    """
+    if wanted is None:
+        return [0, 1, 2] if channels >= 3 else [0]
+    must = f"the images have {channels} channels, counted from 1"
+    require(max(wanted) <= channels, "show_channels", " ".join(map(str, wanted)), must)
+    return [number - 1 for number in wanted]
+
+
 def to_pil(image: Tensor) -> Image.Image:
-    """Turn one uint8 image [C, H, W], C of 1 or 3, into a PIL image."""
+    """Turn one uint8 image [C, H, W], C from 1 to 4 (2 and 4: the last is transparency), into a PIL image."""
     return TF.to_pil_image(image.cpu())
 
 

@@ -28,7 +28,8 @@ def option(
 ) -> Any:
     """A field with its default and the line that `--help` prints for it.
 
-    at_least, above, at_most, below: the numbers it may have, besides None where its type has that.
+    at_least, above, at_most, below: the numbers it may have, each of them where it is several, besides None where its
+    type has that.
     may_change: it may differ when a run goes on: it changes neither what the weights mean nor the order of the data.
     later: versions before it saved no such line; what they made is as the default says, or as `older`.
     more: what else a family of options says of each.
@@ -46,15 +47,16 @@ def check_bounds(options: Any) -> None:
         value = getattr(options, f.name)
         if isinstance(value, str) and "\0" in value:
             raise UserError(f.name, repr(value), "holds a null character, which no name of a file can")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not math.isfinite(value):
-            raise UserError(f.name, value, "must be finite")
-        bounds = {words: bound for words, bound in f.metadata["bounds"].items() if bound is not None}
-        if not all(_HOLDS[words](value, bound) for words, bound in bounds.items()):
-            raise UserError(
-                f.name, value, "must be " + " and ".join(f"{words} {bound}" for words, bound in bounds.items())
-            )
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            if not math.isfinite(number):
+                raise UserError(f.name, number, "must be finite")
+            bounds = {words: bound for words, bound in f.metadata["bounds"].items() if bound is not None}
+            if not all(_HOLDS[words](number, bound) for words, bound in bounds.items()):
+                raise UserError(
+                    f.name, number, "must be " + " and ".join(f"{words} {bound}" for words, bound in bounds.items())
+                )
 
 
 _HOLDS = {

@@ -40,8 +40,11 @@ def make_parser(config_class: type[C]) -> ArgumentParser:
     )
     settings, types = parser.add_argument_group("settings"), get_type_hints(config_class)
     for f in fields(config_class):
+        elements = _elements(types[f.name])
         if types[f.name] is bool:
             kind: dict[str, Any] = {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
+        elif elements:
+            kind = {"type": elements[0], "nargs": "+" if elements[-1] is ... else len(elements)}
         else:
             kind = {"type": types[f.name]}
         settings.add_argument(flag(f.name), default=f.default, help=f.metadata["help"], **kind)
@@ -74,11 +77,12 @@ def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], 
     given = [token.split("=")[0] for token in flags if token.startswith("--")]
     _refuse_unknown(given, [flag(name) for name in (*names, *switches)])
     types = get_type_hints(config_class)
-    for token, following in zip(flags, [*flags[1:], ""], strict=False):
+    for i, token in enumerate(flags, 1):
         name, equals, value = token.removeprefix("--").replace("-", "_").partition("=")
-        value = value if equals else following
-        if name in types and _is_other_number(types[name], value):
-            raise UserError(name, value, f"must be {_in_words(types[name])}")
+        kind = types.get(name)
+        for text in [value] if equals else flags[i : i + max(1, len(_elements(kind)))]:
+            if kind is not None and _is_other_number(kind, text):
+                raise UserError(name, text, f"must be {_in_words(kind)}")
     if config_file is not None:
         _refuse_unknown(values, names, config_file)
         for name, kind in types.items():
@@ -88,12 +92,14 @@ def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], 
                 (kind is bool and value is not kind and not isinstance(value, bool))
                 or (value is None and type(None) not in get_args(kind))
                 or _is_other_number(kind, value)
+                or (_elements(kind) and value is not kind and not _fits_several(kind, value))
             ):
                 shown = "null" if value is None else value
                 raise UserError(name, shown, f"must be {_in_words(kind)}").inside(config_file)
         parser.set_defaults(**_parse(parser.parse_object, values, config_class, config_file))
     parsed = _parse(parser.parse_args, list(flags), config_class)
-    return config_class(**expand_homes(parsed))
+    several = {name: tuple(v) for name, v in parsed.items() if isinstance(v, list)}
+    return config_class(**expand_homes(parsed) | several)
 
 
 def expand_homes(values: dict[str, Any]) -> dict[str, Any]:
@@ -203,9 +209,30 @@ def _refuse_unknown(given: Iterable[str], known: Sequence[str], source: Path | N
             raise unknown if source is None else unknown.inside(source)
 
 
+def _elements(kind: Any) -> tuple[Any, ...]:
+    """Return the types of the numbers that a field of several has, `...` after one of any number; () for other fields.
+
+    >>> _elements(tuple[float, float] | None)
+    (<class 'float'>, <class 'float'>)
+    """
+    for part in (kind, *get_args(kind)):
+        if get_origin(part) is tuple:
+            return get_args(part)
+    return ()
+
+
+def _fits_several(kind: Any, value: object) -> bool:
+    """Whether what a file says of a field of several is nothing, or a list of as many numbers."""
+    elements = _elements(kind)
+    if value is None or not isinstance(value, (list, tuple)):
+        return value is None
+    numbers = all(type(v) in (int, elements[0]) for v in value)
+    return numbers and len(value) > 0 and (elements[-1] is ... or len(value) == len(elements))
+
+
 def _is_other_number(kind: Any, value: object) -> bool:
     """Whether jsonargparse would take a text for a number as YAML 1.1 does: 1:20, 1_000, 0b1 or +010."""
-    numeric = bool({int, float} & {kind, *get_args(kind)})
+    numeric = bool({int, float} & {kind, *get_args(kind), *_elements(kind)})
     return numeric and isinstance(value, str) and re.search(r"[:_]|0b|\+0\d", value) is not None
 
 
@@ -229,6 +256,9 @@ def _in_words(kind: Any) -> str:
     """Say what values a field's type admits."""
     if get_origin(kind) is Literal:
         return "one of " * (len(get_args(kind)) > 1) + ", ".join(map(str, get_args(kind)))
+    if elements := _elements(kind):
+        one = "whole number" if elements[0] is int else "number"
+        return f"one {one} or several" if elements[-1] is ... else f"{len(elements)} {one}s"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return words.get(kind) or " or ".join(map(_in_words, get_args(kind)))
 

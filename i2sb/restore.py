@@ -157,6 +157,9 @@ class RestorationModel:
 
         With `samples` it returns i2sb.answers.Answers: what that many answers to each image come to.
 
+        i2sb.images.from_uint8 and to_uint8 turn 8-bit images to that range and back, from_pixels and to_pixels all
+        others, given the run's `config.value_range`.
+
         mask: [B, 1, H, W], 1 inside the hole of an inpainting image (what the image holds there is ignored).
         cond: [B, C, H, W], what a conditioned network sees at every step, if not the degraded image (its hole filled).
         nfe: network evaluations, by default 10 or as many as there are.
@@ -236,7 +239,8 @@ class RestorationModel:
 
         holes: whether there are images with a hole, which noise fills unless the run says otherwise.
         """
-        by_chance = (holes and self.config.hole_fill == "noise") or self.config.add_x1_noise or self.formulation.draws_noise(options)
+        noisy_start = (holes and self.config.hole_fill == "noise") or self.config.add_x1_noise
+        by_chance = noisy_start or self.formulation.draws_noise(options)
         nothing = f"no noise is drawn with `nfe` {options.nfe}, `sampler` {options.sampler} and no noise in a hole"
         must = f"{nothing}, so all answers would be the same; leave it out"
         require(samples == 1 or by_chance, "samples", samples, must)

@@ -43,6 +43,12 @@ def build_task_corruption(
         raise UserError(error.setting, error.value, error.must) from error
 
 
+def check_depth(corruption: Corruption | None, name: str, *, plain: bool) -> None:
+    """Raise UserError if the degradation of this name is one of plain images (i2sb.images), and these are others."""
+    if corruption is not None and corruption.is_8_bit and not plain:
+        raise UserError("corrupt", name, "is made of 8-bit images; these are of another type, or have a `value_range`")
+
+
 def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: Path) -> TrainConfig:
     """Return the run's settings with the degradation that the user asks for, if any, in place of its own.
 
@@ -67,7 +73,11 @@ def make_task_batch(
     *,
     evaluation: bool = False,
 ) -> Batch:
-    """Make a batch of loaded images as the run's settings say; in `evaluation` an image's number fixes its mask."""
+    """Make a batch of loaded images as the run's settings say; in `evaluation` an image's number fixes its mask.
+
+    Raises UserError like `check_depth`.
+    """
+    check_depth(corruption, config.corrupt, plain=not images.image.is_floating_point())
     return make_batch(
         images.image,
         images.degraded,
@@ -90,6 +100,7 @@ def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_siz
         image_size=image_size,
         image_channels=config.image_channels,
         native=config.crop == "random",
+        value_range=config.value_range,
     )
     if images.paired != (config.corrupt == PAIRED):
         found = "pairs (degraded/ with clean/)" if images.paired else "single images"

@@ -3,7 +3,8 @@
     python scripts/make_lmdb.py /data/imagenet/train data/imagenet --split train --resize 256
 
 The result, OUT/{split}_faster_imagefolder.lmdb, appears only when it is complete; keys are the images' paths below the
-folder, values the encoded files. Unreadable images are left out and listed at the end.
+folder, values the encoded files. Those of more than 8 bits a channel, and arrays, are stored as they are, and not
+shrunk. Unreadable images are left out and listed at the end.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,30 +29,42 @@ from tqdm import tqdm
 from i2sb.data.stores import list_images, sort_keys
 from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, read_regular
+from i2sb.image_files import read_whole
 from i2sb.images import UNDECODABLE, open_image, say_undecodable
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
 COMMIT_EVERY = 1000
 
 
-def encode(key: str, root: Path, resize: int | None) -> tuple[str, bytes | None, str]:
-    """Return (key, the bytes to store, "") or (key, None, why the image cannot be read)."""
+class Encoded(NamedTuple):
+    """The bytes to store under a key, or why the image cannot be read, or that it cannot be shrunk."""
+
+    key: str
+    content: bytes | None = None
+    reason: str = ""
+    shrinks: bool = True
+
+
+def encode(key: str, root: Path, resize: int | None) -> Encoded:
+    """Read an image, and shrink it if that is asked for."""
     try:
         key.encode()
         content = read_regular(root / key)
+        if read_whole(content, None) is not None:
+            return Encoded(key, content, shrinks=resize is None)
         image = open_image(content)
         image.load()
         shrink = resize is not None and min(image.size) > resize
         pixels = image.convert("RGB") if shrink else None
     except UnicodeEncodeError:
-        return key, None, "its name is no UTF-8"
+        return Encoded(key, reason="its name is no UTF-8")
     except UNDECODABLE as error:
-        return key, None, say_undecodable(error)
+        return Encoded(key, reason=say_undecodable(error))
     if pixels is not None:
         buffer = io.BytesIO()
         TF.resize(pixels, resize, TF.InterpolationMode.BILINEAR).save(buffer, format="PNG")
         content = buffer.getvalue()
-    return key, content, ""
+    return Encoded(key, content)
 
 
 def is_running(pid: int) -> bool:
@@ -67,17 +81,23 @@ def is_running(pid: int) -> bool:
 def write(
     path: Path, source: Path, keys: list[str], *, resize: int | None, workers: int, title: str
 ) -> list[tuple[str, str]]:
-    """Write the images of these keys; returns (path, reason) of each that was left out."""
+    """Write the images of these keys; returns (path, reason) of each that was left out.
+
+    Raises UserError if one cannot be shrunk.
+    """
     environment = lmdb.open(str(path), subdir=False, map_size=MAP_SIZE, lock=False, sync=False, writemap=False)
     unreadable = []
     transaction = environment.begin(write=True)
     with multiprocessing.Pool(workers) as pool:
         results = pool.imap(partial(encode, root=source, resize=resize), keys, chunksize=16)
-        for count, (key, content, reason) in enumerate(tqdm(results, total=len(keys), unit="image", desc=title), 1):
-            if content is None:
-                unreadable.append((key, reason))
+        for count, encoded in enumerate(tqdm(results, total=len(keys), unit="image", desc=title), 1):
+            if not encoded.shrinks:
+                must = f"shrinks 8-bit pictures alone, and {source / encoded.key} is none; leave it out"
+                raise UserError("resize", resize, must)
+            if encoded.content is None:
+                unreadable.append((encoded.key, encoded.reason))
             else:
-                transaction.put(key.encode(), content)
+                transaction.put(encoded.key.encode(), encoded.content)
             if count % COMMIT_EVERY == 0:
                 transaction.commit()
                 transaction = environment.begin(write=True)

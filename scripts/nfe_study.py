@@ -42,7 +42,7 @@ from i2sb.distributed import find_device
 from i2sb.errors import FileError, UserError, list_differences, require
 from i2sb.files import write_atomically, write_text
 from i2sb.formulation import Formulation
-from i2sb.images import to_uint8
+from i2sb.images import as_compared
 from i2sb.metrics.feature_networks import EfficientNetLite0, FeatureNetwork, UnavailableError
 from i2sb.metrics.frechet import Moments, frechet_distance
 from i2sb.metrics.table import METRICS, Compare, choose_comparisons
@@ -156,7 +156,7 @@ def study(
         model.formulation.check_nfe(options.nfe[0])
     images = open_task_split(config, options.dataset_dir or config.dataset_dir, "val", image_size)
     numbers = choose_images(len(images), options.images)
-    if len(numbers) < 2 or config.image_channels != 3:
+    if len(numbers) < 2 or config.image_channels != 3 or not images.plain:
         features = None
     keep.open(
         {
@@ -178,7 +178,8 @@ def study(
     for name, nfe in left:
         scores = Scores(comparisons)
         for loaded in load_in_order(images, numbers, batch_size=options.batch):
-            clean = loaded.image.to(model.device)
+            plain = not loaded.image.is_floating_point()
+            clean = as_compared(loaded.image.to(model.device), plain=plain)
             if (name, nfe) == left[0]:
                 clean_scores.add(clean, clean, features)
             noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
@@ -187,7 +188,7 @@ def study(
             if name in samplers:
                 how = replace(samplers[name], nfe=nfe, clip_denoise=options.clip_denoise, seed=options.seed)
                 shown = model.restore_batch(batch, noise, how).x0
-            scores.add(to_uint8(shown), clean, features)
+            scores.add(as_compared(shown, plain=plain), clean, features)
             progress.update(nfe * len(batch))
         keep.add({"sampler": name, "nfe": nfe} | scores.finish(clean_scores))
     progress.close()

@@ -21,7 +21,8 @@ from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
 from i2sb.errors import FileError, UserError
-from i2sb.images import from_uint8, save_png, to_pil, to_uint8
+from i2sb.image_files import Form, Planes
+from i2sb.images import as_signal, save_png, to_pil, to_uint8
 from i2sb.sampling.picture_files import read_picture
 
 PER_ROW, GAP, LABEL = 5, 6, 16
@@ -29,9 +30,9 @@ PER_ROW, GAP, LABEL = 5, 6, 16
 
 def load_square(path: Path, size: int) -> torch.Tensor:
     """Return the middle of the image, [1, 3, size, size] in [-1, 1]."""
-    image = to_pil(read_picture(path, 3).image)
-    square = TF.center_crop(TF.resize(image, size, TF.InterpolationMode.BILINEAR), size)
-    return from_uint8(TF.pil_to_tensor(square)[None])
+    planes = Planes(tuple(map(Image.fromarray, read_picture(path, 3).image.numpy())), Form())
+    small = planes.each(lambda plane: TF.resize(plane, size, TF.InterpolationMode.BILINEAR))
+    return as_signal(small.each(lambda plane: TF.center_crop(plane, size)).tensor()[None])
 
 
 def draw_sheet(tiles: list[tuple[str, Image.Image]]) -> Image.Image:

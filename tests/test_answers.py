@@ -146,7 +146,8 @@ def test_only_the_hole_differs_where_the_bridge_is_without_noise():
     answers = model.restore(X, mask=HOLE, nfe=3, samples=3)
     assert (answers.std * (1 - HOLE)).max() == 0 and (answers.std[:, :, 4:12, 6:10] > 0).all()
     torch.testing.assert_close(answers.diversity, answers.std[:, :, 4:12, 6:10].double().mean((1, 2, 3)))
-    with pytest.raises(UserError, match="samples 3: no noise is drawn with `nfe` 3, `sampler` posterior and no noise in a hole"):
+    words = "samples 3: no noise is drawn with `nfe` 3, `sampler` posterior and no noise in a hole"
+    with pytest.raises(UserError, match=words):
         model.restore(X, nfe=3, samples=3)
 
 

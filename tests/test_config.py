@@ -15,7 +15,7 @@ from helpers.programs import run_python
 from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, check_resumable
 from i2sb.errors import UserError
-from i2sb.parsing import make_parser, read_config, read_flags, to_yaml
+from i2sb.parsing import from_yaml, make_parser, read_config, read_flags, to_yaml
 
 NEEDED = ["--name", "run", "--dataset-dir", "data", "--corrupt", "sr4x-pool"]
 
@@ -334,3 +334,38 @@ def test_the_command_line_writes_settings_as_flags():
     with pytest.raises(ValueError) as error:
         build_corruption("jpeg-0")
     assert describe(error.value) == "--corrupt jpeg-0: the quality must be between 1 and 100"
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ("", None),
+        ("--value-range 0 10000", (0.0, 10000.0)),
+        ("--value-range -1 1", (-1.0, 1.0)),
+        ("--value-range 5 1", "value_range 5 1: the first must be below the second"),
+        ("--value-range 0 1_000", "value_range 1_000: must be 2 numbers"),
+        ("--value-range x 1", "value_range x: must be 2 numbers"),
+        ("--value-range 0 nan", "value_range nan: must be 2 numbers"),
+        ("--value-range 0 1e999", "value_range"),
+        ("--value-range 0", "--value-range: expected 2 arguments"),
+        ("--show-channels 1 2", "show_channels 1 2: name one channel, or three"),
+        ("--show-channels 0", "show_channels 0: must be at least 1"),
+        ("--show-channels a", "show_channels a: must be one whole number or several"),
+        ("--image-channels 0", "image_channels 0: must be at least 1"),
+    ],
+)
+def test_settings_of_several_numbers(flags, value):
+    if isinstance(value, str):
+        with pytest.raises(ValueError, match=value):
+            read_flags(TrainConfig, [*NEEDED, *flags.split()])
+        return
+    config = read_flags(TrainConfig, [*NEEDED, *flags.split()])
+    assert config.value_range == value
+    assert from_yaml(TrainConfig, to_yaml(config), Path("a.yaml")) == config
+
+
+@pytest.mark.parametrize("text", ["[1]", "[0, 1, 2]", "[0, a]", "0 1", "5", "[]", "{a: 1}"])
+def test_several_numbers_in_a_file_are_a_list_of_them(text):
+    given = to_yaml(read_flags(TrainConfig, NEEDED)).replace("value_range: null", f"value_range: {text}")
+    with pytest.raises(UserError, match="^a.yaml: `value_range` .*: must be 2 numbers"):
+        from_yaml(TrainConfig, given, Path("a.yaml"))

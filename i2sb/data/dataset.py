@@ -6,11 +6,12 @@ import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as TF
@@ -18,7 +19,8 @@ from torchvision.transforms import functional as TF
 from i2sb.data.stores import Store, class_of, open_stores
 from i2sb.errors import FileError, UserError
 from i2sb.files import read_regular
-from i2sb.images import UNDECODABLE, open_image, say_undecodable
+from i2sb.image_files import Form, Planes, UnsuitableError, open_planes
+from i2sb.images import UNDECODABLE, ValueRange, is_plain, say_undecodable
 
 NO_CLASS = -1
 
@@ -47,6 +49,7 @@ class Item(NamedTuple):
     number: int
     skipped: tuple[str, ...] = ()
     enlarged: int = 0
+    form: Form = Form()
 
 
 class Unreadable(NamedTuple):
@@ -62,18 +65,26 @@ class Unreadable(NamedTuple):
 
 
 class ImageDataset(Dataset):
-    """Square images of one split: `read(index)` gives the 8-bit clean image, its partner if paired, and its label.
+    """Square images of one split: `read(index)` gives the clean image, and its partner if paired.
 
     native: whether they are crops at the files' own scale; else files are shrunk until their shorter side fits.
+    value_range: what values of pixels become -1 and 1 (i2sb.images).
     """
 
     def __init__(
-        self, clean: Store, degraded: Store | None, image_size: int, image_channels: int, *, native: bool = False
+        self,
+        clean: Store,
+        degraded: Store | None,
+        image_size: int,
+        image_channels: int,
+        *,
+        native: bool = False,
+        value_range: ValueRange = None,
     ) -> None:
         self.clean, self.degraded = clean, degraded
         self.keys = clean.keys
         self.image_size, self.native = image_size, native
-        self.mode = {1: "L", 3: "RGB"}[image_channels]
+        self.image_channels, self.value_range = image_channels, value_range
         classes = sorted({name for name in map(class_of, self.keys) if name is not None})
         self.classes = {name: number for number, name in enumerate(classes)}
 
@@ -86,6 +97,17 @@ class ImageDataset(Dataset):
     def paired(self) -> bool:
         """Whether every image has a degraded partner in the data set."""
         return self.degraded is not None
+
+    @cached_property
+    def dtype(self) -> str:
+        """The type of the pixels of the first image, one of i2sb.images.TYPES; others may have another."""
+        first = self[0]
+        return Form().dtype if isinstance(first, Unreadable) else first.form.dtype
+
+    @property
+    def plain(self) -> bool:
+        """Whether the images are plain (i2sb.images), as far as the first of them tells."""
+        return is_plain(self.dtype, self.value_range)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -146,7 +168,9 @@ class ImageDataset(Dataset):
         return torch.tensor([self.label(index) for index in indices], dtype=torch.int64)
 
     def read(self, index: int, view: View = View()) -> tuple[Tensor, Tensor | None]:  # noqa: B008 - immutable
-        """Decode, resize (shorter side, PIL bilinear) unless `native`, crop, and perhaps mirror: uint8 [C, H, W] each.
+        """Decode, resize (shorter side, PIL bilinear) unless `native`, crop, and perhaps mirror: [C, H, W] each.
+
+        Plain images (i2sb.images) are uint8, all others float32 in [-1, 1].
 
         Raises UnreadableImageError naming the file if it is damaged, of an unsuitable kind, or unlike its partner.
         """
@@ -164,19 +188,18 @@ class ImageDataset(Dataset):
         image = self._decode(self.clean, key)
         if isinstance(image, Unreadable):
             return [image] * len(wanted)
-        enlarged, scaled = int(min(image.size) < self.image_size), self._scale(image)
+        enlarged, scaled = int(min(image.size) < self.image_size), image.each(self._scale)
         scaled_partner = None
         if self.degraded is not None:
             partner = self._decode(self.degraded, key)
             if not isinstance(partner, Unreadable) and partner.size != image.size:
                 partner = Unreadable(
                     self.degraded.describe(key),
-                    f"is {partner.width}x{partner.height} pixels, its clean partner {image.width}x{image.height}: "
-                    "pairs must have the same size",
+                    f"is {_sides(partner)} pixels, its clean partner {_sides(image)}: pairs must have the same size",
                 )
             if isinstance(partner, Unreadable):
                 return [partner] * len(wanted)
-            scaled_partner = self._scale(partner)
+            scaled_partner = partner.each(self._scale)
         return [
             Item(
                 self._cut(scaled, view),
@@ -184,16 +207,18 @@ class ImageDataset(Dataset):
                 self.label(index),
                 number,
                 enlarged=enlarged,
+                form=image.form,
             )
             for number, view in wanted
         ]
 
-    def _decode(self, store: Store, key: str) -> Image.Image | Unreadable:
+    def _decode(self, store: Store, key: str) -> Planes | Unreadable:
         try:
-            image = open_image(store.read(key))
-            if self.native:  # the published preprocessing ignores how the camera was held
-                image = ImageOps.exif_transpose(image)
-            return image.convert(self.mode)
+            content = store.read(key)
+            # The published preprocessing ignores how the camera was held.
+            return open_planes(content, self.image_channels, self.value_range, upright=self.native)
+        except UnsuitableError as error:
+            return Unreadable(store.describe(key), str(error))
         except UNDECODABLE as error:
             reason = say_undecodable(error)
             return Unreadable(store.describe(key), f"unreadable image ({reason}); remove or replace it")
@@ -204,22 +229,38 @@ class ImageDataset(Dataset):
             return image
         return TF.resize(image, self.image_size, TF.InterpolationMode.BILINEAR)
 
-    def _cut(self, image: Image.Image, view: View) -> Tensor:
+    def _cut(self, planes: Planes, view: View) -> Tensor:
         side = self.image_size
-        if view.crop_at is None:
-            image = TF.center_crop(image, side)
-        else:
-            down, across = view.crop_at
-            top, left = int(down * (image.height - side + 1)), int(across * (image.width - side + 1))
-            image = TF.crop(image, top, left, side, side)
-        return TF.pil_to_tensor(TF.hflip(image) if view.flip else image)
+
+        def cut(image: Image.Image) -> Image.Image:
+            if view.crop_at is None:
+                image = TF.center_crop(image, side)
+            else:
+                down, across = view.crop_at
+                top, left = int(down * (image.height - side + 1)), int(across * (image.width - side + 1))
+                image = TF.crop(image, top, left, side, side)
+            return TF.hflip(image) if view.flip else image
+
+        return planes.each(cut).tensor()
+
+
+def _sides(image: Planes) -> str:
+    return "{}x{}".format(*image.size)
 
 
 def open_split(
-    dataset_dir: str | Path, split: str, *, image_size: int, image_channels: int = 3, native: bool = False
+    dataset_dir: str | Path,
+    split: str,
+    *,
+    image_size: int,
+    image_channels: int = 3,
+    native: bool = False,
+    value_range: ValueRange = None,
 ) -> ImageDataset:
     """Open a split ("train", "val") of a data set folder, in whichever layout it has (i2sb.data.stores).
 
-    native: take images at their own scale. Raises UserError like `open_stores`.
+    native: take images at their own scale. value_range: of pixels, None for all that a file's type has. Raises
+    UserError like `open_stores`.
     """
-    return ImageDataset(*open_stores(dataset_dir, split), image_size, image_channels, native=native)
+    clean, degraded = open_stores(dataset_dir, split)
+    return ImageDataset(clean, degraded, image_size, image_channels, native=native, value_range=value_range)

@@ -15,15 +15,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from i2sb.data.dataset import ImageDataset, Item, Unreadable
 from i2sb.data.order import TrainingPositions, TrainingStream
+from i2sb.image_files import Form
+from i2sb.images import as_signal
 from i2sb.stopping import StopRequest
 
 
 class Images(NamedTuple):
-    """A batch as it leaves the loader: 8-bit, on the CPU.
+    """A batch as it leaves the loader, on the CPU.
 
-    image: uint8 [B, C, H, W]. degraded: the same, or None. label: int64 [B]. numbers: the number from which each image
-    gets its randomness: its position in the training run, or its index in the split. skipped: a message for each
-    unreadable image that was replaced. enlarged: how many images come from files smaller than the crop.
+    image: [B, C, H, W], uint8 where all are plain (i2sb.images), else float32 in [-1, 1]. degraded: the same, or None.
+    label: int64 [B]. numbers: the number from which each image gets its randomness: its position in the training run,
+    or its index in the split. skipped: a message for each unreadable image that was replaced. enlarged: how many images
+    come from files smaller than the crop. forms: how each, of pairs the clean one, was stored.
     """
 
     image: Tensor
@@ -32,6 +35,7 @@ class Images(NamedTuple):
     numbers: list[int]
     skipped: tuple[str, ...] = ()
     enlarged: int = 0
+    forms: Sequence[Form] = ()
 
 
 def load_training(
@@ -111,10 +115,17 @@ def _collate(items: list[Item | Unreadable]) -> Images | Unreadable:
         readable.append(item)
     partners = [item.degraded for item in readable if item.degraded is not None]
     return Images(
-        torch.stack([item.image for item in readable]),
-        torch.stack(partners) if partners else None,
+        _stack([item.image for item in readable]),
+        _stack(partners) if partners else None,
         torch.tensor([item.label for item in readable]),
         [item.number for item in readable],
         tuple(message for item in readable for message in item.skipped),
         sum(item.enlarged for item in readable),
+        [item.form for item in readable],
     )
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """Make a batch of images, [B, C, H, W]: of plain ones alone uint8, else all in [-1, 1]."""
+    mixed = any(image.is_floating_point() for image in images)
+    return torch.stack([as_signal(image) for image in images] if mixed else images)

@@ -18,7 +18,7 @@ from i2sb.errors import FileError, UserError
 from i2sb.files import read_regular
 from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
 
-IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".npy", ".npz"))
 _MAX_INDEX_BYTES = 1 << 30  # ImageNet's training set takes 94 MB
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from i2sb.evaluation.evaluation_set import EvaluationSet
 from i2sb.metrics.meters import EvaluationBatch, Reduce
 from i2sb.metrics.pixels import psnr
 from i2sb.storage.sample_folder import SampleFolder
@@ -22,14 +23,15 @@ class Number(NamedTuple):
 class AnswersMeter:
     """PSNR of the mean of the answers to each image, in dB, and their diversity, in units of [-1, 1]."""
 
-    def __init__(self, folder: SampleFolder, count: int) -> None:
-        """Begin for a folder of several answers to each of `count` images, over all processes."""
-        self.folder = folder
-        self.psnr, self.diversity = torch.zeros(2, count, dtype=torch.float64)
+    def __init__(self, images: EvaluationSet, folder: SampleFolder) -> None:
+        """Begin for images with several answers to each, which lie in the folder; over all processes."""
+        self.images, self.folder = images, folder
+        self.psnr, self.diversity = torch.zeros(2, len(images), dtype=torch.float64)
 
     def add(self, batch: EvaluationBatch) -> None:
         """Take in a batch; its means are read here."""
-        means = torch.stack([self.folder.load(number, "mean") for number in batch.numbers])
+        plain = not batch.clean.is_floating_point()
+        means = torch.stack([self.images.load_mean(number, plain=plain) for number in batch.numbers])
         self.psnr[batch.numbers] = psnr(means.to(batch.clean.device), batch.clean).cpu()
         for number in batch.numbers:
             spread = self.folder.answers(number).read_spread()

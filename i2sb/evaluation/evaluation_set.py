@@ -3,20 +3,23 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from corruption import Corruption
 from i2sb.config import EvalConfig, TrainConfig
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.errors import FileError, UserError
-from i2sb.images import to_uint8
+from i2sb.images import as_compared, from_pixels, is_plain, to_levels
 from i2sb.metrics.meters import EvaluationBatch
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import read_run_config
+from i2sb.storage.answer_files import Which
 from i2sb.storage.recon import ReconFiles
 from i2sb.storage.released import is_released
 from i2sb.storage.sample_folder import SETTINGS, SampleFolder
@@ -42,6 +45,18 @@ class EvaluationSet:
     seed: int
     settings: dict[str, Any]
 
+    @cached_property
+    def eight_bit(self) -> bool:
+        """Whether all images are of 8 bits, all of which are used."""
+        if not is_plain("uint8", self.run_config.value_range):
+            return False
+        return isinstance(self.source, ReconFiles) or self.source.is_eight_bit(range(len(self)))
+
+    @property
+    def eight_bit_colour(self) -> bool:
+        """Whether they are of 8 bits, all of which are used, in colour or grey."""
+        return self.eight_bit and self.run_config.image_channels in (1, 3)
+
     @property
     def path(self) -> Path:
         """The folder of the restored images."""
@@ -56,13 +71,41 @@ class EvaluationSet:
         for part in loaded:
             noise = ImageNoise(self.seed, Purpose.SAMPLE, part.numbers)
             batch = make_task_batch(self.run_config, part, self.corruption, noise, evaluation=True)
-            restored = torch.stack([self.source.load(index) for index in part.numbers])
-            if restored.shape != part.image.shape:
+            stored = [self._load(index) for index in part.numbers]
+            kinds = {(image.shape, part.image.is_floating_point() or image.dtype) for image in stored}
+            if kinds != {(part.image.shape[1:], part.image.is_floating_point() or part.image.dtype)}:
                 raise FileError(
-                    self.path, f"images {part.numbers} are not of the shape of those they were restored from"
+                    self.path, f"images {part.numbers} are not of the shape, or type, of those they were restored from"
                 )
-            degraded = to_uint8(batch.shown)
-            yield EvaluationBatch(degraded.to(device), restored.to(device), part.image.to(device), part.numbers)
+            plain = not part.image.is_floating_point()
+            degraded, clean = (as_compared(image, plain=plain) for image in (batch.shown, part.image))
+            restored = torch.stack(stored if plain else [self.as_levels(image) for image in stored])
+            yield EvaluationBatch(degraded.to(device), restored.to(device), clean.to(device), part.numbers)
+
+    def _load(self, index: int) -> Tensor:
+        if isinstance(self.source, ReconFiles):
+            return self.source.load(index)
+        return self.source.load(index, self.run_config.image_channels)
+
+    def load_mean(self, index: int, *, plain: bool) -> Tensor:
+        """Return the mean of several answers to an image as `read` gives restored ones; plain: whether those are."""
+        assert isinstance(self.source, SampleFolder)
+        mean = self.source.load(index, self.run_config.image_channels, "mean")
+        return mean if plain else self.as_levels(mean)
+
+    def load_shown(self, index: int, which: Which) -> Tensor:
+        """Return one of several answers to an image, or their mean, as i2sb.images.show takes it."""
+        assert isinstance(self.source, SampleFolder)
+        return self.as_levels(self.source.load(index, self.run_config.image_channels, which))
+
+    def as_levels(self, stored: Tensor) -> Tensor:
+        """Return a restored image in float64, its range of values put to 0 to 255. Raises UserError if beyond it."""
+        try:
+            if is_plain(str(stored.dtype).removeprefix("torch."), self.run_config.value_range):
+                return stored.double()
+            return to_levels(torch.from_numpy(from_pixels(stored.numpy(), self.run_config.value_range)))
+        except ValueError as error:
+            raise FileError(self.path, str(error)) from None
 
     def read_at_once(self, numbers: Sequence[int], config: EvalConfig) -> EvaluationBatch:
         """Return a few images, by their indices in the split, as one batch on the CPU."""

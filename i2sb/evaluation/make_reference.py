@@ -42,6 +42,8 @@ def make_reference(config: EvalConfig, world: World) -> None:
     share = range(world.rank, len(images), world.world_size)
     with progress_bar(len(share), "image", quiet=not world.is_main) as progress:
         for part in load_in_order(images, share, batch_size=config.batch_size, workers=config.workers):
+            if part.image.is_floating_point():
+                raise FileError(images.clean.describe(), "holds images that are not of 8 bits, which the network needs")
             features = network(part.image.to(world.device)).features
             assert features is not None
             moments.add(features)

@@ -94,7 +94,12 @@ def build_meters(
     networks: dict[str, FeatureNetwork | PerceptualDistance] = {}
     for name in config.wanted:
         metric = METRICS[name]
-        lack = metric.find_lack(images=count, side=images.image_size, classes=len(images.dataset.classes))
+        lack = metric.find_lack(
+            images=count,
+            side=images.image_size,
+            classes=len(images.dataset.classes),
+            eight_bit_colour=images.eight_bit_colour,
+        )
         if not lack and metric.network and metric.network not in networks:
             try:
                 networks[metric.network] = build_network(metric.network, config, device)
@@ -146,15 +151,16 @@ def _check_reference(
     return reference
 
 
-def compute_results(config: EvalConfig, meters: Meters, count: int) -> dict[str, Result]:
-    """Return what was computed of `count` images, in the order of METRICS."""
+def compute_results(config: EvalConfig, meters: Meters, images: EvaluationSet) -> dict[str, Result]:
+    """Return what was computed of the images, in the order of METRICS."""
     results = {}
+    words = {"images": "8-bit images" if images.eight_bit else "images, their range of values put to 0 to 255"}
     for name in config.wanted:
         if name in meters.not_computed:
             continue
         metric = METRICS[name]
         if metric.summarise is None:
-            summary = _summarise_images(metric, meters.images[name])
+            summary = _summarise_images(metric, meters.images[name], words)
         else:
             summary = metric.summarise(meters.networks[metric.network])
         weights = meters.weights.get(metric.network)
@@ -163,15 +169,15 @@ def compute_results(config: EvalConfig, meters: Meters, count: int) -> dict[str,
             title=metric.title.format(**summary.words),
             definition=metric.definition.format(**summary.words) + summary.remark,
             values=summary.values,
-            n=count,
+            n=len(images),
             details={**({"weights": asdict(weights)} if weights else {}), **summary.details},
         )
     return results
 
 
-def _summarise_images(metric: Metric, meter: ImageMeter) -> Summary:
+def _summarise_images(metric: Metric, meter: ImageMeter, words: Mapping[str, str]) -> Summary:
     details = {}
     if metric.limit is not None:
         at_limit = {column: int((meter.values(column) >= metric.limit).sum()) for column in COLUMNS}
         details["images_at_limit"] = at_limit
-    return Summary({column: meter.mean(column) for column in COLUMNS}, details)
+    return Summary({column: meter.mean(column) for column in COLUMNS}, details, words)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from i2sb.evaluation.make_reference import make_reference
 from i2sb.evaluation.report import Example, ExampleAnswers, Report
 from i2sb.evaluation.results import Meters, Result, build_meters, compute_results, warn_of_unpublished
 from i2sb.files import write_text
-from i2sb.images import draw_grid, save_png
+from i2sb.images import choose_shown, draw_grid, save_png, show
 from i2sb.metrics.meters import ImageMeter
 from i2sb.metrics.reference import Reference, read_reference
 from i2sb.metrics.table import CLEAN, COLUMNS, METRICS, OWN_FEATURES
@@ -66,13 +67,14 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
     count = len(images)
     if count < world.world_size:
         raise FileError(images.path, f"holds {count} images, fewer than the {world.world_size} processes here")
+    _choose_channels(config, images)  # before any work is done
     reference = read_reference(Path(config.reference)) if config.reference else None
     if reference is not None:
         _check_use(reference, config)
     meters = build_meters(config, images, reference, world.device)
     answers = None
     if isinstance(images.source, SampleFolder) and images.source.settings.samples > 1:
-        answers = AnswersMeter(images.source, count)
+        answers = AnswersMeter(images, images.source)
     every_meter = [*meters, *([answers] if answers else [])]
     if world.is_main:
         _warn(meters, reference)
@@ -88,7 +90,7 @@ def _score(config: EvalConfig, world: World) -> dict[str, str]:
     for meter in every_meter:
         meter.reduce(world.sum)
     if world.is_main:
-        results = compute_results(config, meters, count)
+        results = compute_results(config, meters, images)
         _write(config, images, meters, answers, results)
         _print(images, results, answers, meters.not_computed)
     return meters.not_computed
@@ -149,10 +151,11 @@ def _write(
 
     spread_evenly = sorted({i * len(images) // IMAGES_DRAWN for i in range(IMAGES_DRAWN)})
     drawn = images.read_at_once(spread_evenly, config)
-    columns = [(column, getattr(drawn, column)) for column in (*COLUMNS, CLEAN)]
+    channels = _choose_channels(config, images)
+    columns = [(column, show(getattr(drawn, column), channels)) for column in (*COLUMNS, CLEAN)]
     save_png(draw_grid(columns), images.path / "comparison.png")
     psnr = meters.images["psnr"]
-    scored_with = {f"scored with {name}": value for name, value in asdict(config).items() if value != ""}
+    scored_with = {f"scored with {name}": value for name, value in asdict(config).items() if value not in ("", None)}
     report = Report(
         title=f"{images.settings['run']}, {images.path.name}",
         summary=f"{len(images)} images of {images.dataset.clean.describe()}, degraded by {images.run_config.corrupt}",
@@ -170,6 +173,11 @@ def _write(
     write_text(images.path / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False))
 
 
+def _choose_channels(config: EvalConfig, images: EvaluationSet) -> list[int]:
+    """Return the channels to draw, counted from 0. Raises UserError if the images have no such."""
+    return choose_shown(config.show_channels or images.run_config.show_channels, images.run_config.image_channels)
+
+
 def _choose_examples(
     images: EvaluationSet, psnr: ImageMeter, answers: AnswersMeter | None, config: EvalConfig
 ) -> dict[str, list[Example]]:
@@ -181,6 +189,7 @@ def _choose_examples(
     if len(order) <= 3 * shown:
         chosen = {"all, the worst first": order}
     examples: dict[str, list[Example]] = {}
+    channels = _choose_channels(config, images)
     for kind, numbers in chosen.items():
         batch = images.read_at_once(numbers, config)
         examples[kind] = [
@@ -189,21 +198,22 @@ def _choose_examples(
                 images.dataset.keys[number],
                 psnr.values("degraded")[number].item(),
                 psnr.values("restored")[number].item(),
-                batch.degraded[i],
-                batch.restored[i],
-                batch.clean[i],
-                _show_answers(answers, number) if answers else None,
+                show(batch.degraded[i], channels),
+                show(batch.restored[i], channels),
+                show(batch.clean[i], channels),
+                answers=_show_answers(answers, number, channels) if answers else None,
             )
             for i, number in enumerate(numbers)
         ]
     return examples
 
 
-def _show_answers(answers: AnswersMeter, number: int) -> ExampleAnswers:
-    folder = answers.folder
+def _show_answers(answers: AnswersMeter, number: int, channels: Sequence[int]) -> ExampleAnswers:
+    images, folder = answers.images, answers.folder
+    drawn = range(min(folder.settings.samples, ANSWERS_DRAWN))
     return ExampleAnswers(
-        [folder.load(number, answer) for answer in range(min(folder.settings.samples, ANSWERS_DRAWN))],
-        folder.load(number, "mean"),
+        [show(images.load_shown(number, answer), channels) for answer in drawn],
+        show(images.load_shown(number, "mean"), channels),
         folder.answers(number).heat,
         answers.psnr[number].item(),
         answers.diversity[number].item(),

@@ -20,7 +20,10 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class EvaluationBatch(NamedTuple):
-    """Images to score: uint8 [B, C, H, W] each, C of 1 or 3, on one device; numbers: their indices in the split."""
+    """Images to score: [B, C, H, W] each, on one device; numbers: their indices in the split.
+
+    uint8 where they are of 8 bits, all of which are used; else float64, their range of values put to 0 to 255.
+    """
 
     degraded: Tensor
     restored: Tensor
@@ -31,7 +34,7 @@ class EvaluationBatch(NamedTuple):
 class ImageMeter:
     """A number for each image, from `compare` of it and its clean partner.
 
-    compare: of uint8 [B, C, H, W] both, returns [B]. count: images in all, over all processes.
+    compare: of two such [B, C, H, W], returns [B]. count: images in all, over all processes.
     """
 
     def __init__(self, compare: Callable[[Tensor, Tensor], Tensor], count: int) -> None:

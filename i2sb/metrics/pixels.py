@@ -1,4 +1,6 @@
-"""Image quality: 8-bit images in, numbers out, one per image.
+"""Image quality: images in, numbers out, one per image.
+
+Images are uint8, or floats whose range of values was put to 0 to 255 (i2sb.images.to_levels), so that the peak is one.
 
 The table of metrics, which the command line reads, imports this file: torch is imported where it is used.
 """
@@ -18,17 +20,17 @@ SSIM_WINDOW = 11
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB over all pixels and channels of each image, [B].
 
-    Both are uint8 [B, C, H, W]. At most PSNR_LIMIT, which equal images have: without it, theirs is infinite, and that
-    of images that are nearly equal large enough to outweigh all others in a mean.
+    Both are [B, C, H, W], 0 to 255. At most PSNR_LIMIT, which equal images have: without it, theirs is infinite, and
+    that of images that are nearly equal large enough to outweigh all others in a mean.
     """
     error = (images.double() - reference.double()).square().flatten(1).mean(dim=1)
     return (10 * (PEAK**2 / error).log10()).clamp(max=PSNR_LIMIT)
 
 
 def mae(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the mean absolute error over all pixels and channels of each image, in 8-bit levels (0 to 255), [B].
+    """Return the mean absolute error over all pixels and channels of each image, in levels (0 to 255), [B].
 
-    Both are uint8 [B, C, H, W].
+    Both are [B, C, H, W], 0 to 255.
     """
     return (images.double() - reference.double()).abs().flatten(1).mean(dim=1)
 
@@ -36,8 +38,8 @@ def mae(images: Tensor, reference: Tensor) -> Tensor:
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity (Wang et al. 2004) of each image, mean over pixels and channels, [B], up to 1.
 
-    Both are uint8 [B, C, H, W]. The window is a Gaussian of 11 pixels, σ = 1.5, and stands only where it lies within
-    the image. Raises ValueError for images smaller than it.
+    Both are [B, C, H, W], 0 to 255. The window is a Gaussian of 11 pixels, σ = 1.5, and stands only where it lies
+    within the image. Raises ValueError for images smaller than it.
     """
     import torch
     from torch.nn.functional import conv2d

@@ -52,11 +52,12 @@ class Metric:
     and definition may have places in curly brackets, for the words of the Summary.
 
     How it is computed, one of the three:
-    compare: a number for each image, float [B], of images and their clean partners, uint8 [B, C, H, W] each, C of 1 or
-    3; the metric is the mean over all images.
+    compare: a number for each image, float [B], of images and their clean partners, [B, C, H, W] each; the metric is
+    the mean over all images. 8-bit images are uint8, all others float64, their range of values put to 0 to 255.
     summarise: of what `network` says of all images.
     Neither: `network` compares the images itself, and the metric is the mean over all images.
 
+    eight_bit_colour: whether it is defined for 8-bit images in colour alone; grey ones are shown to it as such.
     limit: the largest number an image can have; metrics.json tells how many images reach it.
     network: one of the names above; a metric whose network's weights are not here is not computed.
     min_images, min_side, classes: the images it needs at least, the pixels a side of each, the class folders of their
@@ -70,6 +71,7 @@ class Metric:
     definition: str
     compare: Compare | None = None
     summarise: Callable[[NetworkMeter], Summary] | None = None
+    eight_bit_colour: bool = False
     limit: float | None = None
     network: str = ""
     unit: str = ""
@@ -83,8 +85,13 @@ class Metric:
     uses_reference: bool = False
     uses_function: bool = False
 
-    def find_lack(self, *, images: int, side: int, classes: int) -> str:
-        """Say what a set of images lacks for this metric, "" if nothing."""
+    def find_lack(self, *, images: int, side: int, classes: int, eight_bit_colour: bool = True) -> str:
+        """Say what a set of images lacks for this metric, "" if nothing.
+
+        eight_bit_colour: whether they are of 8 bits, all of which are used, in colour or grey.
+        """
+        if self.eight_bit_colour and not eight_bit_colour:
+            return "is defined for 8-bit RGB images"
         if self.classes and classes != self.classes:
             return f"needs the {self.classes} class folders of ImageNet, the data set has {classes or 'no classes'}"
         if images < self.min_images:
@@ -138,13 +145,20 @@ def summarise_accuracy(meter: NetworkMeter) -> Summary:
 
 
 # What the Fréchet distances share, and the two of LPIPS.
-_frechet = partial(Metric, summarise=summarise_frechet, higher_is_better=False, min_images=2, uses_reference=True)
-_lpips = partial(Metric, digits=4, higher_is_better=False)
+_frechet = partial(
+    Metric,
+    summarise=summarise_frechet,
+    eight_bit_colour=True,
+    higher_is_better=False,
+    min_images=2,
+    uses_reference=True,
+)
+_lpips = partial(Metric, eight_bit_colour=True, digits=4, higher_is_better=False)
 
 METRICS: dict[str, Metric] = {
     "psnr": Metric(
         "PSNR",
-        f"PSNR of 8-bit images, at most {PSNR_LIMIT:.0f} dB an image, which equal images have, so that errors too "
+        f"PSNR of {{images}}, at most {PSNR_LIMIT:.0f} dB an image, which equal images have, so that errors too "
         "small to be seen do not outweigh the others; mean over images",
         compare=psnr,
         limit=PSNR_LIMIT,
@@ -152,14 +166,14 @@ METRICS: dict[str, Metric] = {
     ),
     "ssim": Metric(
         "SSIM",
-        "SSIM, Gaussian window 11, σ 1.5, within the image, mean over images and channels",
+        "SSIM of {images}, Gaussian window 11, σ 1.5, within the image, mean over images and channels",
         compare=ssim,
         digits=4,
         min_side=SSIM_WINDOW,
     ),
     "mae": Metric(
         "MAE",
-        "Mean absolute error in 8-bit levels, 0 to 255, mean over images",
+        "Mean absolute error of {images} in levels, 0 to 255, mean over images",
         compare=mae,
         higher_is_better=False,
     ),
@@ -185,6 +199,7 @@ METRICS: dict[str, Metric] = {
         "Unbiased squared MMD of Inception features, kernel (xᵀy/2048 + 1)³, from the clean images scored; mean over "
         "{subsets} subsets of {subset_size}, out of {pool_size}",
         summarise=summarise_kid,
+        eight_bit_colour=True,
         network=INCEPTION,
         digits=5,
         higher_is_better=False,
@@ -196,6 +211,7 @@ METRICS: dict[str, Metric] = {
         "CA",
         "Classifier accuracy: top-1 of ResNet-50 (V1), bicubic to 224 without antialias or crop",
         summarise=summarise_accuracy,
+        eight_bit_colour=True,
         network=RESNET50,
         unit="%",
         classes=IMAGENET_CLASSES,
@@ -209,6 +225,7 @@ METRICS: dict[str, Metric] = {
         "top-1 agreement, EfficientNet-Lite0",
         "Share of images that EfficientNet-Lite0 gives the class it gives their clean partner",
         summarise=summarise_agreement,
+        eight_bit_colour=True,
         network=EFFICIENTNET_LITE0,
         unit="%",
         uses_clean=True,
@@ -217,6 +234,7 @@ METRICS: dict[str, Metric] = {
         "top-1 accuracy, EfficientNet-Lite0",
         "Share of images to which EfficientNet-Lite0 gives their label",
         summarise=summarise_accuracy,
+        eight_bit_colour=True,
         network=EFFICIENTNET_LITE0,
         unit="%",
         classes=IMAGENET_CLASSES,

@@ -12,6 +12,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,7 +24,7 @@ from i2sb.config import SampleConfig, SamplingOptions
 from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.errors import FileError, UserError, require
 from i2sb.files import append, hash_file, remove_partials, write_text
-from i2sb.images import from_uint8, to_uint8
+from i2sb.images import as_signal, choose_shown, to_pixels
 from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, check_restored
@@ -46,7 +48,7 @@ from i2sb.storage.sample_folder import (
     describe_network,
     read_manifest,
 )
-from i2sb.tasks import build_task_corruption
+from i2sb.tasks import build_task_corruption, check_depth
 from i2sb.tiles import pad_reflect
 
 LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
@@ -79,6 +81,8 @@ class OwnPictures:
         self.model, self.config, self.options = model, config, options
         self.needs_operator = model.formulation.needs_operator(options.consistency)
         self.output = Path(config.output)
+        wanted = config.show_channels or model.config.show_channels
+        self.shown_channels = choose_shown(wanted, model.config.image_channels)
         self._check_folders()
         sources = dict(list(find_pictures(Path(config.input)).items())[: config.limit])
         taken = config.samples > 1 and any(Path(name).parts[0] == ANSWERS for name in sources)
@@ -88,7 +92,7 @@ class OwnPictures:
         self.bad: list[UserError] = []
         for name, source in sources.items():
             try:
-                height, width = check_picture(source, model.config.image_channels)
+                height, width = check_picture(source, model.config.image_channels, model.config.value_range)
                 job = Job(name, source, masks.get(name), height, width, self.output / name)
                 corruption = self._build_corruption(job) if config.corrupt or self.needs_operator else None
                 made = bool(config.corrupt) and corruption is not None and corruption.makes_holes
@@ -152,17 +156,21 @@ class OwnPictures:
 
     def _restore_one(self, job: Job, progress: tqdm) -> None:
         config, model, options = self.config, self.model, self.settle(job)
-        picture = read_picture(job.source, model.config.image_channels)
-        degraded = from_uint8(picture.image)[None]
+        picture = read_picture(job.source, model.config.image_channels, model.config.value_range)
+        degraded = as_signal(picture.image)[None]
         mask = None if job.mask is None else read_mask(job.mask, job.height, job.width)[None]
         corruption = self._build_corruption(job) if config.corrupt or self.needs_operator else None
         if config.corrupt and corruption is not None:
+            try:
+                check_depth(corruption, config.corrupt, plain=not picture.image.is_floating_point())
+            except UserError as error:
+                raise error.inside(job.source) from None
             noise = ImageNoise(options.seed, Purpose.SAMPLE, [0])
             clean = pad_reflect(degraded, model.multiple(degradable=True)).to(model.device)
             degraded, mask = corruption(clean, noise.degradation_generators(), [0])
         recorder = None
         if config.save_trajectory:
-            recorder = TrajectoryRecorder(degraded, options.evaluations, job.height, job.width)
+            recorder = TrajectoryRecorder(degraded, options.evaluations, job.height, job.width, self.shown_channels)
 
         def report(answer: int, step: StepTaken) -> None:
             which = f"answer {answer}, " if config.samples > 1 else ""
@@ -171,9 +179,16 @@ class OwnPictures:
                 recorder(step)
 
         colours = self.training_corruption is None or self.training_corruption.adds_colour
+        region = find_region(mask, corruption)
+        region = None if region is None else region[..., : job.height, : job.width]
 
         def write(path: Path, x0: Tensor) -> None:
-            write_picture(path, to_uint8(x0[0]), picture, colours=colours)
+            image = to_pixels(x0[0], picture.dtype, model.config.value_range)
+            if picture.image.is_floating_point() and region is not None:
+                # What is known comes back whole; in published images the noise of the last state stays on it.
+                hole = region[0].cpu().numpy() > 0
+                image = torch.from_numpy(np.where(hole, image.numpy(), picture.stored.numpy()))
+            write_picture(path, image, picture, colours=colours)
 
         files, moments = self._answers(job), RunningMoments()
         for answer in range(config.samples):
@@ -202,8 +217,6 @@ class OwnPictures:
             if config.samples > 1:
                 moments.add(x0)
         if config.samples > 1:
-            region = find_region(mask, corruption)
-            region = None if region is None else region[..., : job.height, : job.width]
             write(files.picture("mean"), moments.mean)
             diversity = measure_diversity(moments.std, region).item()
             files.save_spread(moments.std[0], Spread(config.samples, diversity))

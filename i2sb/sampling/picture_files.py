@@ -1,7 +1,7 @@
 """People's own pictures: found, read, checked and written back in the same form.
 
-What a picture is besides its pixels is kept: the ending and so the format, its size as people see it (turned upright
-if its EXIF says so), transparency, grey, and the colour profile. Other metadata is not.
+What a picture is besides its pixels is kept: the ending and so the format, the type of its pixels, its size as people
+see it (turned upright if its EXIF says so), transparency, grey, and the colour profile. Other metadata is not.
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from i2sb.data.stores import IMAGE_ENDINGS, list_files, list_images
 from i2sb.errors import FileError, require
 from i2sb.files import check_regular, write_atomically
-from i2sb.images import refuse_undecodable, to_pil
+from i2sb.image_files import (
+    SNIFFED,
+    Decoded,
+    Form,
+    UnsuitableError,
+    encode,
+    may_need_whole,
+    read_whole,
+    scale_pixels,
+    turn_upright,
+)
+from i2sb.images import UNDECODABLE, ValueRange, refuse_undecodable, say_undecodable, to_pil
 
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
 GREY_MODES = ("1", "L", "LA")
+CHANNEL_MODES = {2: "LA", 4: "RGBA"}  # of runs whose channels these are
 ALPHA_ENDINGS = (".png", ".webp", ".tif", ".tiff")
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -32,12 +44,24 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: image uint8 [C, H, W], C of 1 or 3; alpha uint8 [1, H, W] if it is transparent somewhere."""
+    """A decoded picture.
+
+    image: [C, H, W], uint8 if it is plain (i2sb.images), else float32 in [-1, 1]; stored: its pixels as they are in the
+    file. alpha: uint8 [1, H, W] if a picture in grey or colour is transparent somewhere. grey: whether it is shown to
+    the network as a colour picture, and is none. form: of what Pillow would not keep whole, None of all others.
+    """
 
     image: Tensor
-    alpha: Tensor | None
-    grey: bool
-    profile: bytes | None
+    stored: Tensor
+    alpha: Tensor | None = None
+    grey: bool = False
+    profile: bytes | None = None
+    form: Form | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The type of its pixels, one of i2sb.images.TYPES."""
+        return self.form.dtype if self.form else "uint8"
 
 
 def find_pictures(path: Path, setting: str = "input") -> dict[str, Path]:
@@ -66,33 +90,77 @@ def advise_endings(path: Path) -> str:
     )
 
 
-def check_picture(path: Path, channels: int) -> tuple[int, int]:
-    """Return the height and width of a picture as people see it, without decoding it.
+def check_picture(path: Path, channels: int, value_range: ValueRange = None) -> tuple[int, int]:
+    """Return the height and width of a picture as people see it; those of 8 bits are not decoded for it.
 
-    channels: of the network, 1 or 3. Raises UserError naming the file if it is of a kind that cannot be restored.
+    channels: of the network. Raises UserError naming the file if it is of a kind that cannot be restored.
     """
+    if decoded := _read_whole(path, channels):
+        return tuple(_make_picture(path, decoded, value_range).image.shape[1:])  # type: ignore[return-value]
     with _open(path, channels) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that swap the sides
         return (width, height) if turned else (height, width)
 
 
-def read_picture(path: Path, channels: int) -> Picture:
-    """Decode a picture for a network of 1 or 3 channels. Raises UserError naming the file if that cannot be done."""
+def read_picture(path: Path, channels: int, value_range: ValueRange = None) -> Picture:
+    """Decode a picture for a network of so many channels. Raises UserError naming the file if that cannot be done.
+
+    value_range: of its pixels, None for all that their type has.
+    """
+    if decoded := _read_whole(path, channels):
+        return _make_picture(path, decoded, value_range)
     with _open(path, channels) as opened:
         profile = opened.info.get("icc_profile")
         image = ImageOps.exif_transpose(opened)
-        alpha = TF.pil_to_tensor(image.convert("RGBA").getchannel("A")) if _is_transparent(image) else None
-        grey = image.mode in GREY_MODES
-        pixels = TF.pil_to_tensor(image.convert("RGBA").convert("RGB") if image.mode == "PA" else image.convert("RGB"))
-    return Picture(pixels if channels == 3 else pixels[:1], alpha, grey, profile)
+        if channels in CHANNEL_MODES:
+            pixels, alpha, grey = TF.pil_to_tensor(image), None, False
+        else:
+            alpha = TF.pil_to_tensor(image.convert("RGBA").getchannel("A")) if _is_transparent(image) else None
+            grey = image.mode in GREY_MODES
+            colour = image.convert("RGBA").convert("RGB") if image.mode == "PA" else image.convert("RGB")
+            pixels = TF.pil_to_tensor(colour)[:channels]
+    return Picture(_scale(path, pixels, value_range), pixels, alpha, grey, profile)
+
+
+def _read_whole(path: Path, channels: int) -> Decoded | None:
+    if not path.exists():
+        raise FileError(path, "there is no such file")
+    check_regular(path)
+    with path.open("rb") as file:
+        if not may_need_whole(file.read(SNIFFED)):
+            return None
+    try:
+        return read_whole(path.read_bytes(), channels)
+    except UnsuitableError as error:
+        raise FileError(path, str(error)) from None
+    except UNDECODABLE as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise FileError(path, f"unreadable picture ({say_undecodable(error)}); remove or replace it") from None
+
+
+def _make_picture(path: Path, decoded: Decoded, value_range: ValueRange) -> Picture:
+    stored = torch.from_numpy(turn_upright(decoded.pixels, decoded.orientation))
+    return Picture(_scale(path, stored, value_range), stored, profile=decoded.profile, form=decoded.form)
+
+
+def _scale(path: Path, pixels: Tensor, value_range: ValueRange) -> Tensor:
+    try:
+        return torch.from_numpy(scale_pixels(pixels.numpy(), value_range))
+    except UnsuitableError as error:
+        raise FileError(path, str(error)) from None
 
 
 def write_picture(path: Path, image: Tensor, like: Picture, *, colours: bool = False) -> None:
-    """Write image uint8 [C, H, W] in the form of the picture that it was restored from, as the ending says.
+    """Write image [C, H, W] in the form of the picture that it was restored from, whose type it has.
 
     A grey picture stays grey, unless the network is one that `colours`.
     """
+    if like.form is not None:
+        content = encode(image, like.form, like.profile)
+        write_atomically(path, lambda file: file.write(content), sync=False)
+        return
     drawn = to_pil(image)
     if like.grey and not colours:
         drawn = drawn.convert("L")
@@ -112,7 +180,10 @@ def read_mask(path: Path, height: int, width: int) -> Tensor:
 
     Raises UserError naming the file unless it has these sides and a hole that leaves something.
     """
-    image = read_picture(path, 3).image
+    picture = read_picture(path, 3)
+    if picture.form is not None:
+        raise FileError(path, "is no picture of 8 bits, which a mask must be")
+    image = picture.image
     sides = f"{image.shape[2]}x{image.shape[1]}"
     if image.shape[1:] != (height, width):
         raise FileError(path, f"the mask is {sides} pixels, its picture {width}x{height}: they must be the same")
@@ -137,8 +208,10 @@ def _refuse_kinds(image: Image.Image, path: Path, channels: int) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise FileError(path, f"holds {frames} pictures; give one by one what is to be restored")
-    if image.mode.startswith(("I", "F")) or _is_deep(image):
-        raise FileError(path, "has more than 8 bits a channel; convert it to 8 bits first")
+    if channels in CHANNEL_MODES and image.mode == CHANNEL_MODES[channels]:
+        return
+    if channels not in (1, 3):
+        raise FileError(path, f"has {len(image.getbands())} channels ({image.mode}), this run restores {channels}")
     if image.mode not in COLOUR_MODES + GREY_MODES:
         raise FileError(path, f"has {image.mode} colours; convert it to RGB first")
     if channels == 1 and image.mode not in GREY_MODES:
@@ -149,16 +222,3 @@ def _refuse_kinds(image: Image.Image, path: Path, channels: int) -> None:
 
 def _is_transparent(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has more than 8 bits a channel; Pillow would cut those of colour pictures without a word."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
-    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if image.format == "PPM":
-            return any(type(argument) is int and argument > 255 for argument in arguments)
-        if image.format == "PNG":
-            return any(isinstance(argument, str) and ";16" in argument for argument in arguments)
-    return False

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from i2sb.consistency import check_consistency
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
 from i2sb.distributed import World, join_world, leave_world
+from i2sb.errors import require
 from i2sb.formulation import Formulation
-from i2sb.images import to_uint8
+from i2sb.image_files import Form
+from i2sb.images import choose_shown, is_plain, to_stored
 from i2sb.network_sizes import check_image_size
 from i2sb.options import write_flags
 from i2sb.precision import advise_precision, choose_precision, find_capability, prepare
@@ -32,7 +35,7 @@ from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.answer_files import Spread
 from i2sb.storage.recon import recon_path, write_recon
 from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_masks, describe_network
-from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
+from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, make_task_batch, open_task_split
 
 # tqdm's own bar, but slow rates, too, are shown as images a second, not seconds an image.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -78,6 +81,11 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     model.check_samples(config.samples, options, holes=corruption is not None and corruption.makes_holes)
     dataset_dir = config.dataset_dir or model.config.dataset_dir
     images = open_task_split(task, dataset_dir, "val", image_size).subset(config.subset)
+
+    check_depth(corruption, task.corrupt, plain=images.plain)
+    eight_bit_colour = images.plain and task.image_channels in (1, 3)
+    require(eight_bit_colour or not config.save_pt, "save_pt", None, "is for 8-bit images in colour or grey alone")
+    channels = choose_shown(config.show_channels or task.show_channels, task.image_channels)
 
     settings = SampleSettings(
         **options.record(),
@@ -134,20 +142,20 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
     begun = time.perf_counter()
     progress = progress_bar(len(missing), "image", quiet=not world.is_main, bar_format=BAR)
 
-    def write(index: int, image: Tensor, row: int, recorder: TrajectoryRecorder | None) -> None:
+    def write(index: int, image: Tensor, form: Form, row: int, recorder: TrajectoryRecorder | None) -> None:
         if recorder is not None:  # before the image, whose presence says that all is done
             recorder.save(row, folder.trajectory_stem(index))
         is_new = not folder.is_there(index)
         if config.samples > 1:
             folder.answers(index).begin(config.samples)
-        folder.save(index, image)
+        folder.save(index, image, form)
         if is_new:
             folder.add_to_manifest(line(index))
         if config.samples == 1:
             progress.update()
 
-    def finish(index: int, mean: Tensor, std: Tensor, diversity: float) -> None:
-        folder.save(index, mean, "mean")
+    def finish(index: int, mean: Tensor, form: Form, std: Tensor, diversity: float) -> None:
+        folder.save(index, mean, form, "mean")
         folder.answers(index).save_spread(std, Spread(config.samples, diversity))
         folder.add_to_manifest(line(index))
         progress.update()
@@ -170,27 +178,32 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             workers=config.workers,
             pin_memory=world.device.type == "cuda",
         ):
+            forms = [form.numbered(task.image_channels) for form in loaded.forms]
+            dtypes = [form.dtype for form in forms]
+            plain = [is_plain(dtype, task.value_range) for dtype in dtypes]
             moments = RunningMoments()
             for answer in range(config.samples):
                 noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers, answer=answer)
                 batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
                 recorder = None
                 if config.save_trajectory and answer == 0:
-                    recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)
+                    recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size, channels)
                 x0 = model.restore_batch(batch, noise, options, callback=recorder).x0
-                pixels = to_uint8(x0)  # begun before the host waits
+                if not all(plain):
+                    x0 = batch.keep_known(x0, but_of=plain)
                 check_restored(x0, [images.keys[index] for index in loaded.numbers])
-                results = pixels.cpu()
+                results = to_stored(x0, dtypes, task.value_range)
                 if answer == 0:
-                    hand_over(write, loaded.numbers, ((image, row, recorder) for row, image in enumerate(results)))
+                    rows = range(len(forms))
+                    hand_over(write, loaded.numbers, ((results[row], forms[row], row, recorder) for row in rows))
                 else:
-                    hand_over(folder.save, loaded.numbers, ((image, answer) for image in results))
+                    hand_over(folder.save, loaded.numbers, zip(results, forms, repeat(answer)))
                 if config.samples > 1:
                     moments.add(x0)
             if config.samples > 1:
-                mean, std = to_uint8(moments.mean).cpu(), moments.std
+                mean, std = to_stored(moments.mean, dtypes, task.value_range), moments.std
                 diversity = measure_diversity(std, batch.mask).tolist()
-                hand_over(finish, loaded.numbers, zip(mean, std.cpu(), diversity, strict=True))
+                hand_over(finish, loaded.numbers, zip(mean, forms, std.cpu(), diversity, strict=True))
         for image in written:
             image.result()
     spent = time.perf_counter() - begun

@@ -1,5 +1,6 @@
 """An image's way over the bridge to look at: a strip of its states and predictions, and an animation."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from i2sb.files import write_atomically
-from i2sb.images import draw_strip, save_png, to_pil, to_uint8
+from i2sb.images import draw_strip, save_png, show, to_pil, to_uint8
 from i2sb.sampler import StepTaken, logged_steps
 
 STATES = 10  # states drawn at most, as many as the released program logs
@@ -19,9 +20,12 @@ FRAME_MS, LAST_FRAME_MS = 250, 1500
 class TrajectoryRecorder:
     """A callback of the reverse pass that keeps small 8-bit copies of some states, so that it needs little memory."""
 
-    def __init__(self, degraded: Tensor, nfe: int, height: int, width: int) -> None:
-        """Begin with the degraded images [B, C, H, W]; what lies beyond `height` and `width` is not drawn."""
-        self.height, self.width = height, width
+    def __init__(self, degraded: Tensor, nfe: int, height: int, width: int, channels: Sequence[int]) -> None:
+        """Begin with the degraded images [B, C, H, W]; what lies beyond `height` and `width` is not drawn.
+
+        channels: those that are drawn, one or three, counted from 0.
+        """
+        self.height, self.width, self.channels = height, width, list(channels)
         self.wanted = set(logged_steps(nfe, STATES))
         self.degraded = self._reduce(degraded)
         self.states: list[Tensor] = []
@@ -38,7 +42,7 @@ class TrajectoryRecorder:
         if scale < 1:
             size = [max(1, round(side * scale)) for side in (self.height, self.width)]
             x = F.interpolate(x.float(), size=size, mode="area")
-        return to_uint8(x).cpu()
+        return show(to_uint8(x), self.channels).cpu()
 
     def save(self, image: int, stem: Path) -> None:
         """Draw image number `image` of the batch: `stem`.png, the strip, and `stem`.webp, the states one by one."""

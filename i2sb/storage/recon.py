@@ -106,7 +106,10 @@ def write_recon(path: Path, folder: SampleFolder, indices: Sequence[int], labels
         arr = torch.from_file(str(pixels), shared=True, size=math.prod(shape))
         arr = arr.view(shape)
         for row, index in enumerate(indices):
-            arr[row] = ((folder.load(index).float() + 0.5) / 127.5 - 1).clamp(max=1)
+            image = folder.load(index)
+            if image.dtype != torch.uint8:
+                raise FileError(folder.image_path(index), f"is of {image.dtype}; {WHOLE} is for 8-bit images alone")
+            arr[row] = ((image.float() + 0.5) / 127.5 - 1).clamp(max=1)
         write_atomically(path, lambda file: torch.save({"arr": arr, "label_arr": labels}, file))
     finally:
         pixels.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A folder of restored images: numbered PNGs in folders of a thousand, the settings they were made with, a manifest.
+"""A folder of restored images: numbered files in folders of a thousand, the settings they were made with, a manifest.
 
-Of several answers to an image, answer 0 is the numbered PNG; the others lie in a folder of the image's own.
+Of several answers to an image, answer 0 is the numbered file; the others lie in a folder of the image's own.
 Several processes may fill one folder, each with images of its own. manifest.jsonl has a line for every image; lines are
 added as images are, and put in order at every start and end. Each holds the check sum of the file that the image was
 restored from.
@@ -9,12 +9,14 @@ restored from.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
@@ -23,7 +25,8 @@ from corruption import is_custom
 from i2sb.config import Precision, SampleConfig, SamplingOptions
 from i2sb.errors import FileError, UserError, list_differences
 from i2sb.files import PARTIAL, append, hash_file, remove_partials, write_atomically, write_text
-from i2sb.images import refuse_undecodable, save_png, to_pil
+from i2sb.image_files import ARRAY, PNG, SNIFFED, TIFF, Form, encode, is_deep_png, read_whole
+from i2sb.images import refuse_undecodable, say_undecodable
 from i2sb.network_sizes import is_own
 from i2sb.options import older_values, option
 from i2sb.parsing import read_config, to_yaml
@@ -33,6 +36,7 @@ from i2sb.storage.run_lock import LOCK, locked
 SETTINGS = "settings.yaml"
 MANIFEST = "manifest.jsonl"
 TRAJECTORIES = "trajectories"
+_ENDINGS = (PNG, TIFF, ARRAY)  # of images, as their form says
 
 
 @dataclass(frozen=True)
@@ -165,34 +169,71 @@ class SampleFolder:
         )
 
     def image_path(self, index: int, which: Which = 0) -> Path:
-        """Return where image number `index` lies, in folders of a thousand; another answer to it, or their mean."""
+        """Return where image number `index` lies, in folders of a thousand, a PNG if there is none yet.
+
+        which: another answer to it, or their mean, of the same kind of file.
+        """
         if which != 0:
             return self.answers(index).picture(which)
-        return self.path / f"{index // 1000:03d}" / f"{index:06d}.png"
+        return self._find(index) or self._stem(index).with_suffix(PNG)
+
+    def _stem(self, index: int) -> Path:
+        return self.path / f"{index // 1000:03d}" / f"{index:06d}"
+
+    def _find(self, index: int) -> Path | None:
+        paths = (self._stem(index).with_suffix(ending) for ending in _ENDINGS)
+        return next((path for path in paths if path.exists()), None)
 
     def answers(self, index: int) -> AnswerFiles:
         """Return the folder of several answers to image number `index`."""
-        return AnswerFiles(self.path / ANSWERS / f"{index // 1000:03d}" / f"{index:06d}")
+        folder = self.path / ANSWERS / f"{index // 1000:03d}" / f"{index:06d}"
+        return AnswerFiles(folder, self.image_path(index).suffix)
 
     def trajectory_stem(self, index: int) -> Path:
         """Return where the pictures of an image's way over the bridge lie, but for their endings."""
         return self.path / TRAJECTORIES / f"{index // 1000:03d}" / f"{index:06d}"
 
-    def save(self, index: int, image: Tensor, which: Which = 0) -> None:
-        """Write image number `index`, uint8 [C, H, W]: this answer to it, or their mean."""
-        save_png(to_pil(image), self.image_path(index, which))
+    def save(self, index: int, image: Tensor, form: Form = Form(), which: Which = 0) -> None:  # noqa: B008 - immutable
+        """Write image number `index`, [C, H, W], of the type and in the kind of file that the form says.
 
-    def load(self, index: int, which: Which = 0) -> Tensor:
-        """Return image number `index`, uint8 [C, H, W]. Raises UserError naming the file if it cannot be decoded."""
-        path = self.image_path(index, which)
-        with refuse_undecodable(path, "image", "delete it and run sample.py again"), Image.open(path) as image:
-            plain = {"1": "L", "P": "RGB"}.get(image.mode)  # as programs leave images that make files smaller
-            return TF.pil_to_tensor(image.convert(plain) if plain else image)
+        which: this answer to it, or their mean.
+        """
+        path = self._stem(index).with_suffix(form.ending) if which == 0 else self.image_path(index, which)
+        write_atomically(path, lambda file: file.write(encode(image, form)), sync=False)
+
+    def load(self, index: int, channels: int = 3, which: Which = 0) -> Tensor:
+        """Return image number `index`, [C, H, W], of the type that it is stored in.
+
+        channels: how many it has, where its file does not tell. Raises UserError naming the file if it is unreadable.
+        """
+        path, advice = self.image_path(index, which), "delete it and run sample.py again"
+        with refuse_undecodable(path, "image", advice):
+            content = path.read_bytes()
+            try:
+                if path.suffix != PNG or is_deep_png(content[:SNIFFED]):
+                    decoded = read_whole(content, channels)
+                    if decoded is not None:
+                        return torch.from_numpy(decoded.pixels)
+            except ValueError as error:
+                raise FileError(path, f"unreadable image ({say_undecodable(error)}); {advice}") from None
+            with Image.open(io.BytesIO(content)) as image:
+                plain = {"1": "L", "P": "RGB"}.get(image.mode)  # as programs leave images that make files smaller
+                return TF.pil_to_tensor(image.convert(plain) if plain else image)
+
+    def is_eight_bit(self, indices: Iterable[int]) -> bool:
+        """Whether all of these images are PNGs of 8 bits a channel."""
+        for path in map(self.image_path, indices):
+            if path.suffix != PNG:
+                return False
+            with path.open("rb") as file:
+                if is_deep_png(file.read(SNIFFED)):
+                    return False
+        return True
 
     def is_there(self, index: int) -> bool:
         """Whether an image exists; an empty file, which a machine that lost its power may leave, is none."""
-        path = self.image_path(index)
-        return path.exists() and path.stat().st_size > 0
+        path = self._find(index)
+        return path is not None and path.stat().st_size > 0
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Return those of `indices` whose images, or several answers, do not exist yet."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corruption import is_custom
+from i2sb.images import whole_range
 from i2sb.network_sizes import is_own
 from i2sb.precision import advise_precision
 from i2sb.training.memory import GB, advise_memory, estimate_memory, find_free_memory
@@ -20,6 +21,9 @@ def introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
     config, world = trainer.config, trainer.world
     parameters = sum(p.numel() for p in trainer.network.parameters())
     log.say(f"data      {len(trainer.train_images)} training images in {trainer.train_images.clean.path}")
+    low, high = config.value_range or whole_range(trainer.train_images.dtype)
+    channels = f"{config.image_channels} channel{'s' * (config.image_channels > 1)}"
+    log.say(f"          {channels}, the first image {trainer.train_images.dtype}, values from {low:g} to {high:g}")
     if trainer.train_corruption is not None and trainer.train_corruption.note:
         log.say(f"degraded  {config.corrupt}: {trainer.train_corruption.note}")
     log.say(

@@ -21,6 +21,7 @@ from i2sb.data.loading import Images
 from i2sb.distributed import World
 from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL
+from i2sb.images import choose_shown
 from i2sb.network import BridgeNetwork, build_network, check_network
 from i2sb.network_sizes import check_image_size, is_own
 from i2sb.parsing import read_config
@@ -31,7 +32,7 @@ from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint, save_check
 from i2sb.storage.exported import Exported
 from i2sb.storage.released import is_released
 from i2sb.storage.run_lock import LOCK
-from i2sb.tasks import build_formulation, build_task_corruption, make_task_batch, open_task_split
+from i2sb.tasks import build_formulation, build_task_corruption, check_depth, make_task_batch, open_task_split
 from i2sb.tensor_files import load_weights, read_checksum
 from i2sb.training.ema import ExponentialMovingAverage
 from i2sb.training.initial_weights import begin_with, read_initial_weights
@@ -95,6 +96,8 @@ class Trainer:
             self._check_validation(val_corruption)
 
         self.train_images = open_task_split(config, config.dataset_dir, "train", config.image_size)
+        choose_shown(config.show_channels, config.image_channels)
+        check_depth(self.train_corruption, config.corrupt, plain=self.train_images.plain)
         self.validation: ValidationSet | None = None
         if config.eval_every:
             val_images = open_task_split(config, config.dataset_dir, "val", config.restored_size)

@@ -14,7 +14,7 @@ from corruption import Corruption
 from i2sb.config import SamplingOptions
 from i2sb.data.dataset import ImageDataset
 from i2sb.data.loading import load_in_order
-from i2sb.images import draw_grid, draw_strip, to_uint8
+from i2sb.images import as_compared, choose_shown, draw_grid, draw_strip, show, to_uint8
 from i2sb.metrics.feature_networks import FeatureNetwork, ResNet50, UnavailableError
 from i2sb.metrics.table import IMAGENET_CLASSES, Compare, choose_comparisons
 from i2sb.randomness import ImageNoise, Purpose
@@ -58,9 +58,9 @@ def _without_label(compare: Compare) -> Metric:
 def find_classifier(images: ImageDataset, weights_dir: Path, device: torch.device) -> FeatureNetwork | None:
     """Return the published accuracy's ResNet-50 if the images have ImageNet's classes and its weights are here.
 
-    Raises UserError naming the file of weights if it is broken.
+    It sees 8-bit images in colour alone. Raises UserError naming the file of weights if it is broken.
     """
-    if len(images.classes) != IMAGENET_CLASSES or images.mode != "RGB":
+    if len(images.classes) != IMAGENET_CLASSES or images.image_channels != 3 or not images.plain:
         return None
     try:
         return ResNet50(weights_dir).eval().requires_grad_(False).to(device)
@@ -101,6 +101,7 @@ def validate(
 ) -> ValidationResult:
     """Restore the images of these numbers and compare them with the clean ones."""
     images, corruption, metrics = validation_set
+    channels = choose_shown(model.config.show_channels, images.image_channels)
     device, options = model.device, SamplingOptions(nfe=nfe, clip_denoise=clip_denoise, seed=seed)
     sums = torch.zeros(2 * len(metrics) + 1, dtype=torch.float64, device=device)
     drawn: list[tuple[Tensor, ...]] = []
@@ -109,13 +110,15 @@ def validate(
         noise = ImageNoise(seed, Purpose.SAMPLE, part.numbers)
         batch = make_task_batch(model.config, part, corruption, noise, device, evaluation=True)
         path = model.restore_batch(batch, noise, options, states=min(STRIP_STATES, nfe) if strip is None else None)
-        shown, restored, clean = to_uint8(batch.shown), to_uint8(path.x0), part.image.to(device)
+        plain, clean = not part.image.is_floating_point(), part.image.to(device)
+        shown, restored, clean = (as_compared(image, plain=plain) for image in (batch.shown, path.x0, clean))
         label = part.label.to(device)
         values = [metric(image, clean, label) for metric in metrics.values() for image in (shown, restored)]
         sums += torch.stack([*(value.double().sum() for value in values), sums.new_tensor(len(batch))])
-        drawn.append((shown, restored, clean))
+        drawn.append(tuple(show(image, channels) for image in (shown, restored, clean)))
         if path.states is not None and path.pred_x0s is not None:
-            strip = draw_strip(to_uint8(path.states[0]), to_uint8(path.pred_x0s[0]), to_uint8(batch.x1[:1])[0])
+            way = (path.states[0], path.pred_x0s[0], batch.x1[0])
+            strip = draw_strip(*(show(to_uint8(image), channels) for image in way))
     if not drawn:
         return ValidationResult(sums, None, None)
     columns = [torch.cat(column) for column in zip(*drawn, strict=True)]

@@ -22,7 +22,7 @@ def test_a_row_is_computed_in_one_way(name):
     metric = METRICS[name]
     assert metric.compare is None or (metric.summarise is None and not metric.network)
     assert metric.compare is not None or metric.network in NETWORKS
-    assert metric.summarise is not None or not places(metric.title + metric.definition)
+    assert metric.summarise is not None or places(metric.title + metric.definition) <= {"images"}
     assert metric.limit is None or metric.summarise is None
     assert metric.title and metric.definition and metric.digits >= 0
 
@@ -30,6 +30,9 @@ def test_a_row_is_computed_in_one_way(name):
 def test_what_images_lack_is_said():
     enough = {"images": 100, "side": 64, "classes": 1000}
     assert not any(metric.find_lack(**enough) for metric in METRICS.values())
+    others = {"images": 100, "side": 64, "classes": 1000, "eight_bit_colour": False}
+    through_networks = {name for name, metric in METRICS.items() if metric.network}
+    assert {name for name, metric in METRICS.items() if metric.find_lack(**others)} == through_networks
     lacks = {name: metric.find_lack(images=1, side=8, classes=0) for name, metric in METRICS.items()}
     assert lacks["psnr"] == lacks["mae"] == lacks["efficientnet-lite0-agreement"] == ""
     assert lacks["ssim"] == "needs images of 11 pixels a side or more"

@@ -36,26 +36,25 @@ def test_make_lmdb_lists_unreadable_images_and_resizes(tmp_path):
 
 
 def test_make_lmdb_refuses_what_the_data_set_would_not_read(tmp_path):
-    """Converted to 8 bits, 16-bit pictures would be clipped and NaN would become 0; a pipe would never end."""
+    """A pipe would never end."""
     write_images(tmp_path / "in", ["good.png"])
-    levels = np.arange(400).reshape(20, 20)
-    Image.fromarray((150 * levels).astype(np.uint16)).save(tmp_path / "in" / "deep.png")
-    Image.fromarray(np.where(levels, levels, np.nan).astype(np.float32)).save(tmp_path / "in" / "float.tif")
+    np.save(tmp_path / "in" / "objects.npy", np.array([None]), allow_pickle=True)
+    (tmp_path / "in" / "deep.ppm").write_bytes(b"P6 2 2 65535\n" + bytes(24))
     os.mkfifo(tmp_path / "in" / "pipe.png")
     (tmp_path / "in" / os.fsdecode(b"\xff.png")).write_bytes((tmp_path / "in" / "good.png").read_bytes())
     done = make_lmdb(tmp_path / "in", tmp_path / "out", "--resize", 8)
     assert "left out 4 unreadable images" in done.stderr and "BytesIO" not in done.stderr
     for name, reason in (
-        ("deep.png", "only 8-bit"),
-        ("float.tif", "only 8-bit"),
+        ("deep.ppm", "more than 8 bits"),
+        ("objects.npy", "allow_pickle"),
         ("pipe.png", "is no regular file"),
         ("\\udcff.png", "is no UTF-8"),
     ):
         assert [reason in line for line in done.stderr.splitlines() if name in line] == [True]
     assert open_split(tmp_path / "out", "train", image_size=8).keys == ["good.png"]
     folder = open_split(tmp_path, "in", image_size=8)
-    for index in (0, 1, 3):
-        with pytest.raises(UnreadableImageError, match="only 8-bit|is no regular file"):
+    for index in (0, 2, 3):
+        with pytest.raises(UnreadableImageError, match="more than 8 bits|allow_pickle|is no regular file"):
             folder.read(index)
 
 
@@ -95,3 +94,16 @@ runpy.run_path({str(ROOT / "scripts/make_lmdb.py")!r}, run_name="__main__")
     assert not (tmp_path / "out" / "train_faster_imagefolder.lmdb").exists()
     make_lmdb(tmp_path / "in", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train_faster_imagefolder.lmdb"]
+
+
+def test_make_lmdb_keeps_deep_images_as_they_are_and_shrinks_none(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)).save(tmp_path / "in" / "deep.png")
+    np.save(tmp_path / "in" / "bands.npy", np.linspace(0, 1, 5 * 400, dtype=np.float32).reshape(5, 20, 20))
+    with pytest.raises(UserError, match="resize 8: shrinks 8-bit pictures alone, and .*bands.npy is none"):
+        make_in_this_process(tmp_path / "in", tmp_path / "out", "val", resize=8, workers=1)
+    assert not list((tmp_path / "out").iterdir())
+    make_in_this_process(tmp_path / "in", tmp_path / "out", "val", resize=None, workers=1)
+    store = open_split(tmp_path / "out", "val", image_size=8, image_channels=5).clean
+    for name in ("deep.png", "bands.npy"):
+        assert store.read(name) == (tmp_path / "in" / name).read_bytes()
