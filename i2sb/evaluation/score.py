@@ -203,7 +203,7 @@ def _print(images: EvaluationSet, results: dict[str, Result], not_computed: dict
         values = "".join(f"{value:10.{digits}f}" for value in result.values.values())
         row = f"{result.title:{width}}{values}{result.change:+10.{digits}f}"
         print(f"{row} {result.metric.unit}".rstrip())
-    for name, reason in not_computed.items():
-        print(f"{name} {reason}")
+    for reason in dict.fromkeys(not_computed.values()):
+        print(f"{', '.join(name for name in not_computed if not_computed[name] == reason)} {reason}")
     for name in ("metrics.json", "comparison.png", "report.html"):
         print(images.path / name)
