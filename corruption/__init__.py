@@ -23,6 +23,7 @@ __all__ = [
     "CorruptionError",
     "Draws",
     "LinearCorruption",
+    "PUBLISHED",
     "ShapeError",
     "build_corruption",
     "describe_corruptions",
@@ -71,6 +72,7 @@ _TABLE = {
 }
 
 CORRUPTIONS: tuple[str, ...] = tuple(_TABLE)
+PUBLISHED: tuple[str, ...] = (*_PUBLISHED, "mixture")  # those that the released program has
 
 
 def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 3, **options: Any) -> Corruption:

@@ -591,7 +591,12 @@ class EvalConfig(RunOptions):
         "",
         "feature function of your own, path/to/file.py:function, run on images [B, 3, H, W] in [-1, 1], returns [B, D]",
     )
-    seed: int = option(0, "seed of the subsets that KID draws", at_least=0)
+    seed: int = option(
+        0,
+        "seed of the subsets that KID draws, and of the 10,000 images that it, precision and the like look at where "
+        "there are more",
+        at_least=0,
+    )
     batch_size: int = option(16, "images scored at once, per process", at_least=1)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
     workers: int = option(4, "processes that decode images, per GPU, at most one a core", at_least=0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -525,7 +525,23 @@ def _read_file(path: Path, ema: bool) -> Exported:
     return replace(exported, checksum=read_checksum(path))
 
 
-def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
+class RunState(NamedTuple):
+    """A run as one of its checkpoints holds it.
+
+    config: its settings; the network of a released run is not among them. file: the checkpoint. state: what is in it.
+    """
+
+    config: TrainConfig
+    file: Path
+    state: dict[str, Any]
+
+
+def read_run(run_dir: Path, checkpoint: str | Path | None = None) -> RunState:
+    """Read a run, this project's or a released one, without building its network; `checkpoint` as for `load_model`.
+
+    Tensors come into memory as they are used: leave the file in place meanwhile. Raises UserError naming the file if
+    the run, its settings or all its checkpoints are missing or broken.
+    """
     if not run_dir.is_dir():
         raise FileError(run_dir, "there is no such run")
     released = is_released(run_dir)
@@ -542,15 +558,21 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
         require(bool(files), "ckpt_file", checkpoint, f"there is no such file; checkpoints in {run_dir}: {names}")
         path = files[0]
         state = read_checkpoint(path, mmap=True, parts=parts)
+    if not released:
+        check_unedited(state.get("settings", {}), config, path)
+    return RunState(config, path, state)
+
+
+def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
+    config, path, state = read_run(run_dir, checkpoint)
     weights = averaged_weights(state, path) if ema else state["net"]
     check_finite(weights, path)
-    if released:
+    if is_released(run_dir):
         config = replace(config, network=recognise_network(weights, path))
         iteration = state["ema"].get("num_updates")
         if type(iteration) is not int:
             raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
     else:
         iteration = state["progress"]["iteration"]
-        check_unedited(state.get("settings", {}), config, path)
     mean = _read_file(run_dir / MEAN_FILE, True) if config.x1_from else None
     return Exported(weights, config, iteration, averaged=ema, mean=mean, checksum=read_checksum(path))

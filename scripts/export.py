@@ -3,6 +3,7 @@
 python scripts/export.py NAME OUT.safetensors          averaged weights of results/NAME
 python scripts/export.py NAME OUT.safetensors --raw    those that the optimizer was at
 python scripts/export.py NAME OUT.safetensors --half   in float16: half the size, three decimal digits
+python scripts/export.py NAME --released DIR           for the released program: a run in its format
 """
 
 import argparse
@@ -15,10 +16,13 @@ from i2sb.cli.program import check_directory, report_errors
 
 check_directory()
 
-from i2sb.errors import UserError
+from i2sb.errors import FileError, UserError
 from i2sb.parsing import expand_homes
-from i2sb.restore import RestorationModel, load_model
+from i2sb.restore import RestorationModel, load_model, read_run, read_run_config
+from i2sb.storage.checkpoint import averaged_weights
 from i2sb.storage.exported import Exported, write_export
+from i2sb.storage.released import check_expressible, check_place, is_released, write_released
+from i2sb.tensor_files import check_finite
 
 
 def export(run_dir: Path, out: Path, *, raw: bool, overwrite: bool, half: bool = False, network: str = "") -> None:
@@ -41,10 +45,33 @@ def pack(model: RestorationModel, run_dir: Path, *, averaged: bool, half: bool) 
     return Exported(weights, model.config, model.iteration, averaged=averaged, mean=mean)
 
 
+def export_released(run_dir: Path, out: Path, *, overwrite: bool) -> None:
+    """Write a run in the released program's format: its weights, raw and averaged, optimizer and settings.
+
+    Raises UserError if the run cannot be read, the released program could not express it, or `out` holds a run already.
+    """
+    if is_released(run_dir):
+        raise FileError(run_dir, "is a run of the released program already; copy it")
+    if not run_dir.is_dir():
+        raise FileError(run_dir, "there is no such run")
+    config = read_run_config(run_dir)
+    try:
+        check_expressible(config)
+    except UserError as error:
+        raise error.inside(run_dir / "config.yaml") from None
+    check_place(out, overwrite=overwrite)
+    _, file, state = read_run(run_dir)
+    for weights in (state["net"], averaged_weights(state, file)):
+        check_finite(weights, file)
+    write_released(out, config, state)
+    print(f"{out}: {run_dir} after {state['progress']['iteration']} iterations, as the released program keeps it")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of the run in --results-dir")
-    parser.add_argument("out", type=Path, help="file to write")
+    parser.add_argument("out", type=Path, nargs="?", help="file to write")
+    parser.add_argument("--released", type=Path, metavar="DIR", help="folder for latest.pt and options.pkl instead")
     parser.add_argument("--raw", action="store_true", help="the raw weights instead of the averaged ones")
     parser.add_argument("--half", action="store_true", help="write float16, which is read as float32 again")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
@@ -52,14 +79,30 @@ def main() -> None:
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all runs")
     options = argparse.Namespace(**expand_homes(vars(parser.parse_args())))
     with report_errors():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the flags ask for. Raises UserError naming what is wrong."""
+    run_dir = options.results_dir / options.name
+    if (options.out is None) == (options.released is None):
+        raise UserError("", None, "give either a file to write, or a folder with `released`")
+    if options.released is None:
         export(
-            options.results_dir / options.name,
+            run_dir,
             options.out,
             raw=options.raw,
             overwrite=options.overwrite,
             half=options.half,
             network=options.network,
         )
+        return
+    for name in ("raw", "half", "network"):
+        if getattr(options, name):
+            raise UserError(
+                name, None, "leave it out; a released run has raw and averaged weights of ADM-256 in float32"
+            )
+    export_released(run_dir, options.released, overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

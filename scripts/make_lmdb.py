@@ -4,7 +4,8 @@
 
 The result, OUT/{split}_faster_imagefolder.lmdb, appears only when it is complete; keys are the images' paths below the
 folder, values the encoded files. Those of more than 8 bits a channel, and arrays, are stored as they are, and not
-shrunk. Unreadable images are left out and listed at the end.
+shrunk. Unreadable images are left out and listed at the end. With --released the index that the released program needs
+lies beside it.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import lmdb
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
-from i2sb.data.stores import list_images, sort_keys
+from i2sb.data.stores import check_ascii, index_of, list_images, sort_keys, write_index
 from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, read_regular
 from i2sb.image_files import read_whole
@@ -107,19 +108,26 @@ def write(
     return unreadable
 
 
-def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, workers: int) -> list[tuple[str, str]]:
+def make_lmdb(
+    source: Path, out: Path, split: str, *, resize: int | None, workers: int, released: bool = False
+) -> list[tuple[str, str]]:
     """Write the LMDB of one split; returns (path, reason) of each image left out.
 
-    Raises UserError if there are no images, none can be read, or the LMDB exists already.
+    released: whether to write the index that the released program needs, too.
+    Raises UserError if there are no images, none can be read, the LMDB or an index exists already, or an image has a
+    name that the released program cannot read.
     """
     target = out / f"{split}_faster_imagefolder.lmdb"
     if not source.is_dir():
         raise FileError(source, "there is no such folder")
-    if target.exists():
-        raise FileError(target, "exists already; delete it first to make it anew")
+    for path in (target, index_of(target)):
+        if path.exists():
+            raise FileError(path, "exists already; delete it first to make it anew")
     keys = sort_keys(list_images(source))
     if not keys:
         raise FileError(source, "holds no images")
+    if released:
+        check_ascii(keys)
 
     out.mkdir(parents=True, exist_ok=True)
     # The process id keeps two builds apart; what a killed build left is deleted once its process is gone.
@@ -131,6 +139,9 @@ def make_lmdb(source: Path, out: Path, split: str, *, resize: int | None, worker
         unreadable = write(partial_file, source, keys, resize=resize, workers=workers, title=split)
         if len(unreadable) == len(keys):
             raise FileError(source, f"none of its {len(keys)} images can be read, first {keys[0]}: {unreadable[0][1]}")
+        if released:
+            left_out = {key for key, _ in unreadable}
+            write_index(target, source, [key for key in keys if key not in left_out])
         os.replace(partial_file, target)
     except lmdb.Error as error:
         said = str(error).removeprefix(f"{partial_file}: ")
@@ -152,6 +163,9 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes that read and resize (default: one a core)"
     )
+    parser.add_argument(
+        "--released", action="store_true", help="also write the .lmdb.pt without which the released program reads none"
+    )
     options = parser.parse_args()
     with report_errors():
         run(options)
@@ -163,7 +177,14 @@ def run(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(name, value, "must be at least 1")
-    unreadable = make_lmdb(options.source, options.out, options.split, resize=options.resize, workers=options.workers)
+    unreadable = make_lmdb(
+        options.source,
+        options.out,
+        options.split,
+        resize=options.resize,
+        workers=options.workers,
+        released=options.released,
+    )
     if unreadable:
         print(f"left out {len(unreadable)} unreadable images:", file=sys.stderr)
         for key, reason in unreadable:

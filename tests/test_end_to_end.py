@@ -192,7 +192,7 @@ def test_restoring_and_scoring_a_split(tmp_path, dataset_dir, trained_run):
     assert refused.returncode == 2 and "made with other settings (seed 0 there, 1 now)" in refused.stderr
 
     done = run_python("compute_metrices.py", *common, "--sample-dir", "samples_nfe3", "--weights-dir", tmp_path)
-    assert "PSNR" in done.stdout and "fid not computed: needs pt_inception" in done.stdout
+    assert "PSNR" in done.stdout and "fid, kid not computed: needs pt_inception" in done.stdout
     report = json.loads((folder / "metrics.json").read_text())
     assert report["images"] == 5 and "pt_inception" in report["not_computed"]["fid"]
     assert 5 < report["metrics"]["psnr"]["degraded"] < 60 and 0 < report["metrics"]["ssim"]["restored"] <= 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from i2sb.errors import FileError, UserError
-from i2sb.files import read_regular
+from i2sb.files import read_regular, write_atomically
 from i2sb.unpickle import IMAGE_FOLDER, Bare, read_pickle
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".npy", ".npz"))
@@ -62,7 +62,7 @@ class LmdbStore:
                 keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
         except (lmdb.Error, UnicodeDecodeError) as error:
             raise FileError(path, f"is damaged ({error}); copy or make it again") from None
-        index = path.with_name(f"{path.name}.pt")
+        index = index_of(path)
         self.labels = _read_index(index, keys) if index.exists() else None
         self.keys = sort_keys(keys) if self.labels is None else list(self.labels)
 
@@ -132,6 +132,50 @@ def _read_index(path: Path, keys: Sequence[str]) -> dict[str, int]:
             f"them{first}; both must come from the same place",
         )
     return labels
+
+
+def write_index(lmdb_path: Path, root: Path, keys: Sequence[str]) -> None:
+    """Write the .lmdb.pt that the released program needs beside an LMDB: a torchvision ImageFolder as torch.save does.
+
+    root: the folder that the images came from. keys: of all images in the LMDB, ASCII, in order; their classes are
+    numbered as `sort_keys` orders them, -1 where there are none. Raises UserError naming a key that is not ASCII.
+    """
+    import torch
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import default_loader
+
+    check_ascii(keys)
+    classes = sorted({name for name in map(class_of, keys) if name is not None})
+    numbers = {name: number for number, name in enumerate(classes)}
+    images = [(key, numbers.get(class_of(key) or "", -1)) for key in keys]
+    folder = ImageFolder.__new__(ImageFolder)  # made without it, it would look for the images in their folder
+    # What one has that was made in the usual way.
+    vars(folder).update(
+        root=str(root),
+        loader=default_loader,
+        extensions=tuple(sorted(IMAGE_ENDINGS)),
+        transform=None,
+        target_transform=None,
+        transforms=None,
+        classes=classes,
+        class_to_idx=numbers,
+        samples=images,
+        imgs=images,
+        targets=[number for _, number in images],
+    )
+    write_atomically(index_of(lmdb_path), lambda file: torch.save(folder, file))
+
+
+def check_ascii(keys: Sequence[str]) -> None:
+    """Raise UserError for an image's path that the released program could not look up."""
+    for key in keys:
+        if not key.isascii():
+            raise UserError("", None, f"{key}: its name is not ASCII, so that the released program cannot read it")
+
+
+def index_of(lmdb_path: Path) -> Path:
+    """Return the path of the .lmdb.pt that belongs to an LMDB."""
+    return lmdb_path.with_name(f"{lmdb_path.name}.pt")
 
 
 def list_images(root: Path) -> list[str]:

@@ -20,8 +20,7 @@ from i2sb.metrics.feature_networks import (
     UnavailableError,
     Weights,
 )
-from i2sb.metrics.kid import choose_pool
-from i2sb.metrics.meters import ImageMeter, NetworkMeter
+from i2sb.metrics.meters import ImageMeter, NetworkMeter, choose_pool
 from i2sb.metrics.reference import MadeFrom, Reference
 from i2sb.metrics.table import COLUMNS, METRICS, Metric, Summary
 

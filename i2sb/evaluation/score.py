@@ -250,7 +250,7 @@ def _print(
     if answers:
         told = (f"{n.title} {n.value:.{n.digits}f} {n.unit}".rstrip() for n in answers.summarise().values())
         print(f"{answers.folder.settings.samples} answers to each: {', '.join(told)}")
-    for name, reason in not_computed.items():
-        print(f"{name} {reason}")
+    for reason in dict.fromkeys(not_computed.values()):
+        print(f"{', '.join(name for name in not_computed if not_computed[name] == reason)} {reason}")
     for name in ("metrics.json", "comparison.png", "report.html"):
         print(images.path / name)

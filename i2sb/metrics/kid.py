@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-POOL_SIZE = 10_000  # images whose features are kept, at most: memory does not grow with the data set
 
 
 class KernelDistance(NamedTuple):
@@ -16,16 +15,6 @@ class KernelDistance(NamedTuple):
     spread: float
     subsets: int
     subset_size: int
-
-
-def choose_pool(count: int, seed: int, size: int = POOL_SIZE) -> Tensor:
-    """Return the indices of the images that subsets are drawn from, ascending, int64 [min(count, size)].
-
-    All `count`, or where they are more, `size` of them drawn by the seed.
-    """
-    if count <= size:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size].sort().values
 
 
 def kernel_distance(

@@ -13,10 +13,13 @@ from torch import Tensor
 from i2sb.metrics.feature_networks import FeatureNetwork, as_colour
 from i2sb.metrics.frechet import Gaussian, Moments, frechet_distance
 from i2sb.metrics.kid import KernelDistance, kernel_distance
+from i2sb.metrics.neighbours import Overlap, find_overlap
 from i2sb.metrics.reference import Reference
 from i2sb.metrics.table import CLEAN, COLUMNS
 
 Reduce = Callable[[Tensor], Tensor]
+
+POOL_SIZE = 10_000  # images whose features are kept, at most: memory does not grow with the data set
 
 
 class EvaluationBatch(NamedTuple):
@@ -63,13 +66,23 @@ class ImageMeter:
         return self.values(column).mean().item()
 
 
+def choose_pool(count: int, seed: int, size: int = POOL_SIZE) -> Tensor:
+    """Return the indices of the images whose features are kept, ascending, int64 [min(count, size)].
+
+    All `count`, or where they are more, `size` of them drawn by the seed.
+    """
+    if count <= size:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size].sort().values
+
+
 class NetworkMeter:
     """What a network says of the images: moments of its features, features of a pool of them, classes.
 
     count: images in all, over all processes. reference: statistics to compare with instead of the clean images.
     uses_clean: whether the network sees the clean images even so. pool: the indices of the images whose features are
-    kept for the kernel distance, int64 [pool_size], or None. seed: of its subsets. labels: the class of each image,
-    int64 [count], for the accuracy.
+    kept for the kernel distance and the overlap, int64 [pool_size], or None. seed: of the kernel distance's subsets.
+    labels: the class of each image, int64 [count], for the accuracy.
     """
 
     def __init__(
@@ -90,6 +103,7 @@ class NetworkMeter:
         self._gaussians: dict[str, Gaussian] = {}
         self._pool_rows = {} if pool is None else {number: row for row, number in enumerate(pool.tolist())}
         self._pool: dict[str, Tensor] = {}
+        self._overlaps: dict[str, Overlap] = {}
 
     def add(self, batch: EvaluationBatch) -> None:
         for row, column in enumerate(self.columns):
@@ -133,6 +147,12 @@ class NetworkMeter:
     def kernel(self, column: str) -> KernelDistance:
         """Return the kernel distance of a column's features from the clean images'."""
         return kernel_distance(self._pool[column], self._pool[CLEAN], seed=self.seed)
+
+    def overlap(self, column: str) -> Overlap:
+        """Return how a column's features overlap with the clean images'; computed once, for the four metrics of it."""
+        if column not in self._overlaps:
+            self._overlaps[column] = find_overlap(self._pool[column], self._pool[CLEAN])
+        return self._overlaps[column]
 
     def classes(self, column: str) -> Tensor:
         """Return the class of the highest score of all images, int64 [count]."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from i2sb.metrics.neighbours import DENSITY_K, PRECISION_K
 from i2sb.metrics.pixels import PSNR_LIMIT, SSIM_WINDOW, mae, psnr, ssim
 
 if TYPE_CHECKING:
@@ -134,6 +135,13 @@ def summarise_kid(meter: NetworkMeter) -> Summary:
     return Summary({column: distance.mean for column, distance in distances.items()}, details, words=details)
 
 
+def summarise_overlap(meter: NetworkMeter, part: str) -> Summary:
+    """A part of the overlap of the features with those of the clean images: its precision, recall, …"""
+    words = {"features": meter.dim, "network": meter.network.name, "pool_size": meter.pool_size}
+    details = {"features": meter.dim, "pool_size": meter.pool_size, "seed": meter.seed, "mode": meter.network.mode}
+    return Summary({column: getattr(meter.overlap(column), part) for column in COLUMNS}, details, words)
+
+
 def summarise_agreement(meter: NetworkMeter) -> Summary:
     """How often an image is given the class of its clean partner, in %."""
     return Summary({column: meter.agreement(column) for column in COLUMNS})
@@ -154,6 +162,36 @@ _frechet = partial(
     uses_reference=True,
 )
 _lpips = partial(Metric, eight_bit_colour=True, digits=4, higher_is_better=False)
+
+
+def _overlap(prefix: str, network: str, *, uses_function: bool = False) -> dict[str, Metric]:
+    """Return the rows of how a network's features of the images overlap with those of the clean ones."""
+    definitions = {
+        "precision": "Share of the images within reach of a clean one, which reaches as far as the "
+        f"{PRECISION_K}rd nearest other clean one",
+        "recall": "Share of the clean images within reach of an image, which reaches as far as the "
+        f"{PRECISION_K}rd nearest other image",
+        "density": f"How many clean images an image is within reach of, in {DENSITY_K}ths, mean over images; a clean "
+        f"image reaches to the {DENSITY_K}th nearest other clean one",
+        "coverage": "Share of the clean images that have an image within their reach, which is to the "
+        f"{DENSITY_K}th nearest other clean one",
+    }
+    return {
+        f"{prefix}{part}": Metric(
+            f"{part}, {{network}}",
+            f"{definition}; by {{features}} features of {{network}}, {{pool_size}} images and their clean partners",
+            summarise=partial(summarise_overlap, part=part),
+            eight_bit_colour=True,
+            network=network,
+            digits=4,
+            min_images=max(PRECISION_K, DENSITY_K) + 1,
+            uses_clean=True,
+            uses_pool=True,
+            uses_function=uses_function,
+        )
+        for part, definition in definitions.items()
+    }
+
 
 METRICS: dict[str, Metric] = {
     "psnr": Metric(
@@ -207,6 +245,7 @@ METRICS: dict[str, Metric] = {
         uses_clean=True,
         uses_pool=True,
     ),
+    **_overlap("", INCEPTION),
     "ca": Metric(
         "CA",
         "Classifier accuracy: top-1 of ResNet-50 (V1), bicubic to 224 without antialias or crop",
@@ -221,6 +260,7 @@ METRICS: dict[str, Metric] = {
         "Fréchet distance of {features} features of {network} from {source}",
         network=EFFICIENTNET_LITE0,
     ),
+    **_overlap("efficientnet-lite0-", EFFICIENTNET_LITE0),
     "efficientnet-lite0-agreement": Metric(
         "top-1 agreement, EfficientNet-Lite0",
         "Share of images that EfficientNet-Lite0 gives the class it gives their clean partner",
@@ -246,6 +286,7 @@ METRICS: dict[str, Metric] = {
         digits=4,
         uses_function=True,
     ),
+    **_overlap("features-", OWN_FEATURES, uses_function=True),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 
 import numpy as np
@@ -405,6 +406,15 @@ def mask_file(tmp_path_factory):
     return path, masks
 
 
+# How the released program's own file may hold masks, bool [M, 256, 256].
+MASK_LAYOUTS = {
+    "bool": lambda masks: masks,
+    "float32": lambda masks: masks[:, None].astype(np.float32),
+    "big-endian": lambda masks: masks.astype(">f8"),
+    "bits": np.packbits,
+}
+
+
 @pytest.mark.parametrize(("name", "percents"), FREEFORM.items())
 def test_mask_file(mask_file, name, percents):
     path, masks = mask_file
@@ -417,6 +427,21 @@ def test_mask_file(mask_file, name, percents):
     assert sum(buffer.numel() * buffer.element_size() for buffer in corruption.buffers()) < 7 * 256 * 256 / 8 + 100
     assert str(path) in corruption.note and "7" in corruption.note
     assert "drawn by this program" in build_corruption(name, 64).note
+
+
+@pytest.mark.parametrize("lay_out", MASK_LAYOUTS)
+def test_the_released_programs_own_file_of_masks(mask_file, tmp_path, lay_out, monkeypatch):
+    """One kind of masks under the key "mask": they are those of the published file, whatever way they lie there."""
+    path = tmp_path / "imagenet_freeform2030_masks.npz"
+    masks = mask_file[1]["20-30% freeform"]
+    np.savez(path, mask=MASK_LAYOUTS[lay_out](masks))
+    monkeypatch.setattr("corruption.mask_file._AT_ONCE", 3)  # of seven
+    published, own = (
+        build_corruption("inpaint-freeform2030", 256, mask_file=str(file)).masks for file in (mask_file[0], path)
+    )
+    assert torch.equal(own.packed, published.packed)
+    with pytest.raises(ValueError, match=r"the holes of 'mask' cover 2\d\.\d % of the area on average, not 10 to 20 %"):
+        build_corruption("inpaint-freeform1020", 256, mask_file=str(path))
 
 
 def test_random_masks_of_a_file_are_drawn_evenly(mask_file):
@@ -561,9 +586,16 @@ def test_wrong_names_and_sizes_are_named(call, words):
 NPY_HEADER = b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '|u1', 'fortran_order': False, 'shape': (8192,), }".ljust(118)
 
 
-def zip_masks(path, content: bytes) -> None:
+def zip_masks(path, content: bytes, key: str = "10-20% freeform") -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("10-20% freeform.npy", content)
+        archive.writestr(f"{key}.npy", content)
+
+
+def cut_off_masks() -> bytes:
+    """One of two masks, of eight bytes a pixel."""
+    file = io.BytesIO()
+    np.save(file, np.zeros((2, 256, 256)))
+    return file.getvalue()[: -256 * 256 * 8]
 
 
 def damage(path) -> None:
@@ -579,18 +611,34 @@ def damage(path) -> None:
     [
         (lambda path: None, "there is no such file"),
         (lambda path: path.mkdir(), "there is no such file"),
-        (lambda path: path.write_bytes(b"no zip"), "cannot be read as .npz of '10-20% freeform' (BadZipFile: "),
+        (
+            lambda path: path.write_bytes(b"no zip"),
+            "cannot be read as .npz of '10-20% freeform' or 'mask' (BadZipFile: ",
+        ),
         (lambda path: np.save(path.open("wb"), np.zeros(3)), "cannot be read as .npz"),
-        (lambda path: np.savez(path, a=np.zeros(3)), "of '10-20% freeform' (ValueError: it holds a)"),
+        (lambda path: np.savez(path, a=np.zeros(3)), "of '10-20% freeform' or 'mask' (ValueError: it holds a)"),
         (lambda path: zip_masks(path, b"no array"), "cannot be read"),
         (lambda path: zip_masks(path, NPY_HEADER.replace(b"8192", b"9" * 4)), "cannot be read"),
         (lambda path: zip_masks(path, NPY_HEADER.replace(b"8192", b"9" * 22)), "cannot be read"),
-        (lambda path: zip_masks(path, bytes((1 << 30) + 1)), "1073741825 bytes are more than"),
-        (lambda path: np.savez(path, **{"10-20% freeform": np.zeros(8192)}), "must be bit-packed masks of 256x256"),
-        (lambda path: np.savez(path, **{"10-20% freeform": np.zeros(8191, np.uint8)}), "must be bit-packed masks"),
+        (lambda path: zip_masks(path, NPY_HEADER + bytes(1 << 30)), "1073741952 bytes are more than 1073741824"),
+        (
+            lambda path: np.savez(path, **{"10-20% freeform": np.zeros(8192)}),
+            "must be masks of 256x256 pixels, [M, 256, 256] or bit-",
+        ),
+        (lambda path: np.savez(path, **{"10-20% freeform": np.zeros(8191, np.uint8)}), "must be masks of"),
         (lambda path: np.savez(path, **{"10-20% freeform": np.full(8192, 255, np.uint8)}), "cover 100.0 % of the area"),
         (lambda path: np.savez(path, **{"10-20% freeform": np.array([print], dtype=object)}), "allow_pickle=False"),
         (lambda path: damage(path), "cannot be read"),
+        (lambda path: np.savez(path, mask=np.full((2, 256, 256), 255, np.uint8)), "its values are not 0 and 1"),
+        (lambda path: np.savez(path, mask=np.full((2, 256, 256), np.nan)), "its values are not 0 and 1"),
+        (lambda path: np.savez(path, mask=np.full((2, 256, 256), "1")), "its values are of type <U1"),
+        (lambda path: np.savez(path, mask=np.full((2, 256, 256), print)), "its values are of type object"),
+        (lambda path: np.savez(path, mask=np.zeros((2, 3, 256, 256), bool)), "found bool of 393216"),
+        (lambda path: np.savez(path, mask=np.asfortranarray(np.zeros((2, 256, 256)))), "found float64 of 131072"),
+        (lambda path: np.savez(path, mask=np.zeros((0, 256, 256), bool)), "found uint8 of 0"),
+        (lambda path: np.savez(path, mask=np.ones((2, 256, 256))), "holes of 'mask' cover 100.0 %"),
+        (lambda path: zip_masks(path, cut_off_masks(), "mask"), "65536 of 131072 pixels are there"),
+        (lambda path: zip_masks(path, cut_off_masks()[:-7], "mask"), "cannot be read"),
     ],
 )
 def test_broken_mask_files_are_named(tmp_path, make, words):

@@ -278,6 +278,26 @@ class SmallInception(FeatureNetwork):
         return FeatureOutput(adaptive_avg_pool2d(images.double() / 255, (1, 2)).flatten(1), None)
 
 
+def test_the_overlap_with_the_clean_images_needs_a_few_and_no_reference(config, dataset_dir, tmp_path, own):
+    reason = "not computed: needs at least 6 images"
+    assert score(replace(config, metrics="features-recall"))["not_computed"] == {"features-recall": reason}
+    images = open_split(dataset_dir, "train", image_size=16)
+    pixels = torch.stack([images.read(i)[0] for i in range(len(images))])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "val").symlink_to(dataset_dir / "train")
+    write_recon(tmp_path / "theirs" / "samples_nfe2", pixels=pixels, labels=[0] * 6 + [1] * 6)
+    reference = make_reference(config, tmp_path / "val.npz", dataset_dir=str(tmp_path / "data"))
+    theirs = replace(config, ckpt="theirs", results_dir=str(tmp_path), corrupt="jpeg-10", reference=str(reference))
+    names = [f"features-{part}" for part in ("precision", "recall", "density", "coverage")]
+    whole = score(replace(theirs, dataset_dir=str(tmp_path / "data"), metrics=f"features-frechet,{','.join(names)}"))
+    assert not whole["not_computed"]
+    for name in names:
+        metric = whole["metrics"][name]
+        assert metric["restored"] == 1 and metric["title"] == f"{name.removeprefix('features-')}, {own}"
+        assert metric["pool_size"] == metric["n"] == 12 and "12 images and their clean partners" in metric["definition"]
+    assert whole["metrics"]["features-precision"]["degraded"] > 0
+
+
 def test_statistics_as_adm_keeps_them(config, tmp_path, monkeypatch, capsys):
     """mu and sigma alone: known by name, or taken as they are with a warning."""
     monkeypatch.setitem(NETWORKS, INCEPTION, lambda options: SmallInception())
@@ -322,7 +342,7 @@ def test_what_is_missing_is_said_and_the_rest_computed(config, tmp_path, monkeyp
     assert "needs pt_inception-2015-12-05-6726825d.pth in" in reasons["fid"] == reasons["kid"]
     assert "needs vgg16-397923af.pth" in reasons["lpips-vgg"]
     assert "needs the 1000 class folders of ImageNet, the data set has 2" in reasons["ca"]
-    assert "fid not computed: needs" in capsys.readouterr().out
+    assert "fid, kid not computed: needs" in capsys.readouterr().out
     score(replace(config, require="ssim"))
     with pytest.raises(SystemExit) as stop:
         score(replace(config, require="psnr,fid"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.features import draw
-from i2sb.metrics.kid import choose_pool, kernel_distance
+from i2sb.metrics.kid import kernel_distance
 
 
 def slow_mmd(x: np.ndarray, y: np.ndarray) -> float:
@@ -39,10 +39,3 @@ def test_kernel_distance_is_a_mean_over_seeded_subsets():
     assert got.mean == pytest.approx(np.mean(values), rel=1e-9)
     assert got.spread == pytest.approx(np.std(values), rel=1e-9)
     assert kernel_distance(x, y, seed=6, subsets=8, subset_size=20).mean != got.mean
-
-
-def test_features_of_a_bounded_number_of_images_are_kept():
-    assert choose_pool(7, seed=0).tolist() == list(range(7))
-    pool = choose_pool(1000, seed=3, size=50).tolist()
-    assert len(set(pool)) == 50 and pool == sorted(pool) and pool == choose_pool(1000, seed=3, size=50).tolist()
-    assert max(pool) > 800 and min(pool) < 200

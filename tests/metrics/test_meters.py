@@ -7,7 +7,8 @@ import torch
 
 from i2sb.metrics.feature_networks import FeatureNetwork, FeatureOutput
 from i2sb.metrics.kid import kernel_distance
-from i2sb.metrics.meters import EvaluationBatch, ImageMeter, NetworkMeter
+from i2sb.metrics.meters import EvaluationBatch, ImageMeter, NetworkMeter, choose_pool
+from i2sb.metrics.neighbours import find_overlap
 
 
 class KnowsColours(FeatureNetwork):
@@ -59,9 +60,19 @@ def test_two_shares_of_the_images_make_a_whole():
     for column in ("degraded", "restored"):
         assert one.frechet(column) == pytest.approx(whole.frechet(column), rel=1e-9)
         assert one.kernel(column) == whole.kernel(column)
+        assert one.overlap(column) == whole.overlap(column)
         assert one.agreement(column) == whole.agreement(column)
-    want = kernel_distance(restored[pool].flatten(1) / 255, clean[pool].flatten(1) / 255, seed=1)
+    pooled, pooled_clean = restored[pool].flatten(1) / 255, clean[pool].flatten(1) / 255
+    want = kernel_distance(pooled, pooled_clean, seed=1)
     assert whole.kernel("restored").mean == pytest.approx(want.mean, rel=1e-9)
+    assert whole.overlap("restored") == find_overlap(pooled, pooled_clean) != whole.overlap("degraded")
+
+
+def test_features_of_a_bounded_number_of_images_are_kept():
+    assert choose_pool(7, seed=0).tolist() == list(range(7))
+    pool = choose_pool(1000, seed=3, size=50).tolist()
+    assert len(set(pool)) == 50 and pool == sorted(pool) and pool == choose_pool(1000, seed=3, size=50).tolist()
+    assert max(pool) > 800 and min(pool) < 200
 
 
 @pytest.mark.parametrize("compare", [lambda a, b: torch.tensor(3.0), lambda a, b: torch.zeros(len(a), 1)])

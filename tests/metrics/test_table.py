@@ -37,13 +37,14 @@ def test_what_images_lack_is_said():
     assert lacks["psnr"] == lacks["mae"] == lacks["efficientnet-lite0-agreement"] == ""
     assert lacks["ssim"] == "needs images of 11 pixels a side or more"
     assert lacks["lpips-alex"] == "needs images of 31 pixels a side or more"
+    assert lacks["precision"] == lacks["features-coverage"] == "needs at least 6 images"
     assert lacks["fid"] == lacks["kid"] == lacks["features-frechet"] == "needs at least 2 images"
     assert lacks["ca"] == "needs the 1000 class folders of ImageNet, the data set has no classes"
 
 
 def test_wanted_metrics_come_in_the_order_of_the_table():
     assert EvalConfig(**PLACE, metrics="fid, mae").wanted == ("psnr", "mae", "fid")
-    assert EvalConfig(**PLACE).wanted == tuple(name for name in METRICS if name != "features-frechet")
+    assert EvalConfig(**PLACE).wanted == tuple(name for name in METRICS if not name.startswith("features-"))
     assert EvalConfig(**PLACE, features="a.py:f").wanted == tuple(METRICS)
     with pytest.raises(ValueError, match="features: is missing; features-frechet needs the function"):
         EvalConfig(**PLACE, metrics="features-frechet")

@@ -6,7 +6,9 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from helpers.full_disk import full_disk
 from helpers.pictures import write_images
@@ -107,3 +109,48 @@ def test_make_lmdb_keeps_deep_images_as_they_are_and_shrinks_none(tmp_path):
     store = open_split(tmp_path / "out", "val", image_size=8, image_channels=5).clean
     for name in ("deep.png", "bands.npy"):
         assert store.read(name) == (tmp_path / "in" / name).read_bytes()
+
+
+# --- The released program's index ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [(["dog/0.png", "cat/1.png", "cat/0.png", "ant/b/0.png"], [0, 1, 1, 2]), (["1.png", "0.png"], [-1, -1])],
+    ids=["classes", "flat"],
+)
+def test_an_index_for_the_released_program(tmp_path, names, labels):
+    write_images(tmp_path / "in", names)
+    make_in_this_process(tmp_path / "in", tmp_path / "plain", "val", resize=None, workers=1)
+    make_in_this_process(tmp_path / "in", tmp_path / "out", "val", resize=None, workers=1, released=True)
+    plain, images = (open_split(tmp_path / name, "val", image_size=16) for name in ("plain", "out"))
+    assert images.clean.labels is not None and plain.clean.labels is None
+    assert images.keys == plain.keys and sorted(images.keys) == sorted(names)
+    assert [[of.label(i) for i in range(len(of))] for of in (images, plain)] == [labels, labels]
+
+    # As the released program reads it: with torchvision's class.
+    path = tmp_path / "out" / "val_faster_imagefolder.lmdb.pt"
+    folder = torch.load(path, weights_only=False)
+    assert type(folder) is ImageFolder and folder.imgs == list(zip(images.keys, labels, strict=True))
+    assert len(folder) == len(names) and str(tmp_path / "in") in repr(folder)
+    if labels[0] >= 0:  # one without classes is none of torchvision's
+        made = vars(ImageFolder(tmp_path / "in"))
+        assert vars(folder).keys() == made.keys()
+        assert all(folder.__dict__[name] == made[name] for name in ("classes", "class_to_idx", "targets", "loader"))
+
+
+def test_the_index_lists_what_the_lmdb_holds(tmp_path):
+    write_images(tmp_path / "in", ["a/0.png", "a/1.png", "b/0.png"])
+    (tmp_path / "in" / "a" / "0.png").write_bytes(b"")
+    make_lmdb(tmp_path / "in", tmp_path / "out", "--split", "val", "--released")
+    assert open_split(tmp_path / "out", "val", image_size=16).keys == ["a/1.png", "b/0.png"]
+    (tmp_path / "out" / "val_faster_imagefolder.lmdb").unlink()
+    again = make_lmdb(tmp_path / "in", tmp_path / "out", "--split", "val", check=False)
+    assert again.returncode == 2 and "val_faster_imagefolder.lmdb.pt: exists already; delete it first" in again.stderr
+
+
+def test_names_that_the_released_program_cannot_read_are_refused(tmp_path):
+    write_images(tmp_path / "in", ["a/0.png", "a/blüte.png"])
+    with pytest.raises(UserError, match=r"a/blüte.png: its name is not ASCII"):
+        make_in_this_process(tmp_path / "in", tmp_path / "out", "val", resize=None, workers=1, released=True)
+    assert not (tmp_path / "out").exists()

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from helpers.formula_network import formula_network
 from helpers.golden import golden
 from helpers.pictures import write_images
-from helpers.programs import run_python
+from helpers.programs import ROOT, run_python
 from helpers.released_run import write_released_run
 from i2sb import load_model
 from i2sb.bridge import Bridge
+from i2sb.config import TrainConfig, fixed_settings
 from i2sb.errors import UserError
 from i2sb.network import build_network
 from i2sb.network_sizes import NETWORKS, UNetSize, find_network
-from i2sb.storage.released import recognise_network
+from i2sb.parsing import to_yaml
+from i2sb.storage.checkpoint import save_checkpoint
+from i2sb.storage.released import NEEDED, PARTS, TAKEN, check_expressible, recognise_network
 
 
 def test_released_run_gives_the_golden_outputs(tmp_path):
@@ -159,3 +167,154 @@ def test_described_networks_read_back():
     for wrong in ("unet-0x1-blocks1-attention-heads1", "unet-32x-blocks1-attention-heads1", "unet-32x1"):
         with pytest.raises(UserError, match=f"network {wrong}: unknown"):
             find_network(wrong)
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+
+# The flags that the released program saved with a run, in their order, and their types.
+SAVED = {
+    "int": "seed n_gpu_per_node node_rank num_proc_node image_size interval batch_size microbatch num_itr lr_step "
+    "local_rank global_rank global_size",
+    "float": "t0 T beta_max lr lr_gamma l2_norm ema",
+    "bool": "ot_ode clip_denoise cond_x1 add_x1_noise distributed use_fp16",
+    "str": "name master_address corrupt device",
+    "PosixPath": "dataset_dir log_dir ckpt_path",
+    "NoneType": "ckpt gpu log_writer wandb_api_key wandb_user load",
+}
+
+
+@pytest.fixture
+def export_released(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from export import export_released
+
+    return export_released
+
+
+def test_a_run_goes_to_the_released_program_and_back(tmp_path, trained_run, monkeypatch, export_released):
+    """With a small network in ADM-256's place."""
+    monkeypatch.setitem(NETWORKS, "adm256", NETWORKS["tiny"])
+    out = tmp_path / "theirs"
+    export_released(trained_run, out, overwrite=False)
+    assert sorted(path.name for path in out.iterdir()) == ["latest.pt", "options.pkl"]
+    for ema in (True, False):
+        want, got = (load_model(run, ema=ema) for run in (trained_run, out))
+        weights = got.network.state_dict()
+        assert list(weights) == list(want.network.state_dict())
+        assert all(torch.equal(weights[name], p) for name, p in want.network.state_dict().items())
+    assert (got.iteration, got.config.name, got.config.run_dir) == (
+        want.iteration,
+        "theirs",
+        out,
+    ) and got.iteration == 6
+    for name in (*NEEDED, *TAKEN, "dataset_dir"):
+        assert getattr(got.config, name) == getattr(want.config, name), name
+
+    options = pickle.loads((out / "options.pkl").read_bytes())
+    assert type(options) is argparse.Namespace
+    types = {name: kind for kind, names in SAVED.items() for name in names.split()}
+    assert {name: type(value).__name__ for name, value in vars(options).items()} == types
+    assert (options.dataset_dir, options.microbatch, options.global_size) == (Path(want.config.dataset_dir), 2, 1)
+    assert b"pathlib\nPosixPath" in (out / "options.pkl").read_bytes()  # Python before and after 3.13 finds it there
+
+    with pytest.raises(UserError, match="latest.pt: exists already; delete it first, or allow it with `overwrite`"):
+        export_released(trained_run, out, overwrite=False)
+    export_released(trained_run, out, overwrite=True)
+    with pytest.raises(UserError, match="holds a run of this program; name another folder"):
+        export_released(trained_run, trained_run, overwrite=True)
+    with pytest.raises(UserError, match="theirs: is a run of the released program already; copy it"):
+        export_released(out, tmp_path / "more", overwrite=False)
+    with pytest.raises(UserError, match="name no run: begin with a letter"):
+        export_released(trained_run, tmp_path / "no run", overwrite=False)
+    assert not (tmp_path / "more").exists() and not (tmp_path / "no run").exists()
+
+
+def test_the_released_program_can_go_on_with_it(tmp_path, trained_run, monkeypatch, export_released):
+    """Its optimizer is AdamW with StepLR, neither of them fused nor on this machine's device."""
+    monkeypatch.setitem(NETWORKS, "adm256", NETWORKS["tiny"])
+    export_released(trained_run, tmp_path / "theirs", overwrite=False)
+    state = torch.load(tmp_path / "theirs" / "latest.pt", weights_only=True)
+    assert tuple(state) == PARTS and list(state["ema"]) == ["decay", "num_updates", "shadow_params", "collected_params"]
+    net = build_network("tiny", Bridge(10).noise_levels)
+    net.load_state_dict(state["net"])
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["sched"])
+    ours = torch.load(trained_run / "latest.pt", weights_only=True)
+    assert optimizer.param_groups[0]["fused"] is None and ours["optimizer"]["param_groups"][0]["fused"]
+    assert scheduler.get_last_lr() == [group["lr"] for group in ours["optimizer"]["param_groups"]]
+    moments = [ours["optimizer"]["state"][i]["exp_avg"] for i in range(len(ours["optimizer"]["state"]))]
+    for p, want in zip(net.parameters(), moments, strict=True):
+        assert torch.equal(optimizer.state[p]["exp_avg"], want)
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    # Nothing is stored twice, as by tensors that share the mapped file: what is left out is small.
+    sizes = [(folder / "latest.pt").stat().st_size for folder in (trained_run, tmp_path / "theirs")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": "compact"}, "network compact: the released program has adm256 alone"),
+        ({"network": "my.py:Net"}, "network my.py:Net: the released program has adm256 alone"),
+        ({"corrupt": "paired"}, "corrupt paired: the released program has jpeg-5, jpeg-10, "),
+        ({"corrupt": "blur-uni-exact"}, "corrupt blur-uni-exact: the released"),
+        ({"corrupt": "jpeg-5,jpeg-10"}, "corrupt jpeg-5,jpeg-10: the released"),
+        ({"corrupt": "my.py:Fog"}, "corrupt my.py:Fog: the released"),
+        ({"image_channels": 1}, "image_channels 1: the released program has no such setting, and works as with 3"),
+        ({"crop": "random"}, "crop random: the released program has no such setting, and works as with center"),
+        ({"formulation": "regression"}, "formulation regression: the released .* works as with bridge"),
+        ({"formulation": "diffusion"}, "formulation diffusion: the released .* works as with bridge"),
+    ],
+)
+def test_what_the_released_program_cannot_express_is_refused(changes, words):
+    config = TrainConfig(name="a", dataset_dir="b", corrupt="mixture")
+    check_expressible(config)
+    same_network = "unet-256x1.1.2.2.4.4-blocks2-attention8.16.32-heads64"
+    check_expressible(replace(config, start_share=0.5, init="adm", mask_file="m.npz", network=same_network, T=2.0))
+    with pytest.raises(UserError, match=words):
+        check_expressible(replace(config, **changes))
+
+
+def test_export_says_in_a_line_what_it_refuses(tmp_path, trained_run, export_released, monkeypatch, capsys):
+    from export import main
+
+    def refuse(*flags):
+        monkeypatch.setattr("sys.argv", ["export.py", *map(str, flags), "--results-dir", str(trained_run.parent)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1, said
+        return said
+
+    released = ["--released", tmp_path / "theirs"]
+    assert "config.yaml: --network tiny: the released program has adm256 alone" in refuse(trained_run.name, *released)
+    assert "--half: leave it out" in refuse(trained_run.name, *released, "--half")
+    either = "give either a file to write, or a folder with --released"
+    assert either in refuse(trained_run.name) and either in refuse(trained_run.name, "a.safetensors", *released)
+    assert "nowhere: there is no such run" in refuse("nowhere", *released)
+    assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.slow
+def test_the_full_size_network_goes_to_the_released_program_and_back(tmp_path, export_released):
+    """Three and a half gigabytes of memory, four and a half of disk."""
+    config = TrainConfig(name="large", dataset_dir="/dataset", corrupt="inpaint-center", ot_ode=True, beta_max=1.0)
+    with torch.device("meta"):
+        shapes = build_network(config.network, Bridge().noise_levels).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    net = {name: torch.randn(p.shape, generator=generator) for name, p in shapes.items()}
+    ema = {"decay": 0.99, "num_updates": 3, "shadow_params": list(net.values()), "collected_params": None}
+    progress = {"iteration": 3, "num_images_seen": 0, "bad_steps": 0, "world_size": 1, "microbatch": 2}
+    state = {"net": net, "ema": ema, "optimizer": {"state": {}, "param_groups": []}, "sched": None}
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "config.yaml").write_text(to_yaml(config))
+    save_checkpoint(tmp_path / "large", {**state, "progress": progress, "settings": fixed_settings(config)}, 3, 1)
+    export_released(tmp_path / "large", tmp_path / "theirs", overwrite=False)
+    options = pickle.loads((tmp_path / "theirs" / "options.pkl").read_bytes())
+    assert options.microbatch == 2  # which `microbatch` auto had come to
+    model = load_model(tmp_path / "theirs")
+    assert model.config.network == "adm256" and model.config.corrupt == "inpaint-center" and model.iteration == 3
+    assert all(torch.equal(p, net[name]) for name, p in model.network.state_dict().items())
