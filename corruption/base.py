@@ -102,6 +102,8 @@ class Corruption(nn.Module):
     kinds: how many degradations take turns in an evaluation.
     draws_masks: whether it draws masks of its own where the published evaluation has a file of them.
     reference_split: the split whose images the published evaluation of it takes FID from, train or val.
+    multiple: what the sides of a picture of any size are brought to multiples of, mirrored, before it is degraded or
+    restored with the operator; the usual 16 are JPEG's. `check_shape` must let such sides through, unless they are few.
     """
 
     note: str = ""
@@ -111,6 +113,7 @@ class Corruption(nn.Module):
     kinds: int = 1
     draws_masks: bool = False
     reference_split: str = "val"
+    multiple: int = 16
 
     def forward(self, clean: Tensor, generator: Generators = None, index: Sequence[int] | None = None) -> Corrupted:
         """Degrade `clean` [B, C, H, W] in [-1, 1], in float32 under any autocast and any matrix precision.

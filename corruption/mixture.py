@@ -1,5 +1,6 @@
 """Mixtures: every image has one of several degradations, so that one network learns them all."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import cast
@@ -28,6 +29,7 @@ class Mixture(Corruption):
         self.draws_masks = any(part.draws_masks for part in parts)
         splits = {part.reference_split for part in parts}
         self.reference_split = splits.pop() if len(splits) == 1 else "val"
+        self.multiple = math.lcm(*(part.multiple for part in parts))
         self.note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
 
     def check_shape(self, channels: int, height: int, width: int) -> None:

@@ -26,12 +26,9 @@ from i2sb.storage.checkpoint import PARTS, averaged_weights, find_checkpoint, re
 from i2sb.storage.exported import ENDING, Exported, read_export
 from i2sb.storage.released import PARTS as RELEASED_PARTS
 from i2sb.storage.released import is_released, read_options, recognise_network
-from i2sb.tasks import build_formulation, build_task_corruption
+from i2sb.tasks import build_formulation, build_task_corruption, task_multiple
 from i2sb.tensor_files import check_finite, describe_shape, load_weights
 from i2sb.tiles import pad_reflect, tiled
-
-# Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
-DEGRADABLE = 16
 
 # Degraded images lie in [-1, 1], with noise of unit variance within ±6 or so. Beyond this they are of another scale.
 LARGEST = 10.0
@@ -153,8 +150,10 @@ class RestorationModel:
         height, width = degraded.shape[-2:]
         needs_operator = self.formulation.needs_operator(options.consistency)
         if corruption is None and needs_operator:
-            corruption = self._build_own_corruption(*self.padded_sides(height, width, degradable=True))
-        multiple = self.multiple(degradable=needs_operator)
+            corruption = self._build_own_corruption(height, width)
+        multiple = self.network.multiple
+        if needs_operator and corruption is not None:
+            multiple = math.lcm(multiple, corruption.multiple)
         shown = pad_reflect(degraded.float().to(self.device), multiple)
         mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
@@ -225,16 +224,13 @@ class RestorationModel:
             net = tiled(net, options.tile, options.overlap, tiles_at_once)
         return self.formulation.sample(net, batch, options, noise.randn_like, Hooks(refine, callback, states))
 
-    def multiple(self, *, degradable: bool = False) -> int:
-        """Return what the sides of images must be multiples of; `degradable`: for every degradation, too."""
-        return math.lcm(self.network.multiple, DEGRADABLE) if degradable else self.network.multiple
-
-    def padded_sides(self, height: int, width: int, *, degradable: bool = False) -> tuple[int, int]:
-        """Return the sides of what `restore` computes on for images of these sides."""
-        multiple = self.multiple(degradable=degradable)
+    def padded_sides(self, height: int, width: int, corrupt: str) -> tuple[int, int]:
+        """Return the sides of what `restore` computes on with the operator of the degradation `corrupt`."""
+        multiple = math.lcm(self.network.multiple, task_multiple(corrupt))
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
     def _build_own_corruption(self, height: int, width: int) -> Corruption | None:
+        """Build the run's degradation for images of these sides, once they are padded."""
         if is_custom(self.config.corrupt):
             raise UserError(
                 "corruption",
@@ -242,6 +238,7 @@ class RestorationModel:
                 f"the run's degradation {self.config.corrupt} is needed and is code, which is not run unasked: "
                 "build it and give it here, if you trust that file",
             )
+        height, width = self.padded_sides(height, width, self.config.corrupt)
         corruption = build_task_corruption(self.config, height, self.device)
         if corruption is not None:
             corruption.check_shape(self.config.image_channels, height, width)

@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 
 import torch
 
-from corruption import Corruption, CorruptionError, ShapeError, build_corruption, is_custom
+from corruption import Corruption, CorruptionError, ShapeError, build_corruption, find_multiple, is_custom
 from i2sb.batch import Batch, make_batch
 from i2sb.config import PAIRED, TrainConfig
 from i2sb.data.dataset import ImageDataset, open_split
@@ -39,6 +39,19 @@ def build_task_corruption(
         return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
     except ShapeError as error:
         raise UserError(setting, image_size if setting else None, str(error)) from None
+    except CorruptionError as error:
+        raise UserError(error.setting, error.value, error.must) from error
+
+
+def task_multiple(corrupt: str) -> int:
+    """Return what sides of pictures are brought to multiples of for a degradation; 1 where none is made.
+
+    Raises UserError like `build_task_corruption`.
+    """
+    if corrupt == PAIRED:
+        return 1
+    try:
+        return find_multiple(corrupt)
     except CorruptionError as error:
         raise UserError(error.setting, error.value, error.must) from error
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from corruption import CORRUPTIONS, LinearCorruption, build_corruption
+from corruption import build_corruption
+from helpers.degradations import LINEAR, SIDE
 from i2sb.bridge import Bridge
 from i2sb.consistency import advise_consistency, check_consistency, make_consistency
 from i2sb.sampler import sample
-
-SIDE = 32
-LINEAR = [name for name in CORRUPTIONS if isinstance(build_corruption(name, SIDE), LinearCorruption)]
 
 
 def draw(seed: int, dtype=torch.float32) -> torch.Tensor:

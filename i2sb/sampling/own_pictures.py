@@ -5,6 +5,7 @@ where it was stopped, and no file is replaced unless this program made it from t
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +140,8 @@ class OwnPictures:
         corruption = self._build_corruption(job) if config.corrupt or self.needs_operator else None
         if config.corrupt and corruption is not None:
             noise = ImageNoise(options.seed, Purpose.SAMPLE, [0])
-            clean = pad_reflect(degraded, model.multiple(degradable=True)).to(model.device)
+            multiple = math.lcm(model.network.multiple, corruption.multiple)
+            clean = pad_reflect(degraded, multiple).to(model.device)
             degraded, mask = corruption(clean, noise.degradation_generators(), [0])
         recorder = None
         if config.save_trajectory:
@@ -226,7 +228,7 @@ class OwnPictures:
                 f"the run's degradation must be known, and {corrupt} is code, which is not run unasked",
             )
         task = replace(self.model.config, corrupt=corrupt, mask_file="")
-        height, width = self.model.padded_sides(job.height, job.width, degradable=True)
+        height, width = self.model.padded_sides(job.height, job.width, corrupt)
         try:
             corruption = build_task_corruption(task, height, self.model.device)
         except UserError as error:
