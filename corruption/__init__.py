@@ -105,14 +105,18 @@ CORRUPTIONS: tuple[str, ...] = tuple(
 )
 
 
-def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 3, **options: Any) -> Corruption:
+def build_corruption(
+    name: str, image_size: int = 256, *, image_channels: int = 3, degradation_noise: float = 0.0, **options: Any
+) -> Corruption:
     """Build the degradation `name` for square images of `image_size` pixels.
 
     name: one of CORRUPTIONS, jpeg-Q for any quality, srNx-pool or srNx-bicubic for any factor, such as sr3x-pool,
     path/to/file.py:ClassName for a class of the user's own, whose file is then run, or several of these with commas
     between: the mixture of them, every one as likely (twice as likely if it is given twice).
+    degradation_noise: standard deviation of the noise in what a linear degradation measures of images in [-1, 1].
     options: mask_file, the published freeform masks, for those that have such holes.
-    Raises CorruptionError for an unknown name and for unknown options, ShapeError for images that it cannot take.
+    Raises CorruptionError for an unknown name, for unknown options and for noise where it has no meaning, ShapeError
+    for images that it cannot take.
 
     >>> clean = torch.rand(2, 3, 64, 64) * 2 - 1
     >>> build_corruption("jpeg-10", 64)(clean).image.shape
@@ -135,6 +139,12 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
             part.check_shape(image_channels, image_size, image_size)
     except ValueError as error:
         raise ShapeError(str(error)) from None
+    if degradation_noise:
+        for part_name, part in zip(names, parts, strict=True):
+            try:
+                part.set_noise(degradation_noise)
+            except ValueError as error:
+                raise CorruptionError("degradation_noise", degradation_noise, f"{part_name}: {error}") from None
     for part_name, part in zip(names, parts, strict=True):
         if is_custom(part_name):
             check_custom(part_name, part, image_channels, image_size, image_size)

@@ -30,6 +30,7 @@ class Mixture(Corruption):
         splits = {part.reference_split for part in parts}
         self.reference_split = splits.pop() if len(splits) == 1 else "val"
         self.multiple = math.lcm(*(part.multiple for part in parts))
+        self.noise = max(part.noise for part in parts)
         self.note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
@@ -49,7 +50,7 @@ class Mixture(Corruption):
         for kind, group in groupby(rows, key=kinds.__getitem__):
             own = list(group)
             part = ordered[begin : begin + len(own)]
-            done = cast(Corruption, self.parts[kind]).degrade(part, draws.select(own))
+            done = cast(Corruption, self.parts[kind]).observe(part, draws.select(own))
             image.append(done.image)
             mask.append(torch.zeros_like(part[:, :1]) if done.mask is None else done.mask)
             begin += len(own)

@@ -6,7 +6,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from corruption.base import Corrupted, Draws, LinearCorruption, cached_table
+from corruption.base import Corrupted, Draws, FlatCorruption, LinearCorruption, Weigh, cached_table
 
 
 class SuperResolution(LinearCorruption):
@@ -27,13 +27,16 @@ class SuperResolution(LinearCorruption):
             )
 
     def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
-        return Corrupted(_repeat(self.A(clean), self.factor))
+        return Corrupted(self.show(self.A(clean)))
+
+    def show(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return _repeat(y, self.factor)
 
     def measure(self, degraded: Tensor, mask: Tensor | None = None) -> Tensor:
         return degraded[..., :: self.factor, :: self.factor]
 
 
-class PoolSuperResolution(SuperResolution):
+class PoolSuperResolution(SuperResolution, FlatCorruption):
     """`srNx-pool`: the mean of each N x N block."""
 
     def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -45,6 +48,9 @@ class PoolSuperResolution(SuperResolution):
 
     def A_pinv(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return _repeat(y, self.factor)
+
+    def singular_value(self) -> float:
+        return 1 / self.factor  # A Aᵀ = I / factor²
 
 
 class BicubicSuperResolution(SuperResolution):
@@ -64,6 +70,12 @@ class BicubicSuperResolution(SuperResolution):
     def A_pinv(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         height, width = (bicubic_inverse(side * self.factor, self.factor, like=y) for side in y.shape[-2:])
         return height @ (y @ width.T)
+
+    def reweigh(self, x: Tensor, weigh: Weigh, mask: Tensor | None = None) -> Tensor:
+        V_height, V_width = (bicubic_vectors(side, self.factor, like=x) for side in x.shape[-2:])
+        s_height, s_width = (bicubic_values(side, self.factor, like=x) for side in x.shape[-2:])
+        weights = weigh(torch.outer(s_height, s_width))
+        return V_height @ (V_height.T @ x @ V_width).mul_(weights) @ V_width.T
 
 
 @cached_table
@@ -97,6 +109,20 @@ def bicubic_matrix(side: int, factor: int) -> Tensor:
 def bicubic_inverse(side: int, factor: int) -> Tensor:
     """Return the pseudo-inverse [side, side / factor] of the shrinking matrix, float64."""
     return torch.linalg.pinv(bicubic_matrix(side, factor, like=torch.zeros((), dtype=torch.float64)))
+
+
+@cached_table
+def bicubic_vectors(side: int, factor: int) -> Tensor:
+    """Return the right singular vectors [side, side] of the shrinking matrix, in columns, float64."""
+    _, _, Vt = torch.linalg.svd(bicubic_matrix(side, factor, like=torch.zeros((), dtype=torch.float64)))
+    return Vt.T
+
+
+@cached_table
+def bicubic_values(side: int, factor: int) -> Tensor:
+    """Return the singular values [side] of the shrinking matrix, float64: 0 from the (side / factor)-th on."""
+    s = torch.linalg.svdvals(bicubic_matrix(side, factor, like=torch.zeros((), dtype=torch.float64)))
+    return torch.cat([s, s.new_zeros(side - len(s))])
 
 
 def _cubic(x: Tensor, a: float = -0.5) -> Tensor:

@@ -168,10 +168,11 @@ class RestorationModel:
         batch = Batch(
             x0=None,
             x1=x1,
-            mask=find_region(mask, corruption),
+            mask=find_region(mask, corruption, denoises=self.config.degradation_noise > 0),
             cond=usual_cond if cond is None else cond,
             shown=shown,
             corruption=corruption,
+            hole=mask,
         )
         trajectory = self.restore_batch(
             batch, noise, options, tiles_at_once=tiles_at_once, callback=callback, states=states
@@ -216,7 +217,7 @@ class RestorationModel:
         check_consistency(options.consistency, self.config.corrupt, batch.corruption)
         self.formulation.check_degradation(batch.corruption)
         refine = make_consistency(
-            options.consistency, batch.corruption, batch.shown, batch.mask, weight=options.consistency_weight
+            options.consistency, batch.corruption, batch.shown, batch.hole, weight=options.consistency_weight
         )
         net: Callable[..., Tensor] = self.network
         if options.tile:

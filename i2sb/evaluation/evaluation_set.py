@@ -79,7 +79,12 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
         return _open_released(config, path, files)
     folder = SampleFolder.open(path)
     settings = folder.settings
-    run_config = replace(read_run_config(config.run_dir), corrupt=settings.corrupt, mask_file=settings.mask_file)
+    run_config = replace(
+        read_run_config(config.run_dir),
+        corrupt=settings.corrupt,
+        mask_file=settings.mask_file,
+        degradation_noise=settings.degradation_noise,
+    )
     if config.corrupt not in ("", settings.corrupt):
         raise UserError("corrupt", config.corrupt, f"the images in {folder.path} were made with {settings.corrupt}")
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / SETTINGS)

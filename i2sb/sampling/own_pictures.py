@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from corruption import Corruption, is_custom
-from i2sb.config import SampleConfig, SamplingOptions
+from i2sb.config import SampleConfig, SamplingOptions, TrainConfig
 from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.errors import FileError, UserError, list_differences, require
 from i2sb.files import append, hash_file, remove_partials, write_text
@@ -35,7 +35,7 @@ from i2sb.sampling.picture_files import (
 )
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.sample_folder import MANIFEST, OLDER_SETTINGS, TRAJECTORIES, describe_network, read_manifest
-from i2sb.tasks import build_task_corruption
+from i2sb.tasks import build_task_corruption, choose_degradation
 from i2sb.tiles import pad_reflect
 
 LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
@@ -69,6 +69,8 @@ class OwnPictures:
         self.needs_operator = model.formulation.needs_operator(options.consistency)
         self.output = Path(config.output)
         self._check_folders()
+        noise, used = config.degradation_noise, bool(config.corrupt) or self.needs_operator
+        require(noise is None or used, "degradation_noise", noise, "nothing here uses it; it belongs to `corrupt`")
         sources = dict(list(find_pictures(Path(config.input)).items())[: config.limit])
         masks = self._find_masks(list(sources))
         self.jobs: list[Job] = []
@@ -218,16 +220,14 @@ class OwnPictures:
 
     def _build_corruption(self, job: Job) -> Corruption | None:
         """Build the degradation that is applied to a picture, or undone with its operator, for its sides."""
-        corrupt = self.config.corrupt or self.model.config.corrupt
-        if job.mask and not self.model.formulation.sees_degradation:
-            corrupt = "inpaint-center"  # any inpainting does: its operator takes the mask that it is given
+        task = self._choose_degradation(job)
+        corrupt = task.corrupt
         if is_custom(corrupt) and not self.config.corrupt:
             raise UserError(
                 "input",
                 None,
                 f"the run's degradation must be known, and {corrupt} is code, which is not run unasked",
             )
-        task = replace(self.model.config, corrupt=corrupt, mask_file="")
         height, width = self.model.padded_sides(job.height, job.width, corrupt)
         try:
             corruption = build_task_corruption(task, height, self.model.device)
@@ -241,6 +241,14 @@ class OwnPictures:
         check_consistency(self.options.consistency, corrupt, corruption)
         self.model.formulation.check_degradation(corruption)
         return corruption
+
+    def _choose_degradation(self, job: Job) -> TrainConfig:
+        """Return the run's settings with the degradation of a picture, its noise, and masks that the program draws."""
+        corrupt, saved = self.config.corrupt or self.model.config.corrupt, self.config.run_dir / "config.yaml"
+        if job.mask and not self.model.formulation.sees_degradation:
+            corrupt = "inpaint-center"  # any inpainting does: its operator takes the mask that it is given
+        task = choose_degradation(self.model.config, corrupt, "", saved, self.config.degradation_noise)
+        return replace(task, mask_file="")
 
     # --- What was restored before ------------------------------------------------------------------------------------
 
@@ -270,10 +278,12 @@ class OwnPictures:
             raise FileError(job.out, f"was restored from another {job.name}, or with another mask; {advice}")
 
     def _line(self, job: Job) -> dict[str, Any]:
+        known = self.config.corrupt or self.needs_operator
         settings = {
             **describe_network(self.config, self.model.iteration, self.config.corrupt),
             **self.settle(job).record(),
             "corrupt": self.config.corrupt,
+            "degradation_noise": self._choose_degradation(job).degradation_noise if known else 0.0,
         }
         return {
             "file": job.name,

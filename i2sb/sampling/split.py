@@ -67,7 +67,8 @@ def run(config: SampleConfig) -> None:
 def _restore_split(config: SampleConfig, world: World, model: RestorationModel, options: SamplingOptions) -> None:
     image_size = config.image_size or model.config.restored_size
     check_image_size(model.config.network, image_size, multiple=model.network.multiple)
-    task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
+    saved = config.run_dir / "config.yaml"
+    task = choose_degradation(model.config, config.corrupt, config.mask_file, saved, config.degradation_noise)
     corruption = build_task_corruption(task, image_size, world.device, setting="image_size")
     check_consistency(options.consistency, task.corrupt, corruption)
     model.formulation.check_degradation(corruption)
@@ -79,6 +80,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         **describe_network(config, model.iteration, task.corrupt),
         corrupt=task.corrupt,
         mask_file=task.mask_file,
+        degradation_noise=task.degradation_noise,
         dataset_dir=str(Path(dataset_dir)),
         subset=config.subset,
         image_size=image_size,
@@ -145,7 +147,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             pin_memory=world.device.type == "cuda",
         ):
             noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
-            batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
+            batch = make_task_batch(model.config, loaded, corruption, noise, world.device, evaluation=True)
             recorder = None
             if config.save_trajectory:
                 recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size)

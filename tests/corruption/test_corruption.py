@@ -23,19 +23,34 @@ COLOUR_ONLY = {"jpeg", "decolor", "mixture", "blur-uni", "blur-gauss"}
 SQUARE_ONLY = {"blur-uni", "blur-gauss", "mixture"}
 
 
+NOISE = 0.2
+CASES = [*((name, 0.0) for name in EXAMPLES), *((name, NOISE) for name in LINEAR)]
+
+
 @pytest.fixture(scope="module")
 def built() -> dict[str, Corruption]:
     return {name: build_corruption(name, SIZE) for name in EXAMPLES}
 
 
-@pytest.fixture(params=EXAMPLES)
-def name(request):
+@pytest.fixture(scope="module")
+def noisy() -> dict[str, Corruption]:
+    return {name: build_corruption(name, SIZE, degradation_noise=NOISE) for name in LINEAR}
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case[0] + "-noisy" * (case[1] > 0))
+def case(request):
     return request.param
 
 
 @pytest.fixture
-def corruption(name, built):
-    return built[name]
+def name(case):
+    return case[0]
+
+
+@pytest.fixture
+def corruption(case, built, noisy):
+    name, noise = case
+    return noisy[name] if noise else built[name]
 
 
 @pytest.fixture
@@ -82,6 +97,7 @@ def test_shape_type_range_and_mask(name, corruption, clean):
     done = corruption(clean, torch.Generator().manual_seed(0))
     assert done.image.shape == clean.shape and done.image.dtype == torch.float32 and done.image.is_contiguous()
     # JPEG of noise overshoots widely, the published blur darkens by a third; but no other scale, and no constant.
+    # Noise adds five standard deviations or so.
     assert done.image.abs().max() < 3.5 and done.image.std() > 0.03
     assert (done.mask is None) == ("inpaint" not in name)
     if done.mask is None:
@@ -89,7 +105,7 @@ def test_shape_type_range_and_mask(name, corruption, clean):
     assert done.mask.shape == (3, 1, SIZE, SIZE) and done.mask.dtype == torch.float32
     assert set(done.mask.unique().tolist()) == {0.0, 1.0}
     outside = (done.mask == 0).expand_as(clean)
-    assert torch.equal(done.image[outside], clean[outside])
+    assert torch.equal(done.image[outside], clean[outside]) == (not corruption.noise)
     assert (done.image[~outside] == 1).all()
 
 
@@ -125,7 +141,8 @@ def test_is_determined_by_the_seed_and_by_the_image_alone(corruption, clean):
     last = corruption(clean[2:], generators(2, 3))
     torch.testing.assert_close(last.image, whole.image[2:], rtol=0, atol=1e-5)
     fixed = corruption(clean, generators(0, 3), [4, 5, 6])
-    last = corruption(clean[2:], generators(7, 8), [6])  # in evaluation the number decides, whatever is drawn besides
+    # In evaluation the number decides, whatever is drawn besides; of noise the seed does.
+    last = corruption(clean[2:], generators(2, 3) if corruption.noise else generators(7, 8), [6])
     torch.testing.assert_close(last.image, fixed.image[2:], rtol=0, atol=1e-5)
 
 
@@ -162,7 +179,7 @@ def test_builds_nothing_at_call_time(corruption, clean, monkeypatch):
 @pytest.mark.gpu
 def test_is_the_same_on_a_gpu(name, corruption, clean):
     want = corruption(clean, generators(0, 3))
-    done = build_corruption(name, SIZE).cuda()(clean.cuda(), generators(0, 3))
+    done = build_corruption(name, SIZE, degradation_noise=corruption.noise).cuda()(clean.cuda(), generators(0, 3))
     wrong = (done.image.cpu() - want.image).abs() > 5e-3
     assert wrong.float().mean() < 0.01
     assert want.mask is None or torch.equal(done.mask.cpu(), want.mask)
@@ -188,6 +205,42 @@ def test_degraded_images_show_the_measurement(linear):
     torch.testing.assert_close(
         corruption.measure(done.image, done.mask).double(), corruption.A(x, done.mask), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_noise_is_in_what_was_measured(name, built, noisy):
+    """σ times a standard normal number for each that was measured; the image is what shows the noisy measurement."""
+    x = torch.rand(16, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    plain, done = (corruption[name](x, generators(0, 16)) for corruption in (built, noisy))
+    assert (plain.mask is None and done.mask is None) or torch.equal(plain.mask, done.mask), "other holes"
+    y, exact = (built[name].measure(*corrupted).double() for corrupted in (done, plain))
+    torch.testing.assert_close(built[name].show(y.float(), done.mask), done.image, rtol=0, atol=1e-5)
+    n = (y - exact) / NOISE
+    if done.mask is not None:
+        known = (done.mask == 0).expand_as(n)
+        assert (n[~known] == 0).all()
+        n = n[known]
+    within = 5 / n.numel() ** 0.5  # standard errors
+    assert abs(n.mean()) < within and abs(n.square().mean() - 1) < 2**0.5 * within
+    assert abs((n.flatten()[1:] * n.flatten()[:-1]).mean()) < within, "neighbours have the same noise"
+
+
+def test_noise_in_a_mixture_is_that_of_its_parts(clean):
+    names = ["sr3x-pool", "blur-gauss-exact"]
+    mixture = build_corruption(",".join(names), SIZE, degradation_noise=NOISE)
+    done = mixture(clean, generators(0, 3), [0, 1, 2]).image
+    for row in range(3):
+        part = build_corruption(names[row % 2], SIZE, degradation_noise=NOISE)
+        want = part(clean[row : row + 1], generators(row, row + 1), [row]).image[0]
+        torch.testing.assert_close(done[row], want, rtol=0, atol=1e-5)
+    assert mixture.noise == NOISE
+
+
+@pytest.mark.parametrize("name", ["jpeg-5", "mixture", "sr4x-pool,jpeg-5"])
+def test_noise_without_a_measurement_is_refused(name):
+    with pytest.raises(ValueError, match="degradation_noise 0.1: .* is no linear degradation") as error:
+        build_corruption(name, SIZE, degradation_noise=0.1)
+    assert error.value.setting == "degradation_noise"
 
 
 def test_transpose(linear):
@@ -226,6 +279,12 @@ def test_operators_agree_with_a_dense_matrix(name, built):
     torch.testing.assert_close(corruption.A_transpose(y, mask).flatten(), matrix.T @ y.flatten())
     inverse = torch.linalg.pinv(matrix, rtol=1e-4)
     torch.testing.assert_close(corruption.A_pinv(y, mask).flatten(), inverse @ y.flatten(), rtol=0, atol=1e-4)
+    _, s, Vt = torch.linalg.svd(matrix)
+    s = torch.cat([s, s.new_zeros(len(Vt) - len(s))])
+    s = torch.where(s < 1e-4, 0.0, s)
+    weigh = lambda s: torch.where(s == 0, 3.0, torch.exp(-s))
+    want = Vt.T @ (weigh(s) * (Vt @ x.flatten()))
+    torch.testing.assert_close(corruption.reweigh(x, weigh, mask).flatten(), want, rtol=0, atol=1e-5)
 
 
 def test_gradients_pass_through_operators(linear):
