@@ -1,5 +1,6 @@
 """The degradations by name. Images are [B, C, H, W] in [-1, 1]; nothing here knows about the bridge."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -27,26 +28,57 @@ __all__ = [
     "ShapeError",
     "build_corruption",
     "describe_corruptions",
+    "find_multiple",
     "is_custom",
 ]
 
 
+class _Number(NamedTuple):
+    """The number in the names of a family. pattern: such a name, as a regular expression with the number in its group;
+    word: what the number is; least, most: what it may be, as far as the images' size does not say so.
+    """
+
+    pattern: str
+    word: str
+    least: int
+    most: int | None = None
+
+
 class _Entry(NamedTuple):
-    """What a name stands for. build: from the side of the (square) images and the options it takes."""
+    """What a name stands for, or the names of a family.
+
+    build: from the side of the (square) images, in a family the number, and the options it takes.
+    """
 
     build: Callable[..., Corruption]
     description: str
     options: tuple[str, ...] = ()
+    number: _Number | None = None
 
 
 # The order of the mixture's nine is published: image i of an evaluation has number i mod 9.
-_PUBLISHED = {
-    "jpeg-5": _Entry(lambda side: JPEG(5), "JPEG of quality 5; any jpeg-Q with Q from 1 to 100"),
-    "jpeg-10": _Entry(lambda side: JPEG(10), "JPEG of quality 10"),
+_PUBLISHED = (
+    *("jpeg-5", "jpeg-10", "blur-uni", "blur-gauss", "sr4x-pool", "sr4x-bicubic"),
+    *("inpaint-center", "inpaint-freeform1020", "inpaint-freeform2030"),
+)
+_TABLE = {
+    "jpeg-Q": _Entry(
+        lambda side, quality: JPEG(quality),
+        "JPEG of quality Q, 1 to 100, without its file; published are 5 and 10",
+        number=_Number(r"jpeg-([0-9]{1,9})", "quality", 1, 100),
+    ),
     "blur-uni": _Entry(lambda side: PublishedBlur(UNIFORM, side), "uniform blur as published, its faults included"),
     "blur-gauss": _Entry(lambda side: PublishedBlur(GAUSSIAN, side), "Gaussian blur as published, its faults included"),
-    "sr4x-pool": _Entry(lambda side: PoolSuperResolution(), "shrunk 4x by block means, shown at the old size"),
-    "sr4x-bicubic": _Entry(lambda side: BicubicSuperResolution(), "shrunk 4x by a cubic kernel, shown at the old size"),
+    "srNx-pool": _Entry(
+        lambda side, factor: PoolSuperResolution(factor),
+        "shrunk N times, 2 or more, by block means, shown at the old size; published is sr4x-pool",
+        number=_Number(r"sr([0-9]{1,9})x-pool", "factor", 2),
+    ),
+    "srNx-bicubic": _Entry(
+        lambda side, factor: BicubicSuperResolution(factor),
+        "shrunk N times, 2 or more, by a cubic kernel, shown at the old size; published is sr4x-bicubic",
+        number=_Number(r"sr([0-9]{1,9})x-bicubic", "factor", 2),
+    ),
     "inpaint-center": _Entry(lambda side: CenterInpainting(), "the middle quarter is missing"),
     "inpaint-freeform1020": _Entry(
         lambda side, **options: FreeformInpainting((10, 20), **options),
@@ -58,30 +90,35 @@ _PUBLISHED = {
         "brush strokes over 20 to 30 % of the area are missing",
         ("mask_file",),
     ),
-}
-_TABLE = {
-    **_PUBLISHED,
     "blur-uni-exact": _Entry(lambda side: ExactBlur(UNIFORM), "uniform blur, nine taps, done right"),
     "blur-gauss-exact": _Entry(lambda side: ExactBlur(GAUSSIAN), "Gaussian blur, five taps, done right"),
     "decolor": _Entry(lambda side: Decoloring(), "grey; use it with --add-x1-noise --cond-x1"),
     "mixture": _Entry(
-        lambda side, **options: Mixture(_build_each(_PUBLISHED.values(), side, options), blind=True),
+        lambda side, **options: Mixture(_build_each(map(_find, _PUBLISHED), side, options), blind=True),
         "one of the nine published ones, at random for each image",
         ("mask_file",),
     ),
 }
 
-CORRUPTIONS: tuple[str, ...] = tuple(_TABLE)
+# The published names, and all that are no family's.
+CORRUPTIONS: tuple[str, ...] = tuple(
+    dict.fromkeys((*_PUBLISHED, *(name for name, entry in _TABLE.items() if entry.number is None)))
+)
 PUBLISHED: tuple[str, ...] = (*_PUBLISHED, "mixture")  # those that the released program has
 
 
-def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 3, **options: Any) -> Corruption:
+def build_corruption(
+    name: str, image_size: int = 256, *, image_channels: int = 3, degradation_noise: float = 0.0, **options: Any
+) -> Corruption:
     """Build the degradation `name` for square images of `image_size` pixels.
 
-    name: one of CORRUPTIONS, jpeg-Q for any quality, path/to/file.py:ClassName for a class of the user's own, whose
-    file is then run, or several of these with commas between: the mixture of them, every one as likely (twice as likely
-    if it is given twice). options: mask_file, the published freeform masks, for those that have such holes.
-    Raises CorruptionError for an unknown name and for unknown options, ShapeError for images that it cannot take.
+    name: one of CORRUPTIONS, jpeg-Q for any quality, srNx-pool or srNx-bicubic for any factor, such as sr3x-pool,
+    path/to/file.py:ClassName for a class of the user's own, whose file is then run, or several of these with commas
+    between: the mixture of them, every one as likely (twice as likely if it is given twice).
+    degradation_noise: standard deviation of the noise in what a linear degradation measures of images in [-1, 1].
+    options: mask_file, the published freeform masks, for those that have such holes.
+    Raises CorruptionError for an unknown name, for unknown options and for noise where it has no meaning, ShapeError
+    for images that it cannot take.
 
     >>> clean = torch.rand(2, 3, 64, 64) * 2 - 1
     >>> build_corruption("jpeg-10", 64)(clean).image.shape
@@ -104,10 +141,25 @@ def build_corruption(name: str, image_size: int = 256, *, image_channels: int = 
             part.check_shape(image_channels, image_size, image_size)
     except ValueError as error:
         raise ShapeError(str(error)) from None
+    if degradation_noise:
+        for part_name, part in zip(names, parts, strict=True):
+            try:
+                part.set_noise(degradation_noise)
+            except ValueError as error:
+                raise CorruptionError("degradation_noise", degradation_noise, f"{part_name}: {error}") from None
     for part_name, part in zip(names, parts, strict=True):
         if is_custom(part_name):
             check_custom(part_name, part, image_channels, image_size, image_size)
     return parts[0] if len(parts) == 1 else Mixture(parts)
+
+
+def find_multiple(name: str) -> int:
+    """Return what the sides of pictures are brought to multiples of for the degradation `name` (`Corruption.multiple`).
+
+    As build_corruption does, it runs the file of a class of the user's own, and raises CorruptionError.
+    """
+    parts = _build_each(map(_find, name.split(",")), Corruption.multiple, {})
+    return math.lcm(*(part.multiple for part in parts))
 
 
 def _build_each(entries: Iterable[_Entry], side: int, options: Mapping[str, Any]) -> list[Corruption]:
@@ -116,7 +168,7 @@ def _build_each(entries: Iterable[_Entry], side: int, options: Mapping[str, Any]
 
 
 def describe_corruptions() -> str:
-    """Return a line for each degradation, as `--corrupt help` prints them."""
+    """Return a line for each degradation and each family of them, as `--corrupt help` prints them."""
     lines = [f"{name:22}{entry.description}" for name, entry in _TABLE.items()]
     lines += [
         f"{'paired':22}none: the data set holds degraded images itself, as degraded/ beside clean/",
@@ -127,15 +179,23 @@ def describe_corruptions() -> str:
 
 
 def _find(name: str) -> _Entry:
-    if name in _TABLE:
-        return _TABLE[name]
+    """Return the row of a name; of a family's, with the number in it given to `build`."""
     if is_custom(name):
         return _Entry(lambda side: build_custom(name), "")
-    quality = re.fullmatch(r"jpeg-([0-9]+)", name)
-    if quality:
-        if not 1 <= int(quality[1]) <= 100:
-            raise CorruptionError("corrupt", name, "the quality must be between 1 and 100")
-        return _Entry(lambda side: JPEG(int(quality[1])), "")
-    near = get_close_matches(name, CORRUPTIONS, n=1)
+    for known, entry in _TABLE.items():
+        if entry.number is None:
+            if name == known:
+                return entry
+        elif match := re.fullmatch(entry.number.pattern, name):
+            return _settle_number(name, entry, entry.number, int(match[1]))
+    known_names = tuple(dict.fromkeys((*CORRUPTIONS, *_TABLE)))
+    near = get_close_matches(name, known_names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise CorruptionError("corrupt", name, f"unknown degradation; {hint}there are {', '.join(CORRUPTIONS)}")
+    raise CorruptionError("corrupt", name, f"unknown degradation; {hint}there are {', '.join(known_names)}")
+
+
+def _settle_number(name: str, entry: _Entry, number: _Number, value: int) -> _Entry:
+    if value < number.least or (number.most is not None and value > number.most):
+        bounds = f"at least {number.least}" if number.most is None else f"between {number.least} and {number.most}"
+        raise CorruptionError("corrupt", name, f"the {number.word} must be {bounds}")
+    return entry._replace(build=lambda side, **options: entry.build(side, value, **options))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+Weigh = Callable[[Tensor], Tensor]
 
 
 class Corrupted(NamedTuple):
@@ -25,8 +26,9 @@ class Corrupted(NamedTuple):
 
 
 class CorruptionError(ValueError):
-    """A degradation that cannot be built. setting: the argument, "corrupt" or "mask_file"; value: what was given; must:
-    what would be right. The attributes are those of i2sb.errors.UserError, which this package does not import.
+    """A degradation that cannot be built. setting: the argument, "corrupt", "mask_file" or "degradation_noise"; value:
+    what was given; must: what would be right. The attributes are those of i2sb.errors.UserError, which this package
+    does not import.
     """
 
     def __init__(self, setting: str, value: object, must: str) -> None:
@@ -103,6 +105,9 @@ class Corruption(nn.Module):
     is_8_bit: whether it is made of 8-bit images, as JPEG is, and of no others.
     draws_masks: whether it draws masks of its own where the published evaluation has a file of them.
     reference_split: the split whose images the published evaluation of it takes FID from, train or val.
+    multiple: what the sides of a picture of any size are brought to multiples of, mirrored, before it is degraded or
+    restored with the operator; the usual 16 are JPEG's. `check_shape` must let such sides through, unless they are few.
+    noise: σ, the standard deviation of the noise in what was measured (`LinearCorruption`); build_corruption sets it.
     """
 
     note: str = ""
@@ -113,6 +118,8 @@ class Corruption(nn.Module):
     is_8_bit: bool = False
     draws_masks: bool = False
     reference_split: str = "val"
+    multiple: int = 16
+    noise: float = 0.0
 
     def forward(self, clean: Tensor, generator: Generators = None, index: Sequence[int] | None = None) -> Corrupted:
         """Degrade `clean` [B, C, H, W] in [-1, 1], in float32 under any autocast and any matrix precision.
@@ -121,7 +128,7 @@ class Corruption(nn.Module):
         """
         self.check_shape(*clean.shape[1:])
         with full_precision(clean.device):
-            return self.degrade(clean.float(), Draws(len(clean), generator, index))
+            return self.observe(clean.float(), Draws(len(clean), generator, index))
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
         """Raise ValueError if images of this shape cannot be degraded; any can, unless a subclass says so."""
@@ -130,13 +137,39 @@ class Corruption(nn.Module):
         """Degrade a float32 batch of a shape that `check_shape` let through."""
         raise NotImplementedError
 
+    def observe(self, clean: Tensor, draws: Draws) -> Corrupted:
+        """Degrade a batch as `degrade` does, and add the noise of the measurement, if there is any."""
+        return self.degrade(clean, draws)
+
+    def set_noise(self, std: float) -> None:
+        """Say how strong the noise of the measurement is. Raises ValueError if noise has no meaning here."""
+        raise ValueError(f"{type(self).__name__} is no linear degradation: it has no measurement that is noisy")
+
 
 class LinearCorruption(Corruption):
     """A degradation with a known matrix A, on images small as they are measured, before they are shown.
 
-    For every image, A(clean) = measure(degraded). `mask` is the hole of an inpainting image as `Corrupted` has it; the
-    others need none. All work in the type of what they are given, and gradients pass through them.
+    For every image, A(clean) = measure(degraded), plus noise · n where there is noise, n standard normal and another
+    number for each that was measured. `mask` is the hole of an inpainting image as `Corrupted` has it; the others need
+    none. All work in the type of what they are given, and gradients pass through them.
     """
+
+    def observe(self, clean: Tensor, draws: Draws) -> Corrupted:
+        corrupted = self.degrade(clean, draws)
+        if not self.noise:
+            return corrupted
+        y = self.measure(*corrupted)
+        return Corrupted(self.show(y + self.noise * draws.randn_like(y), corrupted.mask), corrupted.mask)
+
+    def set_noise(self, std: float) -> None:
+        if type(self).show is LinearCorruption.show:
+            raise ValueError(f"{type(self).__name__} lacks its method show(self, y, mask), which noise needs")
+        self.noise = std
+
+    @property
+    def knows_spectrum(self) -> bool:
+        """Whether `reweigh` can be called."""
+        return type(self).reweigh is not LinearCorruption.reweigh
 
     def A(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Apply A to images x [B, C, H, W]."""
@@ -153,6 +186,30 @@ class LinearCorruption(Corruption):
     def measure(self, degraded: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the measurement y = A(x) that a degraded image [B, C, H, W] shows."""
         raise NotImplementedError
+
+    def show(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the degraded image [B, C, H, W] that shows the measurement y: `measure` gives y back."""
+        raise NotImplementedError
+
+    def reweigh(self, x: Tensor, weigh: Weigh, mask: Tensor | None = None) -> Tensor:
+        """Return V diag(weigh(s)) Vᵀ x for images x [B, C, H, W], where A = U diag(s) Vᵀ.
+
+        weigh: from singular values, a tensor of any shape, 0 where A (or A⁺, where it leaves something out) sees
+        nothing, to weights of the same shape. Methods that restore from noisy measurements need it.
+        """
+        raise NotImplementedError
+
+
+class FlatCorruption(LinearCorruption):
+    """A linear degradation whose singular values are all the same, but for those that are 0."""
+
+    def singular_value(self) -> float:
+        """Return the one that is not 0."""
+        raise NotImplementedError
+
+    def reweigh(self, x: Tensor, weigh: Weigh, mask: Tensor | None = None) -> Tensor:
+        seen, unseen = weigh(torch.tensor([self.singular_value(), 0.0], dtype=x.dtype)).tolist()
+        return unseen * x + (seen - unseen) * self.A_pinv(self.A(x, mask), mask)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ The published blur is not the blur it names, but all published checkpoints were 
 import torch
 from torch import Tensor
 
-from corruption.base import Corrupted, Draws, LinearCorruption, cached_table
+from corruption.base import Corrupted, Draws, LinearCorruption, Weigh, cached_table
 
 UNIFORM = (1 / 9,) * 9
 GAUSSIAN_TAPS, GAUSSIAN_SIGMA = 5, 10.0  # σ in pixels: nearly flat over its five taps
@@ -27,6 +27,9 @@ class Blur(LinearCorruption):
 
     def measure(self, degraded: Tensor, mask: Tensor | None = None) -> Tensor:
         return degraded - self.darkening(degraded)
+
+    def show(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return y + self.darkening(y)
 
     def darkening(self, like: Tensor) -> Tensor:
         """Return A(1) - 1 for images [B, C, H, W] of this shape, device and type."""
@@ -91,6 +94,10 @@ class PublishedBlur(Blur):
         W = self.W.to(y.dtype)
         return _sandwich(self.V.to(y.dtype), self.U.to(y.dtype), torch.where(W == 0, 0.0, 1 / W), y)
 
+    def reweigh(self, x: Tensor, weigh: Weigh, mask: Tensor | None = None) -> Tensor:
+        V = self.V.to(x.dtype)
+        return _sandwich(V, V, weigh(self.W.to(x.dtype)), x)
+
 
 class ExactBlur(Blur):
     """The blur that is meant: Y = A X Aᵀ with all taps and zeros beyond the border, for images of any shape.
@@ -116,11 +123,20 @@ class ExactBlur(Blur):
         return self.A(y)
 
     def A_pinv(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        Q_height, Q_width = (_eigenvectors(self.kernel, side, like=y) for side in y.shape[-2:])
-        λ_height, λ_width = (_eigenvalues(self.kernel, side, like=y) for side in y.shape[-2:])
-        products = torch.outer(λ_height, λ_width)
-        inverse = torch.where(products.abs() < self.SMALLEST_PRODUCT, 0.0, 1 / products)
+        Q_height, Q_width, products = self._decompose(y)
+        inverse = torch.where(products == 0, 0.0, 1 / products)
         return Q_height @ (Q_height.T @ y @ Q_width).mul_(inverse) @ Q_width.T
+
+    def reweigh(self, x: Tensor, weigh: Weigh, mask: Tensor | None = None) -> Tensor:
+        Q_height, Q_width, products = self._decompose(x)
+        return Q_height @ (Q_height.T @ x @ Q_width).mul_(weigh(products.abs())) @ Q_width.T
+
+    def _decompose(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Q for rows and for columns, and the products of their λ, [H, W], 0 where they are too small."""
+        Q_height, Q_width = (_eigenvectors(self.kernel, side, like=like) for side in like.shape[-2:])
+        λ_height, λ_width = (_eigenvalues(self.kernel, side, like=like) for side in like.shape[-2:])
+        products = torch.outer(λ_height, λ_width)
+        return Q_height, Q_width, torch.where(products.abs() < self.SMALLEST_PRODUCT, 0.0, products)
 
 
 def _sandwich(left: Tensor, right: Tensor, weights: Tensor, x: Tensor, offset: Tensor | None = None) -> Tensor:

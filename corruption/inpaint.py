@@ -3,19 +3,19 @@
 import torch
 from torch import Tensor
 
-from corruption.base import Corrupted, Draws, LinearCorruption
+from corruption.base import Corrupted, Draws, FlatCorruption
 from corruption.mask_file import MaskFile
 from corruption.strokes import count_bounds, draw_strokes
 
 
-class Inpainting(LinearCorruption):
+class Inpainting(FlatCorruption):
     """Subclasses say where the hole is; A sets it to zero, and is its own transpose and pseudo-inverse."""
 
     makes_holes = True
 
     def degrade(self, clean: Tensor, draws: Draws) -> Corrupted:
         mask = self.hole(clean, draws)
-        return Corrupted(clean.masked_fill(mask > 0, 1.0), mask)
+        return Corrupted(self.show(clean, mask), mask)
 
     def hole(self, clean: Tensor, draws: Draws) -> Tensor:
         """Return the mask [B, 1, H, W] for a batch: 1 inside the hole, 0 outside."""
@@ -34,6 +34,13 @@ class Inpainting(LinearCorruption):
 
     def measure(self, degraded: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.A(degraded, mask)
+
+    def show(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is not None
+        return y.masked_fill(mask > 0, 1.0)
+
+    def singular_value(self) -> float:
+        return 1.0
 
 
 class CenterInpainting(Inpainting):

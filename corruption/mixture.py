@@ -1,5 +1,6 @@
 """Mixtures: every image has one of several degradations, so that one network learns them all."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import cast
@@ -29,6 +30,8 @@ class Mixture(Corruption):
         self.draws_masks = any(part.draws_masks for part in parts)
         splits = {part.reference_split for part in parts}
         self.reference_split = splits.pop() if len(splits) == 1 else "val"
+        self.multiple = math.lcm(*(part.multiple for part in parts))
+        self.noise = max(part.noise for part in parts)
         self.note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
@@ -48,7 +51,7 @@ class Mixture(Corruption):
         for kind, group in groupby(rows, key=kinds.__getitem__):
             own = list(group)
             part = ordered[begin : begin + len(own)]
-            done = cast(Corruption, self.parts[kind]).degrade(part, draws.select(own))
+            done = cast(Corruption, self.parts[kind]).observe(part, draws.select(own))
             image.append(done.image)
             mask.append(torch.zeros_like(part[:, :1]) if done.mask is None else done.mask)
             begin += len(own)

@@ -20,7 +20,7 @@ class Batch:
     there is something to restore: inside the hole, or, where a mixture also degrades otherwise, all over such images;
     None: everywhere. cond: what a conditioned network sees beside x_t, or None. shown: the degraded image as people
     look at it (an inpainting hole is white there, noise in x1). label: class indices [B], or None. corruption: what
-    degraded the images, where it is known.
+    degraded the images, where it is known. hole: [B, 1, H, W], 1 where the degraded image is missing, or None.
     """
 
     x0: Tensor | None
@@ -30,6 +30,7 @@ class Batch:
     shown: Tensor
     label: Tensor | None = None
     corruption: Corruption | None = None
+    hole: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x1)
@@ -75,11 +76,14 @@ def begin_bridge(
     return x1, cond
 
 
-def find_region(mask: Tensor | None, corruption: Corruption | None) -> Tensor | None:
+def find_region(mask: Tensor | None, corruption: Corruption | None, *, denoises: bool) -> Tensor | None:
     """Return where there is something to restore in images with these holes, as `Batch.mask` has it.
 
     Where a mixture makes holes in some images and degrades others all over, an empty mask says that it did the latter.
+    A run that `denoises` was trained on noisy images: what is around their holes is not known exactly, so restored too.
     """
+    if denoises:
+        return None
     if mask is None or corruption is None or not corruption.mixes_holes:
         return mask
     return torch.where(mask.amax((1, 2, 3), keepdim=True) > 0, mask, 1.0)
@@ -97,12 +101,14 @@ def make_batch(
     cond_x1: bool = False,
     add_x1_noise: bool = False,
     hole_fill: HoleFill = "noise",
+    denoises: bool = False,
 ) -> Batch:
     """Make a batch on `device` of clean images [B, C, H, W] and their degraded partners, as the data set gives them.
 
     Images are uint8, or float32 in [-1, 1]. Either the data set brings the partners (`degraded`, of the same shape) or
     `corruption`, on `device`, makes them.
     index: the images' numbers in the split when it is evaluated, which fix masks and the like; None in training.
+    cond_x1, add_x1_noise: as in `begin_bridge`. denoises: as in `find_region`.
     """
     x0 = as_signal(images.to(device, non_blocking=True))
     if corruption is not None:
@@ -112,5 +118,13 @@ def make_batch(
         corrupted = Corrupted(as_signal(degraded.to(device, non_blocking=True)))
     x1, cond = begin_bridge(corrupted, noise, cond_x1=cond_x1, add_x1_noise=add_x1_noise, hole_fill=hole_fill)
     label = label.to(device, non_blocking=True)
-    mask = find_region(corrupted.mask, corruption)
-    return Batch(x0=x0, x1=x1, mask=mask, cond=cond, shown=corrupted.image, label=label, corruption=corruption)
+    return Batch(
+        x0=x0,
+        x1=x1,
+        mask=find_region(corrupted.mask, corruption, denoises=denoises),
+        cond=cond,
+        shown=corrupted.image,
+        label=label,
+        corruption=corruption,
+        hole=corrupted.mask,
+    )

@@ -158,6 +158,14 @@ class TrainConfig:
     mask_file: str = option(
         "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
     )
+    degradation_noise: float = option(
+        0.0,
+        "standard deviation of the noise in what a linear degradation (super-resolution, blur, inpainting, decolor) "
+        "measures of images in [-1, 1], before it is shown",
+        at_least=0,
+        at_most=1,
+        later=True,
+    )
     cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step")
     hole_fill: HoleFill = option(
         "noise",
@@ -301,6 +309,8 @@ class TrainConfig:
         data = "is missing; name the folder that holds the train and val data"
         require(bool(self.dataset_dir), "dataset_dir", None, data)
         require(bool(self.corrupt), "corrupt", None, "is missing; name the degradation to restore, or 'paired'")
+        noisy = not self.degradation_noise or self.corrupt != PAIRED
+        require(noisy, "degradation_noise", self.degradation_noise, "pairs are degraded already; leave it out")
         find_network(self.network)
         if self.value_range is not None:
             low, high = self.value_range
@@ -488,6 +498,13 @@ class SampleConfig(SamplingOptions, RunOptions):
         "", "degradation (default: the run's, but none with --input; must be given where it is a Python file)"
     )
     mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
+    degradation_noise: float | None = option(
+        None,
+        "standard deviation of the noise in the degradation's measurement (default: the run's; 0 with another "
+        "--corrupt)",
+        at_least=0,
+        at_most=1,
+    )
     sample_dir: str = option("", "folder for the images inside the run (default: samples_nfe{NFE} and the like)")
     save_pt: bool = option(False, "also write recon.pt, the file of the released program, at the end")
     save_trajectory: bool = option(False, "also draw every image's way over the bridge, as a strip and an animation")
@@ -577,7 +594,7 @@ class EvalConfig(RunOptions):
     )
     reference: str = option("", "npz of reference statistics for FID (default: the clean images that are scored)")
     reference_split: Literal["", "train", "val"] = option(
-        "", "split the reference is made from (default, as published: train for sr4x-*, val for all others)"
+        "", "split the reference is made from (default, as published: train for super-resolution, val for all others)"
     )
     make_reference: str = option("", "write reference statistics of --dataset-dir to this npz, score nothing")
     image_size: int = option(

@@ -3,6 +3,10 @@
 For users who know the degradation A. With y = A(x0): `project` puts the part of x̂0 that A sees to what was measured,
 x̂0 ← x̂0 − A⁺(A x̂0 − y) (Wang et al., "Denoising Diffusion Null-Space Model", 2022); `gradient` moves x̂0 downhill,
 x̂0 ← x̂0 − α · share · ∇‖A x̂0 − y‖² (Chung et al., "Direct Diffusion Bridge using Data Consistency", 2023).
+
+Where the measurement is noisy, y = A(x0) + σ n, `project` would put the noise into the image, and is refused.
+`gradient` stays what it is: log p(y | x0) is −‖A x0 − y‖² / 2σ² and a constant, so that this is its gradient but for
+the factor 1/2σ², which α takes in (Chung et al., "Diffusion Posterior Sampling", 2023).
 """
 
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ import torch
 from torch import Tensor
 
 from corruption import Corruption, LinearCorruption
-from corruption.base import full_precision
+from corruption.base import Weigh, full_precision
 from corruption.blur import Blur
 from corruption.jpeg import JPEG
 from i2sb.errors import UserError
@@ -24,6 +28,8 @@ def check_consistency(kind: str, name: str, corruption: Corruption | None) -> No
     """Raise UserError unless `kind` of consistency can be had with the degradation `name`."""
     if kind not in KINDS:
         raise UserError("consistency", kind, f"unknown; choose one of {', '.join(KINDS)}")
+    if kind == "project" and corruption is not None and corruption.noise:
+        raise UserError("consistency", kind, "would put the noise of `degradation_noise` into the image; use gradient")
     if kind == "none" or isinstance(corruption, LinearCorruption):
         return
     if not isinstance(corruption, JPEG):
@@ -43,6 +49,7 @@ def advise_consistency(kind: str, corruption: Corruption | None) -> str:
 class Measurement:
     """What degraded images show of the clean ones: y = A(x0), float64, by `corruption`; mask as `Corrupted` has it.
 
+    Where `corruption` has noise, y has it, too.
     A⁺A projects onto what is known of an image, and A⁺y is that part of x0 itself. All is computed in float64: the
     published blur's inverse, which enlarges up to a thousandfold, leaves nothing else of float32.
     """
@@ -50,6 +57,11 @@ class Measurement:
     corruption: LinearCorruption
     y: Tensor
     mask: Tensor | None = None
+
+    @property
+    def noise(self) -> float:
+        """σ_y, the standard deviation of the noise in y."""
+        return self.corruption.noise
 
     def excess(self, x: Tensor) -> Tensor:
         """Return A x − y for images x [B, C, H, W]."""
@@ -62,6 +74,10 @@ class Measurement:
     def keep_known(self, x: Tensor) -> Tensor:
         """Return A⁺A x, the part of images x that A lets one know."""
         return self.corruption.A_pinv(self.corruption.A(x.double(), self.mask), self.mask).to(x.dtype)
+
+    def reweigh(self, x: Tensor, weigh: Weigh) -> Tensor:
+        """Return V diag(weigh(s)) Vᵀ x for images x [B, C, H, W], where A = U diag(s) Vᵀ."""
+        return self.corruption.reweigh(x.double(), weigh, self.mask).to(x.dtype)
 
     def project(self, x: Tensor) -> Tensor:
         """Return the nearest images to x that A maps to y: x − A⁺(A x − y)."""

@@ -30,15 +30,12 @@ from i2sb.storage.checkpoint import PARTS, averaged_weights, find_checkpoint, re
 from i2sb.storage.exported import ENDING, Exported, read_export
 from i2sb.storage.released import PARTS as RELEASED_PARTS
 from i2sb.storage.released import is_released, read_options, recognise_network
-from i2sb.tasks import build_formulation, build_task_corruption
+from i2sb.tasks import build_formulation, build_task_corruption, task_multiple
 from i2sb.tensor_files import check_finite, describe_shape, load_weights, read_checksum
 from i2sb.tiles import pad_reflect, tiled
 
 # The regression that a run with `x1_from` begins at, in the run's folder.
 MEAN_FILE = f"x1_from{ENDING}"
-
-# Sides that every degradation takes: blocks of 16 pixels are JPEG's, those of 4 super-resolution's.
-DEGRADABLE = 16
 
 # Degraded images lie in [-1, 1], with noise of unit variance within ±6 or so. Beyond this they are of another scale.
 LARGEST = 10.0
@@ -231,7 +228,7 @@ class RestorationModel:
             moments.add(x0)
             if on_answer is not None:
                 on_answer(number, x0)
-        diversity = measure_diversity(moments.std, find_region(mask, corruption))
+        diversity = measure_diversity(moments.std, self.find_region(mask, corruption))
         return Answers(first, moments.mean, moments.std, diversity)
 
     def check_samples(self, samples: int, options: SamplingOptions, *, holes: bool) -> None:
@@ -269,8 +266,10 @@ class RestorationModel:
         height, width = degraded.shape[-2:]
         needs_operator = self.formulation.needs_operator(options.consistency)
         if corruption is None and needs_operator:
-            corruption = self._build_own_corruption(*self.padded_sides(height, width, degradable=True))
-        multiple = self.multiple(degradable=needs_operator)
+            corruption = self._build_own_corruption(height, width)
+        multiple = self.multiple
+        if needs_operator and corruption is not None:
+            multiple = math.lcm(multiple, corruption.multiple)
         shown = pad_reflect(degraded.float().to(self.device), multiple)
         mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
@@ -290,10 +289,11 @@ class RestorationModel:
         batch = Batch(
             x0=None,
             x1=x1,
-            mask=find_region(mask, corruption),
+            mask=self.find_region(mask, corruption),
             cond=usual_cond if cond is None else cond,
             shown=shown,
             corruption=corruption,
+            hole=mask,
         )
         trajectory = self.restore_batch(
             batch, noise, options, tiles_at_once=tiles_at_once, callback=callback, states=states
@@ -340,7 +340,7 @@ class RestorationModel:
         check_consistency(options.consistency, self.config.corrupt, batch.corruption)
         self.formulation.check_degradation(batch.corruption)
         refine = make_consistency(
-            options.consistency, batch.corruption, batch.shown, batch.mask, weight=options.consistency_weight
+            options.consistency, batch.corruption, batch.shown, batch.hole, weight=options.consistency_weight
         )
         net: Callable[..., Tensor] = self.network
         if options.tile:
@@ -359,17 +359,22 @@ class RestorationModel:
         restored = self.restore_batch(replace(batch, cond=None), noise, tiles, tiles_at_once=tiles_at_once)
         return replace(batch, x1=restored.x0)
 
-    def multiple(self, *, degradable: bool = False) -> int:
-        """Return what the sides of images must be multiples of; `degradable`: for every degradation, too."""
-        others = 1 if self.mean is None else self.mean.network.multiple
-        return math.lcm(self.network.multiple, others, DEGRADABLE if degradable else 1)
+    def find_region(self, mask: Tensor | None, corruption: Corruption | None) -> Tensor | None:
+        """Return where this run restores something of images with these holes (i2sb.batch.find_region)."""
+        return find_region(mask, corruption, denoises=self.config.degradation_noise > 0)
 
-    def padded_sides(self, height: int, width: int, *, degradable: bool = False) -> tuple[int, int]:
-        """Return the sides of what `restore` computes on for images of these sides."""
-        multiple = self.multiple(degradable=degradable)
+    @property
+    def multiple(self) -> int:
+        """What the sides of images must be multiples of, for all networks."""
+        return math.lcm(*(network.multiple for network in self.networks))
+
+    def padded_sides(self, height: int, width: int, corrupt: str) -> tuple[int, int]:
+        """Return the sides of what `restore` computes on with the operator of the degradation `corrupt`."""
+        multiple = math.lcm(self.multiple, task_multiple(corrupt))
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
     def _build_own_corruption(self, height: int, width: int) -> Corruption | None:
+        """Build the run's degradation for images of these sides, once they are padded."""
         if is_custom(self.config.corrupt):
             raise UserError(
                 "corruption",
@@ -377,6 +382,7 @@ class RestorationModel:
                 f"the run's degradation {self.config.corrupt} is needed and is code, which is not run unasked: "
                 "build it and give it here, if you trust that file",
             )
+        height, width = self.padded_sides(height, width, self.config.corrupt)
         corruption = build_task_corruption(self.config, height, self.device)
         if corruption is not None:
             corruption.check_shape(self.config.image_channels, height, width)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import torch
 
-from corruption import Corruption, CorruptionError, ShapeError, build_corruption, is_custom
+from corruption import Corruption, CorruptionError, ShapeError, build_corruption, find_multiple, is_custom
 from i2sb.batch import Batch, make_batch
 from i2sb.config import PAIRED, TrainConfig
 from i2sb.data.dataset import ImageDataset, open_split
@@ -30,13 +31,20 @@ def build_task_corruption(
     """Build the degradation of a run for images of this size; None if its data set brings degraded images itself.
 
     setting: what gave the size, if one did. Raises UserError naming it if the size does not suit the degradation, and
-    naming the degradation or its file of masks if that cannot be built.
+    naming the degradation, its noise or its file of masks if that cannot be built.
     """
     if config.corrupt == PAIRED:
         return None
-    options = {"mask_file": config.mask_file} if config.mask_file else {}
+    options: dict[str, Any] = {"mask_file": config.mask_file} if config.mask_file else {}
     try:
-        return build_corruption(config.corrupt, image_size, image_channels=config.image_channels, **options).to(device)
+        corruption = build_corruption(
+            config.corrupt,
+            image_size,
+            image_channels=config.image_channels,
+            degradation_noise=config.degradation_noise,
+            **options,
+        )
+        return corruption.to(device)
     except ShapeError as error:
         raise UserError(setting, image_size if setting else None, str(error)) from None
     except CorruptionError as error:
@@ -49,9 +57,25 @@ def check_depth(corruption: Corruption | None, name: str, *, plain: bool) -> Non
         raise UserError("corrupt", name, "is made of 8-bit images; these are of another type, or have a `value_range`")
 
 
-def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source: Path) -> TrainConfig:
+def task_multiple(corrupt: str) -> int:
+    """Return what sides of pictures are brought to multiples of for a degradation; 1 where none is made.
+
+    Raises UserError like `build_task_corruption`.
+    """
+    if corrupt == PAIRED:
+        return 1
+    try:
+        return find_multiple(corrupt)
+    except CorruptionError as error:
+        raise UserError(error.setting, error.value, error.must) from error
+
+
+def choose_degradation(
+    config: TrainConfig, corrupt: str, mask_file: str, source: Path, noise: float | None = None
+) -> TrainConfig:
     """Return the run's settings with the degradation that the user asks for, if any, in place of its own.
 
+    mask_file, noise: of the degradation; if not given ("", None), the run's own where its degradation is the run's.
     Raises UserError if the settings, read from `source`, name a Python file: code runs only for who asks for it.
     """
     if not corrupt and is_custom(config.corrupt):
@@ -61,7 +85,12 @@ def choose_degradation(config: TrainConfig, corrupt: str, mask_file: str, source
             f"give `corrupt` {config.corrupt} if you trust that file",
         )
     same = corrupt in ("", config.corrupt)
-    return replace(config, corrupt=corrupt or config.corrupt, mask_file=mask_file or (config.mask_file if same else ""))
+    return replace(
+        config,
+        corrupt=corrupt or config.corrupt,
+        mask_file=mask_file or (config.mask_file if same else ""),
+        degradation_noise=noise if noise is not None else config.degradation_noise if same else 0.0,
+    )
 
 
 def make_task_batch(
@@ -73,9 +102,10 @@ def make_task_batch(
     *,
     evaluation: bool = False,
 ) -> Batch:
-    """Make a batch of loaded images as the run's settings say; in `evaluation` an image's number fixes its mask.
+    """Make a batch of loaded images as the settings of the run that was trained say.
 
-    Raises UserError like `check_depth`.
+    corruption: what degrades them, its own or another. In `evaluation` an image's number fixes its mask. Raises
+    UserError like `check_depth`.
     """
     check_depth(corruption, config.corrupt, plain=not images.image.is_floating_point())
     return make_batch(
@@ -89,6 +119,7 @@ def make_task_batch(
         cond_x1=config.cond_x1,
         add_x1_noise=config.add_x1_noise,
         hole_fill=config.hole_fill,
+        denoises=config.degradation_noise > 0,
     )
 
 

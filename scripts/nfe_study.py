@@ -183,7 +183,7 @@ def study(
             if (name, nfe) == left[0]:
                 clean_scores.add(clean, clean, features)
             noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers)
-            batch = make_task_batch(config, loaded, corruption, noise, model.device, evaluation=True)
+            batch = make_task_batch(model.config, loaded, corruption, noise, model.device, evaluation=True)
             shown = batch.shown
             if name in samplers:
                 how = replace(samplers[name], nfe=nfe, clip_denoise=options.clip_denoise, seed=options.seed)

@@ -1,6 +1,6 @@
 """Draw a contact sheet: an image and every degradation of it.
 
-    python scripts/show_corruptions.py IMAGE OUT.png [--size 256] [NAME ...]
+    python scripts/show_corruptions.py IMAGE OUT.png [--size 256] [--degradation-noise 0.1] [NAME ...]
 
 The image's shorter side is resized to --size and its middle is cut out, as validation images are.
 """
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
-from i2sb.errors import FileError, UserError
+from i2sb.errors import FileError, UserError, require
 from i2sb.image_files import Form, Planes
 from i2sb.images import as_signal, save_png, to_pil, to_uint8
 from i2sb.sampling.picture_files import read_picture
@@ -57,6 +57,9 @@ def main() -> None:
         "names", nargs="*", help="degradations, path/to/file.py:ClassName among them (default: all but mixture)"
     )
     parser.add_argument("--size", type=int, default=256, help="side of the tiles, in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--degradation-noise", type=float, default=0.0, help="of linear ones, as train.py has it (default: 0)"
+    )
     options = parser.parse_intermixed_args()
     with report_errors():
         run(options)
@@ -69,7 +72,9 @@ def run(options: argparse.Namespace) -> None:
     if options.size < 16:
         raise UserError("size", options.size, "must be at least 16")
     names = options.names or [name for name in CORRUPTIONS if name != "mixture"]  # which is one of the others
-    corruptions = [(name, build_corruption(name, options.size)) for name in names]
+    noise = options.degradation_noise
+    require(0 <= noise <= 1, "degradation_noise", noise, "must be from 0 to 1")
+    corruptions = [(name, build_corruption(name, options.size, degradation_noise=noise)) for name in names]
     clean = load_square(options.image, options.size)
     # Degraded as image number 0 of an evaluation is.
     shown = [(name, corruption(clean, torch.Generator().manual_seed(0), [0]).image) for name, corruption in corruptions]

@@ -10,10 +10,11 @@ from i2sb.images import from_uint8
 from i2sb.randomness import ImageNoise, Purpose
 
 
-def make(name, **options):
+def make(name, degradation_noise=0.0, **options):
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     noise = ImageNoise(0, Purpose.TRAIN, [0, 1])
-    return make_batch(pixels, None, torch.tensor([3, 4]), build_corruption(name, 16), noise, **options)
+    corruption = build_corruption(name, 16, degradation_noise=degradation_noise)
+    return make_batch(pixels, None, torch.tensor([3, 4]), corruption, noise, **options)
 
 
 def test_hole_is_filled_once_and_the_condition_is_what_the_bridge_starts_from():
@@ -47,6 +48,16 @@ def test_a_mixture_restores_holes_and_whole_images_side_by_side():
     assert torch.equal(batch.mask[0], center.mask[0]) and (batch.mask[1] == 1).all()
     assert torch.equal(batch.x1[0], center.x1[0])
     assert torch.equal(batch.x1[1], pooled.x1[1]) and torch.equal(batch.shown[1], pooled.shown[1])
+
+
+def test_a_run_that_denoises_restores_what_is_around_holes_too():
+    plain, noisy = make("inpaint-center"), make("inpaint-center", degradation_noise=0.1, denoises=True)
+    assert noisy.mask is None and torch.equal(noisy.hole, plain.mask) and torch.equal(plain.hole, plain.mask)
+    known = (plain.mask == 0).expand_as(plain.x1)
+    off = (noisy.x1 - plain.x1)[known]
+    assert abs(off.std() - 0.1) < 0.01 and torch.equal(noisy.x1[~known], plain.x1[~known]), "other noise in the hole"
+    # One that does not leaves the noise where it is.
+    assert torch.equal(make("inpaint-center", degradation_noise=0.1).mask, plain.mask)
 
 
 def test_noise_on_x1_comes_after_the_condition():

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from corruption import CORRUPTIONS, LinearCorruption, build_corruption
+from corruption import build_corruption
+from helpers.degradations import LINEAR, SIDE
 from i2sb.bridge import Bridge
 from i2sb.consistency import advise_consistency, check_consistency, make_consistency
 from i2sb.sampler import sample
-
-SIDE = 32
-LINEAR = [name for name in CORRUPTIONS if isinstance(build_corruption(name, SIDE), LinearCorruption)]
 
 
 def draw(seed: int, dtype=torch.float32) -> torch.Tensor:
@@ -97,11 +95,18 @@ def test_jpeg_keeps_the_quantised_coefficients(name):
         ("gradient", "jpeg-5", "the rounding of `corrupt` jpeg-5 has no gradient; use project"),
         ("project", "mixture", "`corrupt` mixture has no operator"),
         ("gradient", "paired", "`corrupt` paired has no operator"),
+        (
+            "project",
+            "sr3x-pool noisy",
+            "consistency project: would put the noise of `degradation_noise` into the image",
+        ),
         ("both", "sr4x-pool", "consistency both: unknown; choose one of none, project, gradient"),
     ],
 )
 def test_what_cannot_be_is_refused(kind, name, words):
-    corruption = None if name == "paired" else build_corruption(name, SIDE)
+    name, _, noisy = name.partition(" ")
+    noise = {"degradation_noise": 0.1} if noisy else {}
+    corruption = None if name == "paired" else build_corruption(name, SIDE, **noise)
     with pytest.raises(ValueError, match=words):
         check_consistency(kind, name, corruption)
 

@@ -11,18 +11,22 @@ import struct
 import subprocess
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from corruption import CORRUPTIONS
+from corruption import CORRUPTIONS, build_corruption
 from helpers.comparison import assert_equal_but_for_rounding, assert_equal_states
 from helpers.pictures import write_images
 from helpers.programs import ENVIRONMENT, ROOT, run_python
 from helpers.tiny_run import TINY, as_flags
 from i2sb import load_model
+from i2sb.data.dataset import open_split
+from i2sb.images import from_uint8, to_uint8
+from i2sb.randomness import ImageNoise, Purpose
 from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint
 
 ITERATIONS = 8
@@ -232,6 +236,8 @@ def test_averaged_weights_are_the_default(trained_run):
         {"corrupt": "inpaint-center", "cond_x1": True, "ot_ode": True, "beta_max": 1.0},
         {"corrupt": "inpaint-center", "image_channels": 1, "clip_denoise": True},
         {"corrupt": "sr4x-bicubic", "eval_image_size": 20},
+        {"corrupt": "sr2x-bicubic", "degradation_noise": 0.1},
+        {"corrupt": "inpaint-center", "degradation_noise": 0.1, "cond_x1": True},
         {"corrupt": "decolor", "add_x1_noise": True, "cond_x1": True},
         *({"corrupt": name} for name in (*CORRUPTIONS, "jpeg-80") if name not in ("decolor", "inpaint-center")),
     ],
@@ -251,7 +257,67 @@ def test_other_tasks_take_the_same_path(tmp_path, dataset_dir, changes):
     evaluation.run(EvalConfig(ckpt="other", sample_dir="samples_nfe2_clip", metrics="psnr,ssim", **places))
     report = json.loads((tmp_path / "other" / "samples_nfe2_clip" / "metrics.json").read_text())
     assert report["settings"]["image_size"] == changes.get("eval_image_size", 16)
+    assert report["settings"]["degradation_noise"] == changes.get("degradation_noise", 0)
     assert report["metrics"]["psnr"]["restored"] > 5
+
+
+def test_noise_is_a_setting_of_the_degradation(tmp_path, trained_run, dataset_dir):
+    """Of a run trained without: asked for at sampling, made again for the score, told apart; older folders: none."""
+    from i2sb.config import EvalConfig, SampleConfig, TrainConfig
+    from i2sb.evaluation import score as evaluation
+    from i2sb.sampling import split as sampling
+    from i2sb.training import loop as training
+
+    run = copy_run(trained_run, tmp_path)
+    places = {"results_dir": str(tmp_path), "device": "cpu", "workers": 0}
+    sample, psnr = SampleConfig(ckpt=run.name, nfe=1, **places), {}
+    for noise in (None, 0.0, 0.3):
+        folder = f"noise{noise}"
+        sampling.run(replace(sample, degradation_noise=noise, sample_dir=folder))
+        score = EvalConfig(ckpt=run.name, sample_dir=folder, metrics="psnr", **places)
+        evaluation.run(score)
+        psnr[noise] = json.loads((run / folder / "metrics.json").read_text())["metrics"]["psnr"]["degraded"]
+    assert psnr[None] == psnr[0.0] > psnr[0.3] + 1
+    # The same noise again: that of the image's own seed.
+    images = open_split(dataset_dir, "val", image_size=16)
+    clean = torch.stack([images.read(i)[0] for i in range(5)])
+    generators = ImageNoise(0, Purpose.SAMPLE, range(5)).degradation_generators()
+    made = build_corruption("sr4x-pool", 16, degradation_noise=0.3)(from_uint8(clean), generators, range(5)).image
+    error = (to_uint8(made).double() - clean).square().mean((1, 2, 3))
+    assert psnr[0.3] == pytest.approx((10 * torch.log10(255**2 / error)).mean().item())
+    with pytest.raises(ValueError, match="degradation_noise 0.3 there, 0.0 now"):
+        sampling.run(replace(sample, sample_dir="noise0.3"))
+    settings = run / "noise0.0" / "settings.yaml"
+    settings.write_text(re.sub("degradation_noise.*\n", "", settings.read_text()))
+    sampling.run(replace(sample, sample_dir="noise0.0"))
+    for changes, words in (
+        ({"corrupt": "jpeg-5"}, "degradation_noise 0.3: jpeg-5: JPEG is no linear degradation"),
+        ({"corrupt": "paired"}, "degradation_noise 0.3: pairs are degraded already"),
+        ({"consistency": "project"}, "consistency project: would put the noise of `degradation_noise` into the image"),
+        ({"input": str(settings), "output": "o"}, "degradation_noise 0.3: nothing here uses it"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sampling.run(replace(sample, degradation_noise=0.3, **changes))
+    config = {**TINY, **places, "dataset_dir": str(dataset_dir), "degradation_noise": 0.3}
+    with pytest.raises(ValueError, match="`degradation_noise` 0.0 there, 0.3 now"):
+        training.train(TrainConfig(name=run.name, **config))
+
+
+def test_a_run_that_denoises_changes_what_is_around_a_hole(tmp_path, dataset_dir):
+    from i2sb.config import TrainConfig
+    from i2sb.training import loop as training
+
+    settings = {**TINY, "num_itr": 1, "eval_every": 0, "dataset_dir": str(dataset_dir), "results_dir": str(tmp_path)}
+    for name, noise in (("plain", 0.0), ("denoises", 0.1)):
+        changes = {"corrupt": "inpaint-center", "degradation_noise": noise, "ot_ode": True}
+        training.train(TrainConfig(name=name, **{**settings, **changes}))
+    x, mask = build_corruption("inpaint-center", 16)(torch.rand(1, 3, 16, 16))
+    known = (mask == 0).expand_as(x)
+    for name in ("plain", "denoises"):
+        model = load_model(tmp_path / name)
+        restored = model.restore(x, mask=mask, nfe=1)
+        assert torch.equal(restored[known], x[known]) == (name == "plain"), name
+        model.restore(x, mask=mask, nfe=2, consistency="gradient")  # knows the hole though nothing is known exactly
 
 
 def test_paired_folders_take_the_same_path(tmp_path):

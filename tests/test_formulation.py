@@ -10,11 +10,13 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from corruption import CORRUPTIONS, LinearCorruption, build_corruption
+from corruption import LinearCorruption, build_corruption
+from corruption.base import FlatCorruption
+from helpers.degradations import LINEAR, SIDE
 from helpers.programs import ROOT
 from i2sb.baselines.diffusion import CLEAN, SCHEDULES, Diffusion, step_grid
 from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
-from i2sb.baselines.inverse import DDRM
+from i2sb.baselines.inverse import DDNM, DDRM
 from i2sb.batch import Batch
 from i2sb.bridge import Bridge
 from i2sb.config import SamplingOptions, TrainConfig
@@ -33,7 +35,7 @@ def noise_source(seed: int = 0):
 
 
 def degraded(x1, mask=None, cond=None, x0=None) -> Batch:
-    return Batch(x0=x0, x1=x1, mask=mask, cond=cond, shown=x1)
+    return Batch(x0=x0, x1=x1, mask=mask, cond=cond, shown=x1, hole=mask)
 
 
 def diffusion(schedule: str = "linear", interval: int = 1000) -> Diffusion:
@@ -278,7 +280,7 @@ def test_regression_is_the_posterior_mean_and_has_no_spread(whole):
         regression.sample(net, degraded(x1), replace(options, nfe=2), noise_source())
 
 
-class FirstChannel(LinearCorruption):
+class FirstChannel(FlatCorruption):
     """Keeps the first channel, doubled."""
 
     def degrade(self, clean, draws):
@@ -292,6 +294,12 @@ class FirstChannel(LinearCorruption):
 
     def measure(self, degraded, mask=None):
         return degraded
+
+    def show(self, y, mask=None):
+        return y
+
+    def singular_value(self):
+        return 2.0
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("ddnm", 1.0), ("ddnm", 0.0), ("ddrm", 0.85), ("ddrm", 0.0)])
@@ -319,16 +327,14 @@ def test_inverse_methods_on_a_gaussian(sampler, eta):
 
 # --- Inverse methods on the degradations -----------------------------------------------------------------------------
 
-LINEAR = [name for name in CORRUPTIONS if isinstance(build_corruption(name, 16), LinearCorruption)]
-
 
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("sampler", ["ddnm", "ddrm"])
 @pytest.mark.parametrize("clip", [False, True])
 def test_restored_images_agree_with_what_was_measured(name, sampler, clip):
     """A x0 = y at the end, for every linear degradation there is and a network that knows nothing."""
-    corruption = build_corruption(name, 16)
-    clean = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    corruption = build_corruption(name, SIDE)
+    clean = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
     shown, mask = corruption(clean, torch.Generator().manual_seed(2))
     formulation = UnconditionalDiffusion(Diffusion())
     options = formulation.settle(SamplingOptions(nfe=3, sampler=sampler, clip_denoise=clip))
@@ -372,40 +378,196 @@ def test_share_is_what_the_prediction_gives_to_the_next_state(schedule):
         assert of_x0 / before + of_x_n * after / before == pytest.approx(1.0, rel=1e-9)
 
 
-def dense(corruption: LinearCorruption, mask: torch.Tensor | None) -> torch.Tensor:
-    """A as a matrix, float64 [measurements, 3·8·8]."""
-    basis = torch.eye(3 * 8 * 8, dtype=FLOAT).view(-1, 3, 8, 8)
-    return corruption.A(basis, mask).flatten(1).T
+class SingularComponents:
+    """A step's images in the basis of the right singular vectors of A, a dense matrix: x̄ = Vᵀ x, and ȳ = Σ⁺ Uᵀ y."""
+
+    def __init__(self, name: str, side: int, noise: float) -> None:
+        self.corruption = build_corruption(name, side, degradation_noise=noise)
+        self.shape = (2, 3, side, side)
+        # The published blur's factors are kept in float32, and its inverse enlarges a thousandfold.
+        self.tolerance = 1e-3 if name == "blur-uni" else 1e-4
+        clean, self.x_n, self.pred, self.fresh = (
+            torch.randn(self.shape, dtype=FLOAT, generator=torch.Generator().manual_seed(seed)) for seed in range(4)
+        )
+        mask = self.corruption(clean).mask
+        basis = torch.eye(clean[0].numel(), dtype=FLOAT).view(-1, *self.shape[1:])
+        A = self.corruption.A(basis, None if mask is None else mask[:1]).flatten(1).T
+        U, s, Vt = torch.linalg.svd(A, full_matrices=True)
+        s = torch.cat([s, s.new_zeros(len(Vt) - len(s))])
+        self.s = torch.where(s < 1e-4, 0.0, s)  # where the exact blur's pseudo-inverse ends
+        self.seen = self.s > 0
+        self.Vt = Vt
+        y = self.corruption.A(clean, mask)
+        y = y + noise * torch.randn(y.shape, dtype=FLOAT, generator=torch.Generator().manual_seed(5))
+        self.measurement = measure(self.corruption, self.corruption.show(y, mask), mask)
+        self.y_bar = torch.zeros(2, len(Vt), dtype=FLOAT)
+        rank = min(A.shape)
+        self.y_bar[:, :rank] = (self.measurement.y.flatten(1) @ U)[:, :rank]
+        self.y_bar = torch.where(self.seen, self.y_bar / self.s.where(self.seen, torch.ones_like(self.s)), 0.0)
+
+    def to_bar(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.Vt.T
+
+    def back(self, x_bar: torch.Tensor) -> torch.Tensor:
+        return (x_bar @ self.Vt).view(self.shape)
 
 
-@pytest.mark.parametrize("name", ["sr4x-bicubic", "sr4x-pool", "blur-gauss-exact", "inpaint-center", "decolor"])
+OPERATORS = [("sr4x-bicubic", 8), ("sr3x-pool", 9), ("sr3x-bicubic", 9), ("blur-gauss-exact", 8), ("blur-uni", 8)]
+OPERATORS += [("inpaint-center", 8), ("decolor", 8)]
+STEPS = ((600, 250), (250, 40), (40, 3))  # in the noise of the measurement or beyond it
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.4])
+@pytest.mark.parametrize(("name", "side"), OPERATORS)
 @pytest.mark.parametrize("eta", [0.3, 0.85])
-def test_ddrm_steps_every_singular_component_as_the_paper_says(name, eta):
-    """Against the paper's update in the basis of A's singular vectors, variance-exploding, with σ_y = 0."""
-    corruption = build_corruption(name, 8)
-    clean, x_n, pred = torch.randn(3, 2, 3, 8, 8, dtype=FLOAT, generator=torch.Generator().manual_seed(0))
-    mask = corruption(clean.float()).mask
-    A = dense(corruption, mask[:1] if mask is not None else None)
-    U, s, Vt = torch.linalg.svd(A, full_matrices=True)
-    s = torch.cat([s, s.new_zeros(A.shape[1] - len(s))])
-    seen = s > 1e-4  # where the exact blur's pseudo-inverse ends
-    y = corruption.A(clean, mask)
-    y_bar = torch.zeros(2, A.shape[1], dtype=FLOAT)
-    rank = min(A.shape)
-    y_bar[:, :rank] = (y.flatten(1) @ U)[:, :rank]
-    y_bar = torch.where(seen, y_bar / s.where(seen, torch.ones_like(s)), 0.0)
+def test_ddrm_steps_every_singular_component_as_the_paper_says(name, side, eta, noise):
+    """Against the paper's update in the basis of A's singular vectors, variance-exploding, with η_b = 1."""
+    components, d = SingularComponents(name, side, noise), diffusion()
+    ddrm = DDRM(d, components.measurement, eta, lambda x: components.fresh)
+    z, theta, s = components.to_bar(components.fresh), components.to_bar(components.pred), components.s
+    level = torch.where(components.seen, noise / s, math.inf)
+    for n, nprev in STEPS:
+        sigma = {i: math.sqrt((1 - d.alpha_bar[i]) / d.alpha_bar[i]) for i in (n, nprev)}
+        # All of the exploding kind: x / √ᾱ = x0 + σ ε.
+        x_bar = components.to_bar(components.x_n) / math.sqrt(d.alpha_bar[n])
+        share = math.sqrt(1 - eta**2) * sigma[nprev]
+        unseen = theta + share * (x_bar - theta) / sigma[n] + eta * sigma[nprev] * z
+        noisier = theta + share * (components.y_bar - theta) / level + eta * sigma[nprev] * z
+        drawn = components.y_bar + (sigma[nprev] ** 2 - level**2).clamp(min=0).sqrt() * z
+        want = torch.where(components.seen, torch.where(sigma[nprev] < level, noisier, drawn), unseen)
+        got = ddrm(nprev, n, components.x_n, components.pred) / math.sqrt(d.alpha_bar[nprev])
+        torch.testing.assert_close(got, components.back(want), rtol=1e-4, atol=components.tolerance)
+    if noise:
+        assert torch.equal(ddrm(CLEAN, 3, components.x_n, components.pred), components.pred)
+    last = math.sqrt((1 - d.alpha_bar[-1]) / d.alpha_bar[-1])
+    known = level <= last
+    want = torch.where(known, components.y_bar + (last**2 - level**2).clamp(min=0).sqrt() * z, last * z)
+    got = ddrm.start(components.x_n) / math.sqrt(d.alpha_bar[-1])
+    torch.testing.assert_close(got, components.back(want), rtol=1e-4, atol=components.tolerance)
 
-    d, (n, nprev), noise = diffusion(), (600, 250), torch.randn(2, 3, 8, 8, dtype=FLOAT)
-    sigma = {i: math.sqrt((1 - d.alpha_bar[i]) / d.alpha_bar[i]) for i in (n, nprev)}
-    # All of the exploding kind: x / √ᾱ = x0 + σ ε.
-    to_bar = lambda x: x.flatten(1) @ Vt.T
-    x_bar, theta, z = to_bar(x_n) / math.sqrt(d.alpha_bar[n]), to_bar(pred), to_bar(noise)
-    unseen = theta + math.sqrt(1 - eta**2) * sigma[nprev] * (x_bar - theta) / sigma[n] + eta * sigma[nprev] * z
-    want = torch.where(seen, y_bar + sigma[nprev] * z, unseen) @ Vt
 
-    measurement = measure(corruption, corruption.degrade(clean, None).image, mask)
-    got = DDRM(d, measurement, eta, lambda x: noise)(nprev, n, x_n, pred) / math.sqrt(d.alpha_bar[nprev])
-    torch.testing.assert_close(got.flatten(1), want, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("noise", [0.05, 0.4])
+@pytest.mark.parametrize(("name", "side"), OPERATORS)
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ddnm_steps_every_singular_component_as_the_paper_says(name, side, eta, noise):
+    """DDNM+: Σ_t = V diag(λ) Vᵀ, Φ_t = V diag(γ) Vᵀ; at η = 1 with a and σ_t of DDPM's posterior, as published."""
+    components, d = SingularComponents(name, side, noise), diffusion()
+    ddnm = DDNM(d, components.measurement, eta, lambda x: components.fresh)
+    z, theta, s, seen = (
+        components.to_bar(components.fresh),
+        components.to_bar(components.pred),
+        components.s,
+        components.seen,
+    )
+    for n, nprev in STEPS:
+        if eta == 1:
+            a, b, std = d.posterior(nprev, n)
+        else:
+            kept, std = d.ddim_noise(nprev, n, eta)
+            b = kept / math.sqrt(1 - d.alpha_bar[n])
+            a = math.sqrt(d.alpha_bar[nprev]) - b * math.sqrt(d.alpha_bar[n])
+        room = std * s / (a * noise)
+        λ = torch.where(seen & (room < 1), room, 1.0)
+        γ = std**2 - torch.where(seen, (a * λ * noise / s) ** 2, 0.0)
+        x0 = theta + torch.where(seen, λ * (components.y_bar - theta), 0.0)
+        want = a * x0 + b * components.to_bar(components.x_n) + γ.clamp(min=0).sqrt() * z
+        got = ddnm(nprev, n, components.x_n, components.pred)
+        torch.testing.assert_close(got, components.back(want), rtol=1e-4, atol=components.tolerance)
+    assert torch.equal(ddnm(CLEAN, 3, components.x_n, components.pred), components.pred)
+
+
+@pytest.mark.parametrize("method", [DDNM, DDRM])
+@pytest.mark.parametrize("name", ["sr3x-bicubic", "decolor"])
+def test_steps_without_measurement_noise_are_the_limit(method, name):
+    """Of ever less noise, on every step but the last, which has no noise to hide that of the measurement in."""
+    d, got = diffusion(), {}
+    for noise in (0.0, 1e-9):
+        components = SingularComponents(name, 9, noise)
+        step = method(d, components.measurement, 0.85, lambda x, fresh=components.fresh: fresh)
+        got[noise] = [step(nprev, n, components.x_n, components.pred) for n, nprev in STEPS] + [
+            step.start(components.x_n)
+        ]
+    for exact, nearly in zip(*got.values(), strict=True):
+        torch.testing.assert_close(nearly, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.85])
+def test_ddrm_keeps_the_marginals_of_the_diffusion_in_measurement_noise(noise, eta):
+    """With a denoiser that knows x0, x_t ~ N(√ᾱ x0, 1 − ᾱ) at every t, over the noise of y: the paper's proposition."""
+    d, corruption = diffusion(), FirstChannel()
+    corruption.noise = noise
+    x0 = torch.tensor([0.3, -0.7], dtype=FLOAT).view(1, 2, 1, 1).expand(COUNT, -1, -1, -1)
+    y = corruption.A(x0) + noise * torch.randn(COUNT, 1, 1, 1, dtype=FLOAT, generator=torch.Generator().manual_seed(1))
+    step = DDRM(d, measure(corruption, y), eta, noise_source(2))
+    # p(x_T | y) begins with noise alone where A sees nothing, and so little is left of x0 that this cannot be told.
+    state, grid = step.start(x0), step_grid(1000, 12)[1:]
+    for nprev, n in reversed(list(pairwise(grid))):
+        state = step(nprev, n, state, x0)
+        off = ((state - math.sqrt(d.alpha_bar[nprev]) * x0) / math.sqrt(1 - d.alpha_bar[nprev])).flatten(1)
+        assert off.mean(0).abs().max() < WITHIN, (n, nprev)
+        assert (torch.cov(off.T) - torch.eye(2)).abs().max() < WITHIN, (n, nprev)
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+@pytest.mark.parametrize("eta", [0.85, 1.0])
+def test_a_step_of_ddnm_has_the_right_noise_with_that_of_the_measurement_in_it(noise, eta):
+    d, corruption = diffusion(), FirstChannel()
+    corruption.noise = noise
+    x0 = torch.tensor([0.3, -0.7], dtype=FLOAT).view(1, 2, 1, 1).expand(COUNT, -1, -1, -1)
+    for n, nprev in STEPS:
+        draw = noise_source(n)
+        y = corruption.A(x0) + noise * draw(x0[:, :1])
+        x_n = d.q_sample(torch.full((COUNT,), n), x0, draw(x0))
+        state = DDNM(d, measure(corruption, y), eta, draw)(nprev, n, x_n, x0)
+        off = ((state - math.sqrt(d.alpha_bar[nprev]) * x0) / math.sqrt(1 - d.alpha_bar[nprev])).flatten(1)
+        assert off.mean(0).abs().max() < WITHIN, (n, nprev)
+        assert (torch.cov(off.T) - torch.eye(2)).abs().max() < WITHIN, (n, nprev)
+
+
+@pytest.mark.parametrize("sampler", ["ddnm", "ddrm"])
+def test_who_knows_of_the_noise_restores_better(sampler):
+    """Gaussian images with their exact denoiser, 20 evaluations, noise as strong as the signal.
+
+    Neither method draws from p(x0 | y): with ever more steps both end near A⁺y. The least error there can be is that of
+    the posterior's mean; a draw from the posterior has twice that.
+    """
+    task, corruption, noise = GaussianTask(diffusion()), FirstChannel(), 2.0
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(COUNT, 2, dtype=FLOAT, generator=generator) @ torch.linalg.cholesky(task.covariance).T + task.mean
+    x0 = x0.view(COUNT, 2, 1, 1)
+    y = corruption.A(x0) + noise * torch.randn(COUNT, 1, 1, 1, dtype=FLOAT, generator=generator)
+    H = torch.tensor([[2.0, 0.0]], dtype=FLOAT)
+    gain = task.covariance @ H.T / (H @ task.covariance @ H.T + noise**2)
+    least = (task.covariance - gain @ H @ task.covariance).trace().item()
+    errors = {}
+    for known in (0.0, noise):
+        corruption.noise = known
+        batch = replace(degraded(torch.zeros_like(x0)), shown=y, corruption=corruption)
+        options = SamplingOptions(nfe=20, sampler=sampler, eta=0.85)
+        restored = UnconditionalDiffusion(task.d).sample(task.unconditional_net, batch, options, noise_source())
+        errors[known] = (restored.x0 - x0).square().sum(1).mean().item()
+    assert least < errors[noise] < 0.9 * errors[0.0] and errors[noise] < 2 * least, (least, errors)
+
+
+def test_what_noise_asks_of_a_method_and_of_a_degradation():
+    class Unknown(LinearCorruption):
+        """Whose singular values nobody says."""
+
+    corruption = build_corruption("sr4x-pool", 16, degradation_noise=0.1)
+    formulation = UnconditionalDiffusion(Diffusion())
+    batch = replace(degraded(torch.zeros(1, 3, 16, 16)), corruption=corruption)
+    with pytest.raises(ValueError, match="eta 0.0: must be above 0 with `degradation_noise`"):
+        formulation.sample(
+            lambda x, step, cond: x, batch, SamplingOptions(nfe=2, sampler="ddnm", eta=0.0), noise_source()
+        )
+    unknown = Unknown()
+    formulation.check_degradation(unknown)
+    with pytest.raises(ValueError, match=r"Unknown lacks its method show\(self, y, mask\)"):
+        unknown.set_noise(0.1)
+    unknown.noise = 0.1
+    with pytest.raises(ValueError, match="degradation_noise 0.1: restoring needs the singular values .*Unknown lacks"):
+        formulation.check_degradation(unknown)
 
 
 def test_degradations_without_an_operator_are_refused():

@@ -59,8 +59,10 @@ def test_no_training_iteration_waits(formulation, dataset_dir):
     found = {}
     for precision in (PRECISIONS[0], *PRECISIONS):  # the first round fills tables
         network = network_on_gpu(gpu, trainer.formulation, precision)
-        for name in (*CORRUPTIONS, "sr4x-pool,inpaint-center"):
-            trainer.train_corruption = gpu.move(build_corruption(name, SIZE))
+        noisy = "sr2x-bicubic,inpaint-center,blur-uni-exact,decolor"
+        for name in (*CORRUPTIONS, "sr4x-pool,inpaint-center", noisy):
+            corruption = build_corruption(name, SIZE, degradation_noise=0.1 if name == noisy else 0.0)
+            trainer.train_corruption = gpu.move(corruption)
             gpu.forget()
             with gpu, pytest.raises(RuntimeError, match="hasPrimaryContext"):
                 trainer.iterate(network, iter([batch]))
@@ -81,7 +83,7 @@ def test_no_network_waits(precision):
     assert not gpu.waits and gpu.kernels["native_group_norm"] == 25
 
 
-def count_waits(formulation, precision, corrupt, chosen):
+def count_waits(formulation, precision, corrupt, chosen, noise=0.0):
     """Return where the host waited until the last of three steps was taken, for each of these ways to restore."""
     gpu = FakeCuda()
     config = TrainConfig(
@@ -89,7 +91,7 @@ def count_waits(formulation, precision, corrupt, chosen):
     )
     built = gpu.move(build_formulation(config))
     model = RestorationModel(network_on_gpu(gpu, built, precision), built, config, 0)
-    corruption = build_corruption(corrupt, SIZE)
+    corruption = build_corruption(corrupt, SIZE, degradation_noise=noise)
     image, mask = (None if x is None else gpu.put(x) for x in corruption(torch.rand(2, 3, SIZE, SIZE)))
     gpu.move(corruption)
     found, at = {}, []
@@ -124,6 +126,12 @@ def check(found):
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_no_step_of_a_sampler_waits(formulation, precision):
     check(count_waits(formulation, precision, "inpaint-center", lambda built: built.list_samplers()))
+
+
+@pytest.mark.parametrize("corrupt", ["inpaint-center", "sr2x-bicubic", "blur-uni", "blur-uni-exact"])
+def test_no_step_in_the_noise_of_a_measurement_waits(corrupt):
+    chosen = lambda built: [SamplingOptions(sampler=name, eta=0.85) for name in built.samplers]
+    check(count_waits("diffusion", "fp32", corrupt, chosen, noise=0.1))
 
 
 @pytest.mark.parametrize("corrupt", [name for name in CORRUPTIONS if name != "mixture"])

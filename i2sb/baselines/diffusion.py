@@ -128,13 +128,21 @@ class Diffusion(nn.Module):
 
         Raises ValueError unless -1 <= nprev < n < interval.
         """
+        kept, std = self.ddim_noise(nprev, n, eta)
+        x_prev = self.ddim_mean(nprev, n, x_n, x0, kept)
+        return x_prev if std == 0 else x_prev + std * randn(x_prev)
+
+    def ddim_noise(self, nprev: int, n: int, eta: float) -> tuple[float, float]:
+        """Return how much of the noise predicted at n DDIM's step keeps, and how much fresh noise it adds."""
         self._check_step(nprev, n)
         alpha_bar, alpha_bar_prev = self.alpha_bar[n], self.find_alpha_bar(nprev)
         # DDIM eq. 16 and 12
         std = eta * math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))
-        kept = math.sqrt(max(1 - alpha_bar_prev - std**2, 0.0))
-        x_prev = math.sqrt(alpha_bar_prev) * x0 + kept * self.compute_noise(n, x_n, x0)
-        return x_prev if std == 0 else x_prev + std * randn(x_prev)
+        return math.sqrt(max(1 - alpha_bar_prev - std**2, 0.0)), std
+
+    def ddim_mean(self, nprev: int, n: int, x_n: Tensor, x0: Tensor, kept: float) -> Tensor:
+        """Return DDIM's step that keeps so much of the noise at n, without fresh noise."""
+        return math.sqrt(self.find_alpha_bar(nprev)) * x0 + kept * self.compute_noise(n, x_n, x0)
 
     def share(self, nprev: int, n: int) -> float:
         """Return how much of the clean image predicted at n enters the state at nprev, beside that at n."""

@@ -180,6 +180,10 @@ class UnconditionalDiffusion(_DiffusionFormulation):
                 f"restores with the operator A of a linear degradation, and {what} has none; "
                 "give `corrupt` sr4x-pool, sr4x-bicubic, a blur, an inpainting or decolor",
             )
+        if corruption.noise and not corruption.knows_spectrum:
+            lacks = f"{type(corruption).__name__} lacks its method reweigh(self, x, weigh, mask)"
+            must = f"restoring needs the singular values of the degradation, and {lacks}"
+            raise UserError("degradation_noise", corruption.noise, must)
 
     def loss(self, net: Net, step: Tensor, batch: Batch, randn: Randn) -> Tensor:
         noise = randn(batch.clean)
@@ -191,7 +195,7 @@ class UnconditionalDiffusion(_DiffusionFormulation):
     ) -> Trajectory:
         self.check_degradation(batch.corruption)
         assert isinstance(batch.corruption, LinearCorruption)
-        measurement = measure(batch.corruption, batch.shown, batch.mask)
+        measurement = measure(batch.corruption, batch.shown, batch.hole)
         method = {"ddnm": DDNM, "ddrm": DDRM}[options.sampler]
         step_back = method(self.diffusion, measurement, options.noise_share, randn)
         return self._sample(net, step_back.start(batch.x1), step_back, options, randn, hooks)

@@ -126,7 +126,12 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
     if settings.run not in (config.ckpt, run_config.name):  # its folder may have been renamed since
         made_by = f"the images in {folder.path} were restored by the run {settings.run}"
         raise UserError("ckpt", config.ckpt, f"{made_by}: score them in its folder")
-    run_config = replace(run_config, corrupt=settings.corrupt, mask_file=settings.mask_file)
+    run_config = replace(
+        run_config,
+        corrupt=settings.corrupt,
+        mask_file=settings.mask_file,
+        degradation_noise=settings.degradation_noise,
+    )
     if config.corrupt not in ("", settings.corrupt):
         raise UserError("corrupt", config.corrupt, f"the images in {folder.path} were made with {settings.corrupt}")
     run_config = choose_degradation(run_config, config.corrupt, config.mask_file, folder.path / SETTINGS)

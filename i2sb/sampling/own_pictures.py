@@ -5,6 +5,7 @@ where it was stopped, and no file is replaced unless this program made it from t
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,7 @@ from tqdm import tqdm
 
 from corruption import Corruption, is_custom
 from i2sb.answers import RunningMoments, measure_diversity
-from i2sb.batch import find_region
-from i2sb.config import SampleConfig, SamplingOptions
+from i2sb.config import SampleConfig, SamplingOptions, TrainConfig
 from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.errors import FileError, UserError, require
 from i2sb.files import append, hash_file, remove_partials, write_text
@@ -48,7 +48,7 @@ from i2sb.storage.sample_folder import (
     describe_network,
     read_manifest,
 )
-from i2sb.tasks import build_task_corruption, check_depth
+from i2sb.tasks import build_task_corruption, check_depth, choose_degradation
 from i2sb.tiles import pad_reflect
 
 LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
@@ -84,6 +84,8 @@ class OwnPictures:
         wanted = config.show_channels or model.config.show_channels
         self.shown_channels = choose_shown(wanted, model.config.image_channels)
         self._check_folders()
+        noise, used = config.degradation_noise, bool(config.corrupt) or self.needs_operator
+        require(noise is None or used, "degradation_noise", noise, "nothing here uses it; it belongs to `corrupt`")
         sources = dict(list(find_pictures(Path(config.input)).items())[: config.limit])
         taken = config.samples > 1 and any(Path(name).parts[0] == ANSWERS for name in sources)
         require(not taken, "input", config.input, f"holds a folder {ANSWERS}, as `output` will; rename it")
@@ -166,7 +168,8 @@ class OwnPictures:
             except UserError as error:
                 raise error.inside(job.source) from None
             noise = ImageNoise(options.seed, Purpose.SAMPLE, [0])
-            clean = pad_reflect(degraded, model.multiple(degradable=True)).to(model.device)
+            multiple = math.lcm(model.multiple, corruption.multiple)
+            clean = pad_reflect(degraded, multiple).to(model.device)
             degraded, mask = corruption(clean, noise.degradation_generators(), [0])
         recorder = None
         if config.save_trajectory:
@@ -179,7 +182,7 @@ class OwnPictures:
                 recorder(step)
 
         colours = self.training_corruption is None or self.training_corruption.adds_colour
-        region = find_region(mask, corruption)
+        region = model.find_region(mask, corruption)
         region = None if region is None else region[..., : job.height, : job.width]
 
         def write(path: Path, x0: Tensor) -> None:
@@ -275,17 +278,15 @@ class OwnPictures:
 
     def _build_corruption(self, job: Job) -> Corruption | None:
         """Build the degradation that is applied to a picture, or undone with its operator, for its sides."""
-        corrupt = self.config.corrupt or self.model.config.corrupt
-        if job.mask and not self.model.formulation.sees_degradation:
-            corrupt = "inpaint-center"  # any inpainting does: its operator takes the mask that it is given
+        task = self._choose_degradation(job)
+        corrupt = task.corrupt
         if is_custom(corrupt) and not self.config.corrupt:
             raise UserError(
                 "input",
                 None,
                 f"the run's degradation must be known, and {corrupt} is code, which is not run unasked",
             )
-        task = replace(self.model.config, corrupt=corrupt, mask_file="")
-        height, width = self.model.padded_sides(job.height, job.width, degradable=True)
+        height, width = self.model.padded_sides(job.height, job.width, corrupt)
         try:
             corruption = build_task_corruption(task, height, self.model.device)
         except UserError as error:
@@ -298,6 +299,14 @@ class OwnPictures:
         check_consistency(self.options.consistency, corrupt, corruption)
         self.model.formulation.check_degradation(corruption)
         return corruption
+
+    def _choose_degradation(self, job: Job) -> TrainConfig:
+        """Return the run's settings with the degradation of a picture, its noise, and masks that the program draws."""
+        corrupt, saved = self.config.corrupt or self.model.config.corrupt, self.config.run_dir / "config.yaml"
+        if job.mask and not self.model.formulation.sees_degradation:
+            corrupt = "inpaint-center"  # any inpainting does: its operator takes the mask that it is given
+        task = choose_degradation(self.model.config, corrupt, "", saved, self.config.degradation_noise)
+        return replace(task, mask_file="")
 
     # --- What was restored before ------------------------------------------------------------------------------------
 
@@ -330,11 +339,13 @@ class OwnPictures:
             raise FileError(job.out, f"was restored from another {job.name}, or with another mask; {advice}")
 
     def _line(self, job: Job) -> dict[str, Any]:
+        known = self.config.corrupt or self.needs_operator
         settings = {
             **describe_network(self.config, self.model.iteration, self.model.digest, self.config.corrupt),
             **self.settle(job).record(),
             "corrupt": self.config.corrupt,
             "samples": self.config.samples,
+            "degradation_noise": self._choose_degradation(job).degradation_noise if known else 0.0,
         }
         return {
             "file": job.name,

@@ -73,8 +73,9 @@ def run(config: SampleConfig) -> None:
 
 def _restore_split(config: SampleConfig, world: World, model: RestorationModel, options: SamplingOptions) -> None:
     image_size = config.image_size or model.config.restored_size
-    check_image_size(model.config.network, image_size, multiple=model.network.multiple)
-    task = choose_degradation(model.config, config.corrupt, config.mask_file, config.run_dir / "config.yaml")
+    check_image_size(model.config.network, image_size, multiple=model.multiple)
+    saved = config.run_dir / "config.yaml"
+    task = choose_degradation(model.config, config.corrupt, config.mask_file, saved, config.degradation_noise)
     corruption = build_task_corruption(task, image_size, world.device, setting="image_size")
     check_consistency(options.consistency, task.corrupt, corruption)
     model.formulation.check_degradation(corruption)
@@ -92,6 +93,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         **describe_network(config, model.iteration, model.digest, task.corrupt),
         corrupt=task.corrupt,
         **describe_masks(task.mask_file),
+        degradation_noise=task.degradation_noise,
         dataset_dir=str(Path(dataset_dir)),
         subset=config.subset,
         image_size=image_size,
@@ -184,7 +186,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
             moments = RunningMoments()
             for answer in range(config.samples):
                 noise = ImageNoise(options.seed, Purpose.SAMPLE, loaded.numbers, answer=answer)
-                batch = make_task_batch(task, loaded, corruption, noise, world.device, evaluation=True)
+                batch = make_task_batch(model.config, loaded, corruption, noise, world.device, evaluation=True)
                 recorder = None
                 if config.save_trajectory and answer == 0:
                     recorder = TrajectoryRecorder(batch.shown, options.evaluations, image_size, image_size, channels)

@@ -54,6 +54,7 @@ class SampleSettings(SamplingOptions):
     corrupt: str = option("", "degradation")
     mask_file: str = option("", "npz of the published freeform masks, or empty")
     masks: str = option("", "digest of that file; empty without one", later=True, older="")
+    degradation_noise: float = option(0.0, "standard deviation of the measurement's noise", later=True, older=0.0)
     dataset_dir: str = option("", "folder of the data set")
     subset: str = option("", "file that listed the images; empty for the whole split", later=True)
     image_size: int = option(256, "side of the images, in pixels")

@@ -38,7 +38,7 @@ def _check(mean: TrainConfig, config: TrainConfig) -> None:
 
     is_regression = mean.formulation == "regression"
     must(is_regression, f"is a {mean.formulation}", "name a run trained with `formulation` regression")
-    for setting in ("corrupt", "image_channels", "hole_fill"):
+    for setting in ("corrupt", "degradation_noise", "image_channels", "value_range", "hole_fill"):
         theirs, ours = getattr(mean, setting), getattr(config, setting)
         must(theirs == ours, f"was trained with `{setting}` {theirs}", f"this run has {ours}: both need the same")
     unnoisy = mean.cond_x1 or not mean.add_x1_noise

@@ -136,7 +136,8 @@ def check_data(plan: Plan) -> None:
             checked_data.add(key)
             size = config.image_size or run.restored_size
             check_image_size(run.network, size)
-            corruption = build_task_corruption(replace(run, corrupt=config.corrupt or run.corrupt, mask_file=""), size)
+            corrupt = config.corrupt or run.corrupt
+            corruption = build_task_corruption(replace(run, corrupt=corrupt, mask_file="", degradation_noise=0.0), size)
             if corruption is not None:
                 corruption.check_shape(run.image_channels, size, size)
             open_images(cell)

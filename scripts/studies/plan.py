@@ -98,7 +98,7 @@ def make_plan(study: Study, source: Path) -> Plan:
 def _plan_formulation(study: Study, task: str, name: str, seed: int) -> Iterator[Cell | dict[str, Any]]:
     run, formulation = _plan_run(study, task, name, seed)
     of_task = {key: value for key, value in study.of_task(task).items() if key in OF_TASK}
-    task_config = replace(run.config, **{"mask_file": "", **of_task})
+    task_config = replace(run.config, **{"mask_file": "", "degradation_noise": 0.0, **of_task})
     degradation = build_task_corruption(task_config, run.config.restored_size)
     for sampler, nfe in product(study.samplers(name) or list(formulation.samplers), study.nfe):
         key = {"task": task, "formulation": name, "sampler": sampler, "seed": seed, "nfe": nfe}

@@ -12,7 +12,7 @@ from i2sb.parsing import expand_homes, read_yaml
 
 # Settings that must be the same for all, or the comparison is unfair; a task's own; and those the study decides.
 SHARED = ("dataset_dir", "image_size", "image_channels", "network", "batch_size", "num_itr", "ema")
-OF_TASK = ("corrupt", "mask_file")
+OF_TASK = ("corrupt", "mask_file", "degradation_noise")
 DECIDED = ("name", "ckpt", "results_dir", "formulation", "seed", "sampler", "nfe", "sample_dir")
 DECIDED += ("limit", "partition", "input", "output", "ckpt_file", "make_reference")
 Settings = dict[str, Any]

@@ -64,6 +64,7 @@ def test_a_formulation_settles_what_is_left_to_it():
         ("conditional_diffusion", {"corrupt": "decolor", "add_x1_noise": True, "cond_x1": True}, ["ddim0.5"]),
         ("regression", {"corrupt": "jpeg-5", "eval_nfe": 1}, [""]),
         ("diffusion", {"corrupt": "sr4x-bicubic"}, ["", "ddrm0.85"]),
+        ("diffusion", {"corrupt": "inpaint-center", "degradation_noise": 0.1}, ["", "ddrm0.85"]),
     ],
 )
 def test_baselines_take_the_same_path(tmp_path, dataset_dir, capsys, name, changes, samplers):

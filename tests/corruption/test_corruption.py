@@ -9,34 +9,49 @@ import numpy as np
 import pytest
 import torch
 
-from corruption import CORRUPTIONS, Corruption, LinearCorruption, build_corruption, is_custom
+from corruption import CORRUPTIONS, Corruption, build_corruption, describe_corruptions, find_multiple, is_custom
 from corruption.base import Draws
 from corruption.blur import GAUSSIAN, UNIFORM
 from corruption.jpeg import CHROMINANCE, LUMINANCE, quantisation_table
 from corruption.strokes import count_bounds, draw_strokes
 from corruption.superresolution import bicubic_matrix
+from helpers.degradations import EXAMPLES, LINEAR
+from helpers.degradations import SIDE as SIZE
 from helpers.golden import golden
 
-SIZE = 32
-NAMES = (*CORRUPTIONS, "jpeg-37", "jpeg-100")
 FREEFORM = {"inpaint-freeform1020": (10, 20), "inpaint-freeform2030": (20, 30)}
 COLOUR_ONLY = {"jpeg", "decolor", "mixture", "blur-uni", "blur-gauss"}
 SQUARE_ONLY = {"blur-uni", "blur-gauss", "mixture"}
 
 
+NOISE = 0.2
+CASES = [*((name, 0.0) for name in EXAMPLES), *((name, NOISE) for name in LINEAR)]
+
+
 @pytest.fixture(scope="module")
 def built() -> dict[str, Corruption]:
-    return {name: build_corruption(name, SIZE) for name in NAMES}
+    return {name: build_corruption(name, SIZE) for name in EXAMPLES}
 
 
-@pytest.fixture(params=NAMES)
-def name(request):
+@pytest.fixture(scope="module")
+def noisy() -> dict[str, Corruption]:
+    return {name: build_corruption(name, SIZE, degradation_noise=NOISE) for name in LINEAR}
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case[0] + "-noisy" * (case[1] > 0))
+def case(request):
     return request.param
 
 
 @pytest.fixture
-def corruption(name, built):
-    return built[name]
+def name(case):
+    return case[0]
+
+
+@pytest.fixture
+def corruption(case, built, noisy):
+    name, noise = case
+    return noisy[name] if noise else built[name]
 
 
 @pytest.fixture
@@ -83,14 +98,15 @@ def test_shape_type_range_and_mask(name, corruption, clean):
     done = corruption(clean, torch.Generator().manual_seed(0))
     assert done.image.shape == clean.shape and done.image.dtype == torch.float32 and done.image.is_contiguous()
     # JPEG of noise overshoots widely, the published blur darkens by a third; but no other scale, and no constant.
-    assert done.image.abs().max() < 3 and done.image.std() > 0.03
+    # Noise adds five standard deviations or so.
+    assert done.image.abs().max() < 3.5 and done.image.std() > 0.03
     assert (done.mask is None) == ("inpaint" not in name)
     if done.mask is None:
         return
     assert done.mask.shape == (3, 1, SIZE, SIZE) and done.mask.dtype == torch.float32
     assert set(done.mask.unique().tolist()) == {0.0, 1.0}
     outside = (done.mask == 0).expand_as(clean)
-    assert torch.equal(done.image[outside], clean[outside])
+    assert torch.equal(done.image[outside], clean[outside]) == (not corruption.noise)
     assert (done.image[~outside] == 1).all()
 
 
@@ -126,13 +142,14 @@ def test_is_determined_by_the_seed_and_by_the_image_alone(corruption, clean):
     last = corruption(clean[2:], generators(2, 3))
     torch.testing.assert_close(last.image, whole.image[2:], rtol=0, atol=1e-5)
     fixed = corruption(clean, generators(0, 3), [4, 5, 6])
-    last = corruption(clean[2:], generators(7, 8), [6])  # in evaluation the number decides, whatever is drawn besides
+    # In evaluation the number decides, whatever is drawn besides; of noise the seed does.
+    last = corruption(clean[2:], generators(2, 3) if corruption.noise else generators(7, 8), [6])
     torch.testing.assert_close(last.image, fixed.image[2:], rtol=0, atol=1e-5)
 
 
 def test_takes_non_square_images_and_other_channels_where_defined(name, corruption):
     kind = "jpeg" if name.startswith("jpeg") else name
-    for shape in ((2, 3, 32, 48), (1, 3, 64, 16)):
+    for shape in ((2, 3, 48, 96), (1, 3, 144, 48)):
         if kind in SQUARE_ONLY:
             with pytest.raises(ValueError, match="published blur is defined for square"):
                 corruption(torch.rand(shape))
@@ -163,15 +180,13 @@ def test_builds_nothing_at_call_time(corruption, clean, monkeypatch):
 @pytest.mark.gpu
 def test_is_the_same_on_a_gpu(name, corruption, clean):
     want = corruption(clean, generators(0, 3))
-    done = build_corruption(name, SIZE).cuda()(clean.cuda(), generators(0, 3))
+    done = build_corruption(name, SIZE, degradation_noise=corruption.noise).cuda()(clean.cuda(), generators(0, 3))
     wrong = (done.image.cpu() - want.image).abs() > 5e-3
     assert wrong.float().mean() < 0.01
     assert want.mask is None or torch.equal(done.mask.cpu(), want.mask)
 
 
 # --- Operators -------------------------------------------------------------------------------------------------------
-
-LINEAR = tuple(name for name in CORRUPTIONS if isinstance(build_corruption(name, SIZE), LinearCorruption))
 
 
 @pytest.fixture(params=LINEAR)
@@ -183,7 +198,7 @@ def linear(request, built):
 
 
 def test_the_linear_ones_are_those_that_are():
-    assert set(LINEAR) == {name for name in CORRUPTIONS if not name.startswith(("jpeg", "mixture"))}
+    assert set(LINEAR) == {name for name in EXAMPLES if not name.startswith(("jpeg", "mixture"))}
 
 
 def test_degraded_images_show_the_measurement(linear):
@@ -191,6 +206,42 @@ def test_degraded_images_show_the_measurement(linear):
     torch.testing.assert_close(
         corruption.measure(done.image, done.mask).double(), corruption.A(x, done.mask), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_noise_is_in_what_was_measured(name, built, noisy):
+    """σ times a standard normal number for each that was measured; the image is what shows the noisy measurement."""
+    x = torch.rand(16, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    plain, done = (corruption[name](x, generators(0, 16)) for corruption in (built, noisy))
+    assert (plain.mask is None and done.mask is None) or torch.equal(plain.mask, done.mask), "other holes"
+    y, exact = (built[name].measure(*corrupted).double() for corrupted in (done, plain))
+    torch.testing.assert_close(built[name].show(y.float(), done.mask), done.image, rtol=0, atol=1e-5)
+    n = (y - exact) / NOISE
+    if done.mask is not None:
+        known = (done.mask == 0).expand_as(n)
+        assert (n[~known] == 0).all()
+        n = n[known]
+    within = 5 / n.numel() ** 0.5  # standard errors
+    assert abs(n.mean()) < within and abs(n.square().mean() - 1) < 2**0.5 * within
+    assert abs((n.flatten()[1:] * n.flatten()[:-1]).mean()) < within, "neighbours have the same noise"
+
+
+def test_noise_in_a_mixture_is_that_of_its_parts(clean):
+    names = ["sr3x-pool", "blur-gauss-exact"]
+    mixture = build_corruption(",".join(names), SIZE, degradation_noise=NOISE)
+    done = mixture(clean, generators(0, 3), [0, 1, 2]).image
+    for row in range(3):
+        part = build_corruption(names[row % 2], SIZE, degradation_noise=NOISE)
+        want = part(clean[row : row + 1], generators(row, row + 1), [row]).image[0]
+        torch.testing.assert_close(done[row], want, rtol=0, atol=1e-5)
+    assert mixture.noise == NOISE
+
+
+@pytest.mark.parametrize("name", ["jpeg-5", "mixture", "sr4x-pool,jpeg-5"])
+def test_noise_without_a_measurement_is_refused(name):
+    with pytest.raises(ValueError, match="degradation_noise 0.1: .* is no linear degradation") as error:
+        build_corruption(name, SIZE, degradation_noise=0.1)
+    assert error.value.setting == "degradation_noise"
 
 
 def test_transpose(linear):
@@ -215,8 +266,9 @@ def test_pseudo_inverse(linear):
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_operators_agree_with_a_dense_matrix(name):
-    side = 8
+def test_operators_agree_with_a_dense_matrix(name, built):
+    factor = getattr(built[name], "factor", 1)
+    side = factor * max(2, -(-8 // factor))
     corruption = build_corruption(name, side)
     mask = corruption(torch.zeros(1, 3, side, side), torch.Generator().manual_seed(0)).mask
     units = torch.eye(3 * side * side, dtype=torch.float64).view(-1, 3, side, side)
@@ -228,6 +280,12 @@ def test_operators_agree_with_a_dense_matrix(name):
     torch.testing.assert_close(corruption.A_transpose(y, mask).flatten(), matrix.T @ y.flatten())
     inverse = torch.linalg.pinv(matrix, rtol=1e-4)
     torch.testing.assert_close(corruption.A_pinv(y, mask).flatten(), inverse @ y.flatten(), rtol=0, atol=1e-4)
+    _, s, Vt = torch.linalg.svd(matrix)
+    s = torch.cat([s, s.new_zeros(len(Vt) - len(s))])
+    s = torch.where(s < 1e-4, 0.0, s)
+    weigh = lambda s: torch.where(s == 0, 3.0, torch.exp(-s))
+    want = Vt.T @ (weigh(s) * (Vt @ x.flatten()))
+    torch.testing.assert_close(corruption.reweigh(x, weigh, mask).flatten(), want, rtol=0, atol=1e-5)
 
 
 def test_gradients_pass_through_operators(linear):
@@ -242,23 +300,34 @@ def test_gradients_pass_through_operators(linear):
 # --- Super-resolution ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sr4x-pool", "sr4x-bicubic"])
-def test_super_resolution_repeats_small_pixels_and_keeps_constants(name, built, clean):
-    image, small = built[name](clean).image, built[name].A(clean)
-    assert small.shape == (3, 3, SIZE // 4, SIZE // 4)
-    assert torch.equal(image, small.repeat_interleave(4, -1).repeat_interleave(4, -2))
-    torch.testing.assert_close(built[name](torch.full_like(clean, 0.3)).image, torch.full_like(clean, 0.3))
+SHRINKING = [(factor, kernel) for factor in (2, 3, 4, 8) for kernel in ("pool", "bicubic")]
 
 
-def test_bicubic_matrix_is_the_definition_entry_by_entry():
+@pytest.mark.parametrize(("factor", "kernel"), SHRINKING)
+def test_super_resolution_repeats_small_pixels_and_keeps_constants(factor, kernel, built, clean):
+    corruption = built[f"sr{factor}x-{kernel}"]
+    image, small = corruption(clean).image, corruption.A(clean)
+    assert small.shape == (3, 3, SIZE // factor, SIZE // factor)
+    assert torch.equal(image, small.repeat_interleave(factor, -1).repeat_interleave(factor, -2))
+    torch.testing.assert_close(corruption(torch.full_like(clean, 0.3)).image, torch.full_like(clean, 0.3))
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5, 8])
+def test_pooling_is_the_mean_of_blocks(factor):
+    x = torch.rand(2, 3, 4 * factor, 2 * factor, dtype=torch.float64)
+    want = torch.nn.functional.avg_pool2d(x, factor)
+    torch.testing.assert_close(build_corruption(f"sr{factor}x-pool", 4 * factor).A(x), want)
+
+
+def cubic(x, a=-0.5):
+    x = abs(x)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def test_published_bicubic_matrix_is_the_definition_entry_by_entry():
     """Output k, tap i, on input 4k + 2 - 8 + i, mirrored at the border."""
-
-    def cubic(x, a=-0.5):
-        x = abs(x)
-        if x <= 1:
-            return (a + 2) * x**3 - (a + 3) * x**2 + 1
-        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
-
     size, taps = 24, [cubic((i - 8 + 0.5) / 4) for i in range(16)]
     want = torch.zeros(size // 4, size, dtype=torch.float64)
     for k in range(size // 4):
@@ -266,7 +335,33 @@ def test_bicubic_matrix_is_the_definition_entry_by_entry():
             j = 4 * k + 2 - 8 + i
             j = -1 - j if j < 0 else 2 * size - 1 - j if j >= size else j
             want[k, j] += tap / sum(taps)
-    torch.testing.assert_close(bicubic_matrix(size, like=want), want)
+    torch.testing.assert_close(bicubic_matrix(size, 4, like=want), want)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5, 8])
+def test_bicubic_is_the_kernel_between_pixel_centres(factor):
+    """Pixel j covers [j, j + 1); it is weighed by how far its centre lies from the small pixel's, in small pixels."""
+    size = 6 * factor
+    rows = np.random.default_rng(0).random((2, size))
+    padded = np.pad(rows, ((0, 0), (2 * size, 2 * size)), mode="symmetric")
+    centre = np.arange(-2 * size, 3 * size) + 0.5
+    want = []
+    for k in range(size // factor):
+        weights = np.array([cubic((c - (k + 0.5) * factor) / factor) for c in centre])
+        want.append(padded @ weights / weights.sum())
+    matrix = bicubic_matrix(size, factor, like=torch.zeros((), dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(rows @ matrix.T, np.stack(want, axis=1), rtol=0, atol=1e-13)
+
+
+def test_names_of_families():
+    listed = describe_corruptions().splitlines()
+    assert sum(line.startswith("srNx-") for line in listed) == 2 and not any(line.startswith("sr4x") for line in listed)
+    assert build_corruption("sr16x-pool", 32).A(torch.ones(1, 3, 32, 32)).shape == (1, 3, 2, 2)
+    multiples = {"sr4x-pool": 16, "sr3x-bicubic": 48, "sr32x-pool": 32, "sr3x-pool,sr5x-pool": 240, "jpeg-5": 16}
+    assert {name: find_multiple(name) for name in multiples} == multiples
+    for name in ("sr3x-bicubic", "jpeg-20", "sr5x-pool,jpeg-10"):
+        side = find_multiple(name) * 2
+        assert build_corruption(name, side).multiple == find_multiple(name)
 
 
 # --- Blur ------------------------------------------------------------------------------------------------------------
@@ -287,15 +382,16 @@ def test_published_blur_darkens_white_as_published(name, white):
     assert (image[0, :, 128, 128].mean() + 1) / 2 == pytest.approx(white, abs=0.006)
 
 
-def test_published_blur_would_be_the_right_one_if_its_components_were_dealt_out_rightly(built):
+def test_published_blur_would_be_the_right_one_if_its_components_were_dealt_out_rightly():
     """U (diag s) Vᵀ is the kernel's matrix without its last tap, but for the singular values that are dropped."""
-    blur = built["blur-uni"]
+    side = 32  # no multiple of 3, so that every channel has all products
+    blur = build_corruption("blur-uni", side)
     products = blur.W.double().flatten(1).sort(descending=True).values
     assert torch.equal(products[0], products[1]) and torch.equal(products[0], products[2])  # only their order differs
     largest = products[0, 0].sqrt()
     U, V = blur.U.double(), blur.V.double()
-    matrix = torch.zeros(SIZE, SIZE, dtype=torch.float64)
-    for i in range(SIZE):
+    matrix = torch.zeros(side, side, dtype=torch.float64)
+    for i in range(side):
         matrix[i, max(0, i - 4) : i + 4] = 1 / 9
     assert (U[:, 0] @ matrix @ V[:, 0]).item() == pytest.approx(largest.item(), rel=1e-5)
     s = torch.diagonal(U.T @ matrix @ V)
@@ -564,6 +660,12 @@ def test_decolor_keeps_greys_and_weighs_colours_as_pillow_does(built, clean):
         (lambda: build_corruption("sr4x-pol"), "corrupt sr4x-pol: unknown degradation; did you mean sr4x-pool?"),
         (lambda: build_corruption("xyz"), "corrupt xyz: unknown degradation; there are jpeg-5, "),
         (lambda: build_corruption("sr4x-pool", mask_file="x"), "corrupt sr4x-pool: takes no `mask_file`"),
+        (lambda: build_corruption("sr3x-pol"), "corrupt sr3x-pol: unknown degradation; did you mean srNx-pool?"),
+        (lambda: build_corruption("sr1x-pool"), "corrupt sr1x-pool: the factor must be at least 2"),
+        (lambda: build_corruption("sr0x-bicubic"), "corrupt sr0x-bicubic: the factor must be at least 2"),
+        (lambda: build_corruption("sr-4x-pool"), "unknown degradation; did you mean sr4x-pool?"),
+        (lambda: build_corruption("sr3x-pool", 64), "64x64 pixels: sr3x needs multiples of 3 from 6 on"),
+        (lambda: build_corruption("sr64x-pool", 64), "sr64x needs multiples of 64 from 128 on"),
         (lambda: build_corruption("sr4x-pool", 30), "30x30 pixels: sr4x needs multiples of 4"),
         (lambda: build_corruption("sr4x-bicubic", 64)(torch.zeros(1, 3, 64, 30)), "64x30 pixels"),
         (lambda: build_corruption("inpaint-center", 2), "at least 4 pixels"),

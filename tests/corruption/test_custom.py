@@ -126,10 +126,11 @@ def test_missing_file_is_named():
 def test_help_lists_every_degradation_with_a_line_each():
     from corruption import CORRUPTIONS
 
+    families = {"jpeg-5": "jpeg-Q", "jpeg-10": "jpeg-Q", "sr4x-pool": "srNx-pool", "sr4x-bicubic": "srNx-bicubic"}
     for program in ("train.py", "sample.py"):
         lines = run_python(program, "--corrupt", "help").stdout.splitlines()
         assert [line.split()[0] for line in lines] == [
-            *CORRUPTIONS,
+            *dict.fromkeys(families.get(name, name) for name in CORRUPTIONS),
             "paired",
             "file.py:ClassName",
             "jpeg-5,sr4x-pool,…",

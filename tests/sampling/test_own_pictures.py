@@ -291,6 +291,18 @@ def test_degrading_first_and_consistency(restore, photos, trained_run, capsys):
     assert "3 pictures" in capsys.readouterr().out
 
 
+def test_sides_suit_the_degradation(restore, photos, trained_run):
+    """a.png has 21x37 pixels: multiples of three, and of what the others take."""
+    out = restore(photos / "a.png", corrupt="sr3x-bicubic", consistency="project")
+    clean = pad_reflect(from_uint8(pixels(photos / "a.png"))[None], 48)
+    corruption = build_corruption("sr3x-bicubic", 48)
+    degraded = corruption(clean).image
+    model = load_model(trained_run)
+    want = model.restore(degraded, nfe=2, consistency="project", corruption=corruption)
+    assert torch.equal(to_uint8(want)[0, :, :21, :37], pixels(out / "a.png"))
+    assert (corruption.A(want) - corruption.A(clean)).abs().max() < 1e-5
+
+
 def test_own_settings_and_the_split_do_not_mix():
     for changes, words in [
         ({"input": "a.png"}, "output: is missing"),
