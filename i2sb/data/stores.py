@@ -184,9 +184,17 @@ def list_images(root: Path) -> list[str]:
 
 
 def list_files(root: Path) -> list[str]:
-    """Return the paths of all files below `root` that are not hidden, relative to it, with forward slashes."""
-    files = []
-    for folder, _, names in os.walk(root, onerror=_raise, followlinks=True):
+    """Return the paths of all files below `root` that are not hidden, relative to it, with forward slashes.
+
+    Links to folders are followed, but for one that leads back into a folder that it was come from.
+    """
+    files: list[str] = []
+    come_from: dict[str, tuple[str, ...]] = {os.fspath(root): (os.path.realpath(root),)}
+    for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+        above = come_from.pop(folder)
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in above]
+        come_from |= {os.path.join(folder, name): (*above, real[name]) for name in folders}
         files += [Path(folder, name).relative_to(root).as_posix() for name in names if not name.startswith(".")]
     return files
 

@@ -58,7 +58,7 @@ def make_reference(config: EvalConfig, world: World) -> None:
         images=len(images),
         data=Path(config.dataset_dir).name,
         fingerprint=images.fingerprint,
-        weights=network.weights.sha256 if network.weights else "",
+        weights=network.digest,
     )
     if world.is_main:
         write_reference(path, gaussian, made_from)

@@ -141,7 +141,7 @@ def _check_reference(
         split=config.reference_split or published,
         image_size=images.image_size,
         crop=images.run_config.crop,
-        weights=network.weights.sha256 if network.weights else "",
+        weights=network.digest,
     )
     reference.check(wanted)
     features = len(reference.gaussian.mean)

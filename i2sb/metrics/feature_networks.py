@@ -70,6 +70,11 @@ class FeatureNetwork(nn.Module):
     dim = 0
     weights: Weights | None = None
 
+    @property
+    def digest(self) -> str:
+        """The first digits of the SHA-256 of the file that decides what it says; "" where there is none."""
+        return self.weights.sha256 if self.weights else ""
+
     def forward(self, images: Tensor) -> FeatureOutput:
         raise NotImplementedError
 
@@ -286,11 +291,16 @@ class OwnFeatures(FeatureNetwork):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        path, _, function = name.rpartition(":")
         compute = load_from_file("features", name)
         if not callable(compute):
-            path, _, function = name.rpartition(":")
             raise UserError("features", name, f"{path} holds no function {function}")
         self.compute = compute
+        self._digest = hash_file(Path(path))[:16]
+
+    @property
+    def digest(self) -> str:
+        return self._digest
 
     def forward(self, images: Tensor) -> FeatureOutput:
         features = self.compute(from_uint8(images))

@@ -24,7 +24,7 @@ class MadeFrom:
 
     mode: how images were resized, "" where the network knows one way only. crop: how they became square. images: their
     number. data: the name of the data set's folder. fingerprint: of the names of its images. weights: the first digits
-    of the SHA-256 of the network's file.
+    of the SHA-256 of the network's file, be it of weights or the user's code.
     """
 
     network: str = ""
@@ -51,7 +51,7 @@ _MUST_AGREE = {
     "split": "split",
     "image_size": "image size",
     "crop": "`crop`",
-    "weights": "weights",
+    "weights": "digest of the network's file",
 }
 
 

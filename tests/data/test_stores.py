@@ -12,6 +12,7 @@ from helpers.pictures import write_images
 from helpers.small_data import open_tiny, pack_lmdb
 from i2sb.data.dataset import NO_CLASS, UnreadableImageError
 from i2sb.data.loading import load_in_order
+from i2sb.data.stores import list_files
 from i2sb.errors import UserError
 
 
@@ -153,3 +154,21 @@ def test_an_index_that_does_not_fit_is_named(tmp_path, value, words):
     with pytest.raises(UserError, match="train_faster_imagefolder.lmdb.pt: ") as error:
         open_tiny(tmp_path / "out")
     assert words in str(error.value)
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path):
+    """Two that lead to their own folder would be followed without end, and each picture found again and again."""
+    root = tmp_path / "data"
+    for path in ("data/a/1.png", "data/b/2.png", "elsewhere/3.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    (root / "again").symlink_to(tmp_path / "elsewhere")
+    for link, target in (("self", "."), ("a/up", ".."), ("a/b", "../b"), ("b/a", "../a"), ("a/here", "../a")):
+        (root / link).symlink_to(target)
+    (root / "c/above").symlink_to(tmp_path)
+    found = ["a/1.png", "a/b/2.png", "again/3.png", "b/2.png", "b/a/1.png", "c/3.png"]
+    assert sorted(list_files(root)) == found
+    (root / "c/above").unlink()
+    (root / "loop").symlink_to("loop")  # is no folder
+    assert sorted(list_files(root)) == [*found, "loop"]

@@ -259,7 +259,7 @@ def test_reference_of_another_mode_or_network_is_refused(config, tmp_path, incep
     right = MadeFrom(network="Inception", mode="legacy_pytorch", split="train", image_size=16)
     for made_from, words in (
         (replace(right, mode="clean"), "`mode` clean there, legacy_pytorch wanted"),
-        (replace(right, weights="0123456789abcdef"), "weights 0123456789abcdef there"),
+        (replace(right, weights="0123456789abcdef"), "digest of the network's file 0123456789abcdef there"),
     ):
         write_reference(path, statistics, made_from)
         with pytest.raises(UserError, match=words):
@@ -500,3 +500,18 @@ def test_images_that_another_run_restored_are_refused(config, results, trained_r
     score(replace(copied, ckpt="renamed"))
     with pytest.raises(UserError, match="ckpt other: the images in .*other/samples_nfe2 were restored by the run tiny"):
         score(replace(copied, ckpt="other"))
+
+
+def test_a_reference_of_features_that_were_edited_since_is_refused(config, dataset_dir, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def means(images): return images.mean((2, 3))\n")
+    edited = replace(config, features=f"{file}:means", metrics="features-frechet", reference_split="val")
+    path = make_reference(edited, tmp_path / "val.npz", dataset_dir=str(dataset_dir))
+    score(replace(edited, reference=str(path)))
+    reference = read_reference(path)
+    file.write_text("def means(images): return images.amax((2, 3))\n")
+    words = r"made from something else \(digest of the network's file \w+ there, \w+ wanted"
+    with pytest.raises(UserError, match=words):
+        score(replace(edited, reference=str(path)))
+    write_reference(path, reference.gaussian, replace(reference.made_from, weights=""))  # an older version's
+    score(replace(edited, reference=str(path)))
