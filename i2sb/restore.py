@@ -5,6 +5,8 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import index
 from pathlib import Path
 
 import torch
@@ -102,7 +104,8 @@ class RestorationModel:
     ) -> Tensor:
         """Restore `degraded` [B, C, H, W] in [-1, 1]; returns the same shape and range, not clamped, on its device.
 
-        mask: [B, 1, H, W], 1 inside the hole of an inpainting image (what the image holds there is ignored).
+        mask: [B, 1, H, W], 1 or True inside the hole of an inpainting image (what the image holds there is ignored), 0
+        elsewhere; a run that fills holes needs one, but for mixtures.
         cond: [B, C, H, W], what a conditioned network sees at every step, if not the degraded image (its hole filled).
         nfe: network evaluations, by default 10 or as many as there are.
         seed, numbers: image i draws its noise from (seed, numbers[i]), by default (seed, i); in a split that sample.py
@@ -125,8 +128,14 @@ class RestorationModel:
                 largest = float(images.abs().max())
                 must = f"must be in [-1, 1], noise aside; it holds {largest:g}, beyond {LARGEST:g}"
                 require(largest <= LARGEST, setting, None, must)
+        trained = self.training_corruption if mask is None and corruption is None else None
+        if trained is not None and trained.makes_holes and self.formulation.sees_degradation:
+            must = f"is missing: this run fills holes ({self.config.corrupt}); it is 1 inside the hole, 0 elsewhere"
+            require(trained.mixes_holes, "mask", None, must)
         if mask is not None:
-            require(bool(((mask >= 0) & (mask <= 1)).all()), "mask", None, "must be 0 and 1, 1 inside the hole")
+            require(bool(((mask == 0) | (mask == 1)).all()), "mask", None, "must be 0 and 1, 1 inside the hole")
+        for setting, number in (("nfe", nfe), ("seed", seed), ("tile", tile), ("overlap", overlap)):
+            require(number is None or _is_whole(number), setting, number, "must be a whole number")
         options = SamplingOptions(
             nfe=min(10, self.formulation.default_nfe) if nfe is None else nfe,
             seed=seed,
@@ -170,19 +179,25 @@ class RestorationModel:
         pixels: for them the host would wait for the GPU.
         """
         self._check_shapes(degraded, mask, cond)
+        is_one = corruption is None or isinstance(corruption, Corruption)
+        require(is_one, "corruption", type(corruption).__name__, "must be what corruption.build_corruption returns")
         height, width = degraded.shape[-2:]
         needs_operator = self.formulation.needs_operator(options.consistency)
         if corruption is None and needs_operator:
             corruption = self._build_own_corruption(*self.padded_sides(height, width, degradable=True))
         multiple = self.multiple(degradable=needs_operator)
         shown = pad_reflect(degraded.float().to(self.device), multiple)
-        mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
+        mask, cond = (None if x is None else pad_reflect(x.float().to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
         if cond is not None and not takes_cond:
             raise UserError("cond", None, "this run's network takes no condition (it was trained without `cond_x1`)")
-        if numbers is not None and len(numbers) != len(degraded):
+        if numbers is None:
+            numbers = range(len(degraded))
+        if len(numbers) != len(degraded):
             raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
-        noise = ImageNoise(options.seed, Purpose.SAMPLE, range(len(degraded)) if numbers is None else numbers)
+        are_whole = all(_is_whole(number) and number >= 0 for number in numbers)
+        require(are_whole, "numbers", None, "must be whole numbers from 0 on")
+        noise = ImageNoise(options.seed, Purpose.SAMPLE, [index(number) for number in numbers])
         x1, usual_cond = begin_bridge(
             Corrupted(shown, mask),
             noise,
@@ -211,6 +226,9 @@ class RestorationModel:
 
     def _check_shapes(self, degraded: Tensor, mask: Tensor | None, cond: Tensor | None) -> None:
         """Raise UserError unless these are images that the network can be shown, as far as their pixels do not tell."""
+        for setting, images in (("degraded", degraded), ("mask", mask), ("cond", cond)):
+            optional = images is None and setting != "degraded"
+            require(optional or isinstance(images, Tensor), setting, type(images).__name__, "must be a torch.Tensor")
         channels = self.config.image_channels
         fits = degraded.ndim == 4 and degraded.shape[1] == channels and degraded.numel() > 0
         require(fits, "degraded", describe_shape(degraded), f"must be of shape [B, {channels}, H, W], none of them 0")
@@ -272,6 +290,13 @@ class RestorationModel:
         multiple = self.multiple(degradable=degradable)
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
+    @cached_property
+    def training_corruption(self) -> Corruption | None:
+        """The degradation that the run was trained on; None for pairs, and for code, which is not run unasked."""
+        if is_custom(self.config.corrupt):
+            return None
+        return build_task_corruption(replace(self.config, mask_file=""), self.config.restored_size)
+
     def _build_own_corruption(self, height: int, width: int) -> Corruption | None:
         if is_custom(self.config.corrupt):
             raise UserError(
@@ -284,6 +309,15 @@ class RestorationModel:
         if corruption is not None:
             corruption.check_shape(self.config.image_channels, height, width)
         return corruption
+
+
+def _is_whole(number: object) -> bool:
+    """Whether it is an int, or one of numpy's or torch's."""
+    try:
+        index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def check_restored(images: Tensor, names: Sequence[str]) -> None:
