@@ -90,8 +90,9 @@ class Draws:
     def _draw(self, draw: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
         if not isinstance(self.generator, Sequence):
             device = None if self.generator is None else self.generator.device
-            return draw((self.count, *shape), generator=self.generator, device=device)
-        return torch.stack([draw(tuple(shape), generator=g, device=g.device) for g in self.generator])
+            return draw((self.count, *shape), generator=self.generator, device=device, dtype=torch.float32)
+        draws = [draw(tuple(shape), generator=g, device=g.device, dtype=torch.float32) for g in self.generator]
+        return torch.stack(draws)
 
 
 class Corruption(nn.Module):

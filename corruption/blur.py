@@ -61,7 +61,7 @@ class PublishedBlur(Blur):
             s = torch.where(s < self.SMALLEST_SINGULAR_VALUE, 0.0, s)
             products, component = torch.outer(s, s).flatten().sort(descending=True)
             rank = 3 * torch.arange(side**2) + torch.arange(3)[:, None]
-            W = torch.empty(3, side**2)
+            W = torch.empty(3, side**2, dtype=torch.float32)
             W[:, component] = products[rank % side**2]
         self.register_buffer("U", U.contiguous(), persistent=False)
         self.register_buffer("V", Vt.T.contiguous(), persistent=False)

@@ -19,7 +19,7 @@ class Decoloring(FlatCorruption):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("weights", torch.tensor(LUMA)[:, None, None], persistent=False)
+        self.register_buffer("weights", torch.tensor(LUMA, dtype=torch.float32)[:, None, None], persistent=False)
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
         if channels != 3:

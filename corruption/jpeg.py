@@ -70,9 +70,11 @@ class JPEG(Corruption):
             # The division by the table and the multiplication are part of the transforms.
             self.register_buffer(f"{name}_forward", (blocks.T / steps).float().contiguous(), persistent=False)
             self.register_buffer(f"{name}_backward", (blocks * steps[:, None]).float().contiguous(), persistent=False)
-        self.register_buffer("to_luma", torch.tensor([TO_LUMA]) * HALF_RANGE, persistent=False)
-        self.register_buffer("to_chroma", torch.tensor(TO_CHROMA) * HALF_RANGE, persistent=False)
-        self.register_buffer("from_chroma", torch.tensor(FROM_CHROMA) / HALF_RANGE, persistent=False)
+        tables = ([TO_LUMA], TO_CHROMA, FROM_CHROMA)
+        to_luma, to_chroma, from_chroma = (torch.tensor(table, dtype=torch.float32) for table in tables)
+        self.register_buffer("to_luma", to_luma * HALF_RANGE, persistent=False)
+        self.register_buffer("to_chroma", to_chroma * HALF_RANGE, persistent=False)
+        self.register_buffer("from_chroma", from_chroma / HALF_RANGE, persistent=False)
 
     def check_shape(self, channels: int, height: int, width: int) -> None:
         if channels != 3 or height % 16 or width % 16:

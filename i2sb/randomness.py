@@ -66,7 +66,7 @@ class ImageNoise:
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Return standard normal noise of the shape, type and device of x [B, …]."""
-        draws = [torch.randn(x.shape[1:], generator=g, device=g.device) for g in self.generators]
+        draws = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=torch.float32) for g in self.generators]
         return send(torch.stack(draws), x.device).to(x.dtype)
 
     def randint(self, high: int) -> Tensor:
@@ -75,4 +75,5 @@ class ImageNoise:
 
     def rand(self, *shape: int) -> Tensor:
         """Return uniform draws from [0, 1) for each image, float32 [B, *shape]."""
-        return torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self.generators])
+        draws = [torch.rand(shape, generator=g, device=g.device, dtype=torch.float32) for g in self.generators]
+        return torch.stack(draws)

@@ -5,7 +5,8 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -157,7 +158,8 @@ class RestorationModel:
         i2sb.images.from_uint8 and to_uint8 turn 8-bit images to that range and back, from_pixels and to_pixels all
         others, given the run's `config.value_range`.
 
-        mask: [B, 1, H, W], 1 inside the hole of an inpainting image (what the image holds there is ignored).
+        mask: [B, 1, H, W], 1 or True inside the hole of an inpainting image (what the image holds there is ignored), 0
+        elsewhere; a run that fills holes needs one, but for mixtures.
         cond: [B, C, H, W], what a conditioned network sees at every step, if not the degraded image (its hole filled).
         nfe: network evaluations, by default 10 or as many as there are.
         seed, numbers: image i draws its noise from (seed, numbers[i]), by default (seed, i); in a split that sample.py
@@ -184,7 +186,8 @@ class RestorationModel:
         if samples is None:
             require(on_answer is None, "on_answer", None, "is for several answers; give their number with `samples`")
         else:
-            require(samples >= 2, "samples", samples, "must be at least 2; for one answer leave it out")
+            several = _is_whole(samples) and samples >= 2
+            require(several, "samples", samples, "must be a whole number from 2 on; for one answer leave it out")
         self._check_shapes(degraded, mask, cond)
         for setting, images in (("degraded", degraded), ("cond", cond)):
             if images is not None:
@@ -192,8 +195,14 @@ class RestorationModel:
                 largest = float(images.abs().max())
                 must = f"must be in [-1, 1], noise aside; it holds {largest:g}, beyond {LARGEST:g}"
                 require(largest <= LARGEST, setting, None, must)
+        trained = self.training_corruption if mask is None and corruption is None else None
+        if trained is not None and trained.makes_holes and self.formulation.sees_degradation:
+            must = f"is missing: this run fills holes ({self.config.corrupt}); it is 1 inside the hole, 0 elsewhere"
+            require(trained.mixes_holes, "mask", None, must)
         if mask is not None:
-            require(bool(((mask >= 0) & (mask <= 1)).all()), "mask", None, "must be 0 and 1, 1 inside the hole")
+            require(bool(((mask == 0) | (mask == 1)).all()), "mask", None, "must be 0 and 1, 1 inside the hole")
+        for setting, number in (("nfe", nfe), ("seed", seed), ("tile", tile), ("overlap", overlap)):
+            require(number is None or _is_whole(number), setting, number, "must be a whole number")
         options = SamplingOptions(
             nfe=min(10, self.formulation.default_nfe) if nfe is None else nfe,
             seed=seed,
@@ -263,6 +272,8 @@ class RestorationModel:
         pixels: for them the host would wait for the GPU.
         """
         self._check_shapes(degraded, mask, cond)
+        is_one = corruption is None or isinstance(corruption, Corruption)
+        require(is_one, "corruption", type(corruption).__name__, "must be what corruption.build_corruption returns")
         height, width = degraded.shape[-2:]
         needs_operator = self.formulation.needs_operator(options.consistency)
         if corruption is None and needs_operator:
@@ -271,14 +282,17 @@ class RestorationModel:
         if needs_operator and corruption is not None:
             multiple = math.lcm(multiple, corruption.multiple)
         shown = pad_reflect(degraded.float().to(self.device), multiple)
-        mask, cond = (None if x is None else pad_reflect(x.to(self.device), multiple) for x in (mask, cond))
+        mask, cond = (None if x is None else pad_reflect(x.float().to(self.device), multiple) for x in (mask, cond))
         takes_cond = self.formulation.sees_degradation and (self.config.cond_x1 or self.formulation.cond_x1)
         if cond is not None and not takes_cond:
             raise UserError("cond", None, "this run's network takes no condition (it was trained without `cond_x1`)")
-        if numbers is not None and len(numbers) != len(degraded):
+        if numbers is None:
+            numbers = range(len(degraded))
+        if len(numbers) != len(degraded):
             raise UserError("numbers", None, f"{len(numbers)} for {len(degraded)} images; give one for each")
-        numbers = range(len(degraded)) if numbers is None else numbers
-        noise = ImageNoise(options.seed, Purpose.SAMPLE, numbers, answer=answer)
+        are_whole = all(_is_whole(number) and number >= 0 for number in numbers)
+        require(are_whole, "numbers", None, "must be whole numbers from 0 on")
+        noise = ImageNoise(options.seed, Purpose.SAMPLE, [index(number) for number in numbers], answer=answer)
         x1, usual_cond = begin_bridge(
             Corrupted(shown, mask),
             noise,
@@ -308,6 +322,9 @@ class RestorationModel:
 
     def _check_shapes(self, degraded: Tensor, mask: Tensor | None, cond: Tensor | None) -> None:
         """Raise UserError unless these are images that the network can be shown, as far as their pixels do not tell."""
+        for setting, images in (("degraded", degraded), ("mask", mask), ("cond", cond)):
+            optional = images is None and setting != "degraded"
+            require(optional or isinstance(images, Tensor), setting, type(images).__name__, "must be a torch.Tensor")
         channels = self.config.image_channels
         fits = degraded.ndim == 4 and degraded.shape[1] == channels and degraded.numel() > 0
         require(fits, "degraded", describe_shape(degraded), f"must be of shape [B, {channels}, H, W], none of them 0")
@@ -373,6 +390,13 @@ class RestorationModel:
         multiple = math.lcm(self.multiple, task_multiple(corrupt))
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
+    @cached_property
+    def training_corruption(self) -> Corruption | None:
+        """The degradation that the run was trained on; None for pairs, and for code, which is not run unasked."""
+        if is_custom(self.config.corrupt):
+            return None
+        return build_task_corruption(replace(self.config, mask_file=""), self.config.restored_size)
+
     def _build_own_corruption(self, height: int, width: int) -> Corruption | None:
         """Build the run's degradation for images of these sides, once they are padded."""
         if is_custom(self.config.corrupt):
@@ -387,6 +411,15 @@ class RestorationModel:
         if corruption is not None:
             corruption.check_shape(self.config.image_channels, height, width)
         return corruption
+
+
+def _is_whole(number: object) -> bool:
+    """Whether it is an int, or one of numpy's or torch's."""
+    try:
+        index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def check_restored(images: Tensor, names: Sequence[str]) -> None:

@@ -6,9 +6,11 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from corruption import build_corruption
 from i2sb import load_model
 from i2sb.errors import UserError
 from i2sb.restore import LARGEST
@@ -83,6 +85,8 @@ def test_an_edited_config_is_told_from_what_the_checkpoint_was_trained_with(run)
         (X[0], r"degraded 3x16x16: must be of shape \[B, 3, H, W\]"),
         (X[:, :1], "degraded 2x1x16x16: must be of shape"),
         (X[:0], "degraded 0x3x16x16: must be of shape"),
+        (X.numpy(), "degraded ndarray: must be a torch.Tensor"),
+        (None, "degraded NoneType: must be a torch.Tensor"),
     ],
 )
 def test_images_that_cannot_be_meant_are_refused(trained_run, images, words):
@@ -98,11 +102,71 @@ def test_images_that_cannot_be_meant_are_refused(trained_run, images, words):
         (X, "mask 2x3x16x16: must be of shape"),
         (X[:, :1] + float("nan"), "mask: must be 0 and 1"),
         (X[:, :1] + 255, "mask: must be 0 and 1"),
+        (X[:, :1] + 0.5, "mask: must be 0 and 1"),
+        (X[:, :1].tolist(), "mask list: must be a torch.Tensor"),
     ],
 )
 def test_masks_that_cannot_be_meant_are_refused(trained_run, mask, words):
     with pytest.raises(UserError, match=words):
         load_model(trained_run).restore(X, mask=mask, nfe=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nfe": 2.5}, "^nfe 2.5: must be a whole number"),
+        ({"seed": 1.5}, "^seed 1.5: must be a whole number"),
+        ({"tile": "16"}, "^tile 16: must be a whole number"),
+        ({"numbers": [0, -1]}, "^numbers: must be whole numbers from 0 on"),
+        ({"numbers": [0, 0.5]}, "^numbers: must be whole numbers from 0 on"),
+        ({"corruption": "jpeg-5"}, "^corruption str: must be what corruption.build_corruption returns"),
+        ({"cond": X}, "^cond: this run's network takes no condition"),
+        ({"cond": X.numpy()}, "^cond ndarray: must be a torch.Tensor"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(trained_run, options, words):
+    with pytest.raises(UserError, match=words):
+        load_model(trained_run).restore(X, **{"nfe": 1, **options})
+
+
+def test_masks_may_be_of_any_type_and_numbers_from_anywhere(trained_run):
+    model, mask = load_model(trained_run), torch.zeros(2, 1, 16, 16)
+    mask[..., 4:8, 4:8] = 1
+    want = model.restore(X, mask=mask, nfe=1, seed=1)
+    for other in (torch.bool, torch.float64, torch.uint8):
+        got = model.restore(X, mask=mask.to(other), nfe=np.int64(1), seed=1, numbers=torch.arange(2))
+        assert torch.equal(got, want) and got.dtype == torch.float32
+
+
+@pytest.mark.parametrize("corrupt", ["inpaint-center", "inpaint-freeform2030", "sr4x-pool,inpaint-center"])
+def test_a_run_that_fills_holes_needs_to_be_told_of_them(trained_run, corrupt):
+    model = load_model(trained_run)
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, corrupt=corrupt))
+    if "," in corrupt:  # not every image of a mixture has one
+        model.restore(X, nfe=1)
+        return
+    with pytest.raises(UserError, match=f"mask: is missing: this run fills holes .{corrupt}.; it is 1 inside"):
+        model.restore(X, nfe=1)
+    model.restore(X, nfe=1, corruption=build_corruption("jpeg-5", 16))  # something else is to be undone
+
+
+@pytest.mark.parametrize("options", [{}, {"consistency": "project"}, {"sampler": "second_order"}])
+def test_a_programs_own_default_type_changes_no_draw(trained_run, options):
+    """Draws of another type are other draws."""
+
+    def restore():
+        model, degrade = load_model(trained_run), build_corruption("inpaint-freeform2030", 16)
+        degraded = degrade(X, [torch.Generator().manual_seed(i) for i in range(2)])
+        mask = None if options else degraded.mask
+        return torch.cat([degraded.mask.expand_as(X), model.restore(X, nfe=2, mask=mask, **options)])
+
+    want = restore()
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = restore()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32 and torch.equal(got, want)
 
 
 def test_noise_other_floats_and_a_single_pixel_are_restored(trained_run):

@@ -123,7 +123,9 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
     folder = SampleFolder.open(path)
     settings = folder.settings
     run_config = read_run_config(config.run_dir)
-    if settings.run not in (config.ckpt, run_config.name):  # its folder may have been renamed since
+    # Its folder may have been renamed since, and `results_dir` may have been another that leads there.
+    is_this_run = config.run_dir.absolute().as_posix().endswith(f"/{settings.run}") or settings.run == run_config.name
+    if not is_this_run:
         made_by = f"the images in {folder.path} were restored by the run {settings.run}"
         raise UserError("ckpt", config.ckpt, f"{made_by}: score them in its folder")
     run_config = replace(

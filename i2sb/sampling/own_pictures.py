@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class OwnPictures:
     def advice(self) -> list[str]:
         """Return what the user should know before it begins."""
         lines = [advise_endings(Path(self.config.input)), *(f"{error}; skipped" for error in self.bad)]
-        trained, corrupt = self.training_corruption, self.model.config.corrupt
+        trained, corrupt = self.model.training_corruption, self.model.config.corrupt
         may_fill_holes = is_custom(corrupt) if trained is None else trained.makes_holes
         if self.config.mask and not may_fill_holes and self.model.formulation.sees_degradation:
             lines.append(f"`mask`: this run was trained on {corrupt}, not to fill holes")
@@ -140,14 +140,6 @@ class OwnPictures:
         text = "".join(_as_line(lines[name] | more.get(name, {})) for name in there)
         remove_partials(self.output, MANIFEST)
         write_text(self.output / MANIFEST, text)
-
-    @cached_property
-    def training_corruption(self) -> Corruption | None:
-        """The degradation that the run was trained on; None for pairs, and for code, which is not run unasked."""
-        config = self.model.config
-        if is_custom(config.corrupt):
-            return None
-        return build_task_corruption(replace(config, mask_file=""), config.restored_size)
 
     def settle(self, job: Job) -> SamplingOptions:
         """Return the options for a picture: large ones are cut into tiles unless --tile says otherwise."""
@@ -181,7 +173,8 @@ class OwnPictures:
             if recorder is not None and answer == 0:
                 recorder(step)
 
-        colours = self.training_corruption is None or self.training_corruption.adds_colour
+        trained = model.training_corruption
+        colours = trained is None or trained.adds_colour
         region = model.find_region(mask, corruption)
         region = None if region is None else region[..., : job.height, : job.width]
 
@@ -246,7 +239,7 @@ class OwnPictures:
         require(out.exists() or not is_picture, "output", out, "name a folder; pictures keep their names in it")
         inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
         require(not inside, "output", out, f"lies in `input` {source}; name a folder outside of it")
-        trained = self.training_corruption
+        trained = self.model.training_corruption
         needs_mask = trained is not None and trained.makes_holes and not trained.mixes_holes
         require(
             not needs_mask or bool(config.mask or config.corrupt),

@@ -169,6 +169,18 @@ def test_a_run_whose_config_was_edited_does_not_go_on(train, program, tmp_path, 
     assert (run / "checkpoint_00000003.pt").exists()
 
 
+@pytest.mark.slow
+def test_a_run_does_not_go_on_from_the_checkpoint_of_one_of_another_task(train, tmp_path):
+    """It fits the network."""
+    runs = tmp_path / "results"
+    assert train(num_itr=2, eval_every=0)[0] == 0
+    assert train(num_itr=2, eval_every=0, name="other", corrupt="jpeg-5")[0] == 0
+    for name in ("checkpoint_00000002.pt", "checkpoints.json"):
+        shutil.copy(runs / "other" / name, runs / "run" / name)
+    words = "checkpoint_00000002.pt was trained with other settings (--corrupt jpeg-5 there, sr4x-pool now)"
+    assert_one_line(*train(num_itr=3, eval_every=0), words)
+
+
 def test_a_run_of_an_older_version_which_kept_no_settings_goes_on(train, tmp_path):
     assert train(num_itr=2, eval_every=0)[0] == 0
     forget_settings(tmp_path / "results" / "run" / "checkpoint_00000002.pt")

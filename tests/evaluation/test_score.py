@@ -498,6 +498,8 @@ def test_images_that_another_run_restored_are_refused(config, results, trained_r
     saved.write_text(saved.read_text().replace("name: tiny", "name: other"))
     copied = replace(config, results_dir=str(tmp_path), metrics="psnr", features="")
     score(replace(copied, ckpt="renamed"))
+    score(replace(copied, ckpt=f"{tmp_path.name}/renamed", results_dir=str(tmp_path.parent)))
+    score(replace(config, ckpt=f"{results.name}/tiny", results_dir=str(results.parent), metrics="psnr", features=""))
     with pytest.raises(UserError, match="ckpt other: the images in .*other/samples_nfe2 were restored by the run tiny"):
         score(replace(copied, ckpt="other"))
 
