@@ -153,8 +153,10 @@ def test_only_the_hole_differs_where_the_bridge_is_without_noise():
 
 def test_numbers_of_answers_that_cannot_be_meant_are_refused():
     model = make_model(halve)
-    for samples in (1, 0, -2):
-        with pytest.raises(UserError, match=f"samples {samples}: must be a whole number from 2 on; for one answer leave it out"):
+    for samples in (1, 0, -2, 2.5):
+        with pytest.raises(
+            UserError, match=f"samples {samples}: must be a whole number from 2 on; for one answer leave it out"
+        ):
             model.restore(X, nfe=3, samples=samples)
     with pytest.raises(UserError, match="on_answer: is for several answers; give their number with `samples`"):
         model.restore(X, nfe=3, on_answer=print)
