@@ -148,7 +148,7 @@ def test_only_the_hole_differs_where_the_bridge_is_without_noise():
     torch.testing.assert_close(answers.diversity, answers.std[:, :, 4:12, 6:10].double().mean((1, 2, 3)))
     words = "samples 3: no noise is drawn with `nfe` 3, `sampler` posterior and no noise in a hole"
     with pytest.raises(UserError, match=words):
-        model.restore(X, nfe=3, samples=3)
+        make_model(halve, replace(config, hole_fill="grey")).restore(X, mask=HOLE, nfe=3, samples=3)
 
 
 def test_numbers_of_answers_that_cannot_be_meant_are_refused():
