@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import index
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -17,26 +17,21 @@ from corruption import Corrupted, Corruption, is_custom
 from i2sb.answers import Answers, RunningMoments, measure_diversity
 from i2sb.batch import Batch, begin_bridge, find_region
 from i2sb.bridge import Bridge
-from i2sb.config import Consistency, SamplingOptions, TrainConfig, check_unedited
+from i2sb.config import Consistency, SamplingOptions, TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
 from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
 from i2sb.network import BridgeNetwork, build_network, check_network
 from i2sb.network_sizes import NETWORKS, UNetSize, check_image_size, find_network, is_own
 from i2sb.options import write_flags
-from i2sb.parsing import read_config
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import StepTaken, Trajectory
-from i2sb.storage.checkpoint import PARTS, averaged_weights, find_checkpoint, read_checkpoint
-from i2sb.storage.exported import ENDING, Exported, read_export
-from i2sb.storage.released import PARTS as RELEASED_PARTS
-from i2sb.storage.released import is_released, read_options, recognise_network
+from i2sb.storage.exported import Exported
+from i2sb.storage.released import is_released
+from i2sb.storage.runs import read_weights
 from i2sb.tasks import build_formulation, build_task_corruption, task_multiple
-from i2sb.tensor_files import check_finite, describe_shape, load_weights, read_checksum
+from i2sb.tensor_files import describe_shape, load_weights
 from i2sb.tiles import pad_reflect, tiled
-
-# The regression that a run with `x1_from` begins at, in the run's folder.
-MEAN_FILE = f"x1_from{ENDING}"
 
 # Degraded images lie in [-1, 1], with noise of unit variance within ±6 or so. Beyond this they are of another scale.
 LARGEST = 10.0
@@ -461,12 +456,8 @@ def load_model(
     i2sb.errors.FileError: results/nowhere: there is no such run
     """
     path = Path(run_dir)
-    is_export = path.suffix == ENDING and not path.is_dir()
-    if is_export and checkpoint is not None:
-        raise UserError("ckpt_file", checkpoint, f"{path} is one file of weights and has no checkpoints")
-    loaded = _read_file(path, ema) if is_export else _read_run(path, ema, checkpoint)
-    released = not is_export and is_released(path)
-    config = replace(loaded.config, network=_choose_network(loaded, network, path, released=released))
+    loaded = read_weights(path, ema=ema, checkpoint=checkpoint)
+    config = replace(loaded.config, network=_choose_network(loaded, network, path, released=is_released(path)))
     return build_model(replace(loaded, config=config), path, device, asked=network)
 
 
@@ -526,92 +517,3 @@ def _align(tensor: Tensor) -> Tensor:
     Weights in a checkpoint lie at multiples of ALIGNMENT, those in a .safetensors file anywhere.
     """
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
-
-
-def read_run_config(run_dir: Path) -> TrainConfig:
-    """Read a run's settings: its config.yaml, or options.pkl (which does not know the network's size) if released.
-
-    Raises UserError naming the file if that fails.
-    """
-    return read_options(run_dir) if is_released(run_dir) else read_config(TrainConfig, run_dir / "config.yaml")
-
-
-def find_weights(setting: str, name: str, results_dir: Path, others: str = "") -> Path:
-    """Return the exported file or the run that a setting names: by its path, or a run by its name in `results_dir`.
-
-    Raises UserError if there is neither. others: what else the setting could have been.
-    """
-    path = Path(name)
-    if path.suffix == ENDING or path.is_dir():
-        return path
-    path = results_dir / name
-    require(path.is_dir(), setting, name, f"give {others}a {ENDING} file or a run (there is no {path})")
-    return path
-
-
-def read_averaged(path: Path) -> Exported:
-    """Return the averaged weights of whatever `load_model` takes, with their settings."""
-    return _read_file(path, True) if path.suffix == ENDING and not path.is_dir() else _read_run(path, True)
-
-
-def _read_file(path: Path, ema: bool) -> Exported:
-    exported = read_export(path)
-    if exported.averaged and not ema:
-        raise FileError(path, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
-    for part in (exported, exported.mean):
-        if part is not None:
-            check_finite(part.weights, path)
-    return replace(exported, checksum=read_checksum(path))
-
-
-class RunState(NamedTuple):
-    """A run as one of its checkpoints holds it.
-
-    config: its settings; the network of a released run is not among them. file: the checkpoint. state: what is in it.
-    """
-
-    config: TrainConfig
-    file: Path
-    state: dict[str, Any]
-
-
-def read_run(run_dir: Path, checkpoint: str | Path | None = None) -> RunState:
-    """Read a run, this project's or a released one, without building its network; `checkpoint` as for `load_model`.
-
-    Tensors come into memory as they are used: leave the file in place meanwhile. Raises UserError naming the file if
-    the run, its settings or all its checkpoints are missing or broken.
-    """
-    if not run_dir.is_dir():
-        raise FileError(run_dir, "there is no such run")
-    released = is_released(run_dir)
-    config = read_run_config(run_dir)
-    parts = RELEASED_PARTS if released else PARTS
-    if checkpoint is None:
-        newest = find_checkpoint(run_dir, mmap=True, parts=parts)
-        if newest is None:
-            raise FileError(run_dir, "holds no checkpoint yet")
-        path, state = newest
-    else:
-        files = [path for path in (run_dir / checkpoint, Path(checkpoint)) if path.is_file()]
-        names = ", ".join(sorted(path.name for path in run_dir.glob("*.pt"))) or "none"
-        require(bool(files), "ckpt_file", checkpoint, f"there is no such file; checkpoints in {run_dir}: {names}")
-        path = files[0]
-        state = read_checkpoint(path, mmap=True, parts=parts)
-    if not released:
-        check_unedited(state.get("settings", {}), config, path)
-    return RunState(config, path, state)
-
-
-def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
-    config, path, state = read_run(run_dir, checkpoint)
-    weights = averaged_weights(state, path) if ema else state["net"]
-    check_finite(weights, path)
-    if is_released(run_dir):
-        config = replace(config, network=recognise_network(weights, path))
-        iteration = state["ema"].get("num_updates")
-        if type(iteration) is not int:
-            raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
-    else:
-        iteration = state["progress"]["iteration"]
-    mean = _read_file(run_dir / MEAN_FILE, True) if config.x1_from else None
-    return Exported(weights, config, iteration, averaged=ema, mean=mean, checksum=read_checksum(path))

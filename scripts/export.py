@@ -18,10 +18,11 @@ check_directory()
 
 from i2sb.errors import FileError, UserError
 from i2sb.parsing import expand_homes
-from i2sb.restore import RestorationModel, load_model, read_run, read_run_config
+from i2sb.restore import RestorationModel, load_model
 from i2sb.storage.checkpoint import averaged_weights
 from i2sb.storage.exported import Exported, write_export
 from i2sb.storage.released import check_expressible, check_place, is_released, write_released
+from i2sb.storage.runs import read_run, read_run_config
 from i2sb.tensor_files import check_finite
 
 

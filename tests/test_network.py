@@ -16,9 +16,9 @@ from i2sb.errors import UserError
 from i2sb.network import build_network, check_network
 from i2sb.network_sizes import NETWORKS, UNetSize, check_image_size, find_network
 from i2sb.precision import prepare
-from i2sb.restore import read_run_config
 from i2sb.sampling import split as sampling
 from i2sb.storage.checkpoint import find_checkpoint
+from i2sb.storage.runs import read_run_config
 from i2sb.training.loop import train
 
 

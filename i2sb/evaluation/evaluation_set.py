@@ -18,10 +18,10 @@ from i2sb.errors import FileError, UserError
 from i2sb.images import as_compared, from_pixels, is_plain, to_levels
 from i2sb.metrics.meters import EvaluationBatch
 from i2sb.randomness import ImageNoise, Purpose
-from i2sb.restore import read_run_config
 from i2sb.storage.answer_files import Which
 from i2sb.storage.recon import ReconFiles
 from i2sb.storage.released import is_released
+from i2sb.storage.runs import read_run_config
 from i2sb.storage.sample_folder import SETTINGS, SampleFolder
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 

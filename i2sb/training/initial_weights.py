@@ -12,8 +12,8 @@ from torch import Tensor
 from i2sb.errors import FileError, UserError
 from i2sb.network import BridgeNetwork
 from i2sb.network_sizes import find_network
-from i2sb.restore import find_weights, read_averaged
 from i2sb.storage.checkpoint import averaged_weights
+from i2sb.storage.runs import find_weights, read_weights
 from i2sb.tensor_files import check_shapes, is_named_tensors, read_tensors
 
 # ADM's unconditional ImageNet network, where scripts/download.py adm256 puts it.
@@ -49,7 +49,7 @@ def read_initial_weights(init: str, results_dir: Path) -> InitialWeights:
             raise UserError("init", init, "there is no such file")
         return InitialWeights(_read_file(path), path)
     path = find_weights("init", init, results_dir, "none, adm, a .pt file, ")
-    averaged = read_averaged(path)
+    averaged = read_weights(path)
     return InitialWeights(averaged.weights, path, averaged.config.network)
 
 

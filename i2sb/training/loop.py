@@ -19,10 +19,10 @@ from i2sb.distributed import World, average_in_rank_order, join_world, leave_wor
 from i2sb.errors import FileError, UserError
 from i2sb.files import remove_partials, write_text
 from i2sb.parsing import to_yaml
-from i2sb.restore import MEAN_FILE
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
 from i2sb.storage.exported import write_export
 from i2sb.storage.run_lock import RunLock
+from i2sb.storage.runs import MEAN_FILE
 from i2sb.training.data_record import check_images
 from i2sb.training.introduction import introduce, next_command
 from i2sb.training.memory import GB, find_peak_memory

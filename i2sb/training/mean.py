@@ -7,8 +7,8 @@ from pathlib import Path
 from i2sb.config import TrainConfig
 from i2sb.errors import FileError, UserError, require
 from i2sb.network_sizes import check_image_size, is_own
-from i2sb.restore import MEAN_FILE, find_weights, read_averaged
 from i2sb.storage.exported import Exported
+from i2sb.storage.runs import MEAN_FILE, find_weights, read_weights
 
 
 def read_mean(config: TrainConfig, gone_on_with: Path | None) -> Exported | None:
@@ -25,7 +25,7 @@ def read_mean(config: TrainConfig, gone_on_with: Path | None) -> Exported | None
         path = gone_on_with / MEAN_FILE
         if not path.is_file():
             raise FileError(path, "is gone, the regression that this run begins at; copy it back")
-    mean = read_averaged(path)
+    mean = read_weights(path)
     _check(mean.config, config)
     return mean
 

@@ -1,0 +1,115 @@
+"""Runs on the disk, whoever made them: this project's, the released program's, and exported files of weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from i2sb.config import TrainConfig, check_unedited
+from i2sb.errors import FileError, UserError, require
+from i2sb.parsing import read_config
+from i2sb.storage.checkpoint import PARTS, averaged_weights, find_checkpoint, read_checkpoint
+from i2sb.storage.exported import ENDING, Exported, read_export
+from i2sb.storage.released import PARTS as RELEASED_PARTS
+from i2sb.storage.released import is_released, read_options, recognise_network
+from i2sb.tensor_files import check_finite, read_checksum
+
+# The regression that a run with `x1_from` begins at, in the run's folder.
+MEAN_FILE = f"x1_from{ENDING}"
+
+
+def read_run_config(run_dir: Path) -> TrainConfig:
+    """Read a run's settings: its config.yaml, or options.pkl (which does not know the network's size) if released.
+
+    Raises UserError naming the file if that fails.
+    """
+    return read_options(run_dir) if is_released(run_dir) else read_config(TrainConfig, run_dir / "config.yaml")
+
+
+def find_weights(setting: str, name: str, results_dir: Path, others: str = "") -> Path:
+    """Return the exported file or the run that a setting names: by its path, or a run by its name in `results_dir`.
+
+    Raises UserError if there is neither. others: what else the setting could have been.
+    """
+    path = Path(name)
+    if path.suffix == ENDING or path.is_dir():
+        return path
+    path = results_dir / name
+    require(path.is_dir(), setting, name, f"give {others}a {ENDING} file or a run (there is no {path})")
+    return path
+
+
+def read_weights(path: Path, *, ema: bool = True, checkpoint: str | Path | None = None) -> Exported:
+    """Return the weights of a run, or of an exported file, with their settings; arguments as of `load_model`.
+
+    Raises UserError naming the file if they are missing, broken or not finite.
+    """
+    if path.suffix != ENDING or path.is_dir():
+        return _read_run(path, ema, checkpoint)
+    if checkpoint is not None:
+        raise UserError("ckpt_file", checkpoint, f"{path} is one file of weights and has no checkpoints")
+    return _read_file(path, ema)
+
+
+def _read_file(path: Path, ema: bool) -> Exported:
+    exported = read_export(path)
+    if exported.averaged and not ema:
+        raise FileError(path, "holds averaged weights; the raw ones are written by scripts/export.py --raw")
+    for part in (exported, exported.mean):
+        if part is not None:
+            check_finite(part.weights, path)
+    return replace(exported, checksum=read_checksum(path))
+
+
+class RunState(NamedTuple):
+    """A run as one of its checkpoints holds it.
+
+    config: its settings; the network of a released run is not among them. file: the checkpoint. state: what is in it.
+    """
+
+    config: TrainConfig
+    file: Path
+    state: dict[str, Any]
+
+
+def read_run(run_dir: Path, checkpoint: str | Path | None = None) -> RunState:
+    """Read a run, this project's or a released one, without building its network; `checkpoint` as for `load_model`.
+
+    Tensors come into memory as they are used: leave the file in place meanwhile. Raises UserError naming the file if
+    the run, its settings or all its checkpoints are missing or broken.
+    """
+    if not run_dir.is_dir():
+        raise FileError(run_dir, "there is no such run")
+    released = is_released(run_dir)
+    config = read_run_config(run_dir)
+    parts = RELEASED_PARTS if released else PARTS
+    if checkpoint is None:
+        newest = find_checkpoint(run_dir, mmap=True, parts=parts)
+        if newest is None:
+            raise FileError(run_dir, "holds no checkpoint yet")
+        path, state = newest
+    else:
+        files = [path for path in (run_dir / checkpoint, Path(checkpoint)) if path.is_file()]
+        names = ", ".join(sorted(path.name for path in run_dir.glob("*.pt"))) or "none"
+        require(bool(files), "ckpt_file", checkpoint, f"there is no such file; checkpoints in {run_dir}: {names}")
+        path = files[0]
+        state = read_checkpoint(path, mmap=True, parts=parts)
+    if not released:
+        check_unedited(state.get("settings", {}), config, path)
+    return RunState(config, path, state)
+
+
+def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) -> Exported:
+    config, path, state = read_run(run_dir, checkpoint)
+    weights = averaged_weights(state, path) if ema else state["net"]
+    check_finite(weights, path)
+    if is_released(run_dir):
+        config = replace(config, network=recognise_network(weights, path))
+        iteration = state["ema"].get("num_updates")
+        if type(iteration) is not int:
+            raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
+    else:
+        iteration = state["progress"]["iteration"]
+    mean = _read_file(run_dir / MEAN_FILE, True) if config.x1_from else None
+    return Exported(weights, config, iteration, averaged=ema, mean=mean, checksum=read_checksum(path))
