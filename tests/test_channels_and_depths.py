@@ -110,6 +110,7 @@ def test_what_is_known_of_an_inpainting_comes_back_to_the_last_bit(tmp_path, dty
         assert (restored[:, ~known] != clean[:, ~known]).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_split_may_mix_depths(tmp_path):
     """Each restored image has its own source's, and scores do not depend on how they are put together."""
     for split in ("train", "val"):

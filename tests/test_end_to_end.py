@@ -236,8 +236,8 @@ def test_averaged_weights_are_the_default(trained_run):
         {"corrupt": "inpaint-center", "cond_x1": True, "ot_ode": True, "beta_max": 1.0},
         {"corrupt": "inpaint-center", "image_channels": 1, "clip_denoise": True},
         {"corrupt": "sr4x-bicubic", "eval_image_size": 20},
-        {"corrupt": "sr2x-bicubic", "degradation_noise": 0.1},
-        {"corrupt": "inpaint-center", "degradation_noise": 0.1, "cond_x1": True},
+        pytest.param({"corrupt": "sr2x-bicubic", "degradation_noise": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"corrupt": "inpaint-center", "degradation_noise": 0.1, "cond_x1": True}, marks=pytest.mark.slow),
         {"corrupt": "decolor", "add_x1_noise": True, "cond_x1": True},
         *({"corrupt": name} for name in (*CORRUPTIONS, "jpeg-80") if name not in ("decolor", "inpaint-center")),
     ],
@@ -261,6 +261,7 @@ def test_other_tasks_take_the_same_path(tmp_path, dataset_dir, changes):
     assert report["metrics"]["psnr"]["restored"] > 5
 
 
+@pytest.mark.slow
 def test_noise_is_a_setting_of_the_degradation(tmp_path, trained_run, dataset_dir):
     """Of a run trained without: asked for at sampling, made again for the score, told apart; older folders: none."""
     from i2sb.config import EvalConfig, SampleConfig, TrainConfig

@@ -144,7 +144,9 @@ def test_a_full_disk_under_what_other_programs_write(trained_run, tmp_path, caps
     write_images(tmp_path, ["a.png"])
     made_from = MadeFrom("n", "", "val", 16, "center", 2, "data", "f", "")
     moments = Gaussian(torch.zeros(64).double(), torch.eye(64).double())
-    sheet = argparse.Namespace(image=tmp_path / "a.png", out=tmp_path / "sheet.png", names=["decolor"], size=32)
+    sheet = argparse.Namespace(
+        image=tmp_path / "a.png", out=tmp_path / "sheet.png", names=["decolor"], size=32, degradation_noise=0.0
+    )
     for name, write in (
         ("a.safetensors", lambda: export(trained_run, tmp_path / "a.safetensors", raw=False, overwrite=False)),
         ("a.npz", lambda: write_reference(tmp_path / "a.npz", moments, made_from)),

@@ -68,6 +68,7 @@ def test_command_and_python_give_the_same(restore, photos, trained_run, tile):
     assert lines[0]["settings"]["tile"] == tile and (lines[1]["height"], lines[1]["width"]) == (90, 5)
 
 
+@pytest.mark.slow
 def test_several_answers_lie_beside_the_first_and_python_gives_the_same(restore, photos, trained_run):
     how = {"seed": 4, "tile": 16, "overlap": 6}
     (photos / "b.png").unlink()
@@ -96,6 +97,7 @@ def test_several_answers_lie_beside_the_first_and_python_gives_the_same(restore,
     assert told["diversity"] == pytest.approx(answers.diversity.item()) and told["settings"]["samples"] == 3
 
 
+@pytest.mark.slow
 def test_several_answers_go_on_and_nothing_old_stays_among_them(restore, photos):
     (photos / "b.png").unlink()
     out = restore(photos, samples=3)

@@ -257,7 +257,7 @@ def test_several_answers_may_grow_in_number_and_answer_0_is_the_only_one(restore
     assert folder.settings.samples == 4
     for row, number in enumerate((2, 3)):
         for which, image in (*enumerate(kept), ("mean", answers.mean)):
-            assert (folder.load(number, which).int() - to_uint8(image)[row].int()).abs().max() <= 1
+            assert (folder.load(number, which=which).int() - to_uint8(image)[row].int()).abs().max() <= 1
         std = torch.from_numpy(np.load(folder.answers(number).std))
         torch.testing.assert_close(std, answers.std[row], rtol=1e-3, atol=1e-5)
         assert manifest(folder.path)[number]["diversity"] == pytest.approx(std.double().mean().item())
@@ -267,6 +267,7 @@ def test_several_answers_may_grow_in_number_and_answer_0_is_the_only_one(restore
             restore(sample_dir="grown", seed=3, samples=fewer)
 
 
+@pytest.mark.slow
 def test_whatever_is_missing_of_several_answers_is_made_again(restore):
     folder = restore(samples=2, batch_size=2, save_trajectory=True) / "samples_nfe2"
     before = contents(folder)
@@ -281,6 +282,7 @@ def test_whatever_is_missing_of_several_answers_is_made_again(restore):
         assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_answers_to_a_split(restore):
     def measure(samples: int) -> int:
         """Return the bytes of all tensors when the network is called for the last time."""

@@ -131,6 +131,7 @@ def test_flops_are_counted_as_the_published_figure_counts_them():
     assert counter.get_total_flops() == pytest.approx(2.239e12, rel=0.01)
 
 
+@pytest.mark.slow
 def test_wrong_options_are_named():
     script = ROOT / "scripts" / "benchmark.py"
     for flags, words in (

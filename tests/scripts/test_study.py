@@ -71,6 +71,7 @@ def finished(tmp_path_factory, dataset_dir) -> Path:
     return folder / "study"
 
 
+@pytest.mark.slow
 def test_every_cell_is_scored_and_impossible_ones_are_named(finished):
     results = json.loads((finished / "results.json").read_text())
     assert not results["pending"]
@@ -94,6 +95,7 @@ def test_every_cell_is_scored_and_impossible_ones_are_named(finished):
     assert len(equal) == 1
 
 
+@pytest.mark.slow
 def test_the_other_forms_say_the_same(finished):
     results = json.loads((finished / "results.json").read_text())
     rows = list(csv.DictReader((finished / "results.csv").read_text().splitlines()))

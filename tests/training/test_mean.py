@@ -120,6 +120,7 @@ def test_a_run_keeps_its_regression_and_goes_on_without_the_other_run(results, d
         load_model(tmp_path / "bridge")
 
 
+@pytest.mark.slow
 def test_an_exported_file_holds_both(results, tmp_path):
     run_python(ROOT / "scripts/export.py", "bridge", tmp_path / "a.safetensors", "--results-dir", results)
     x, mask = degraded_images()
