@@ -56,13 +56,30 @@ def is_plain(dtype: str, value_range: ValueRange) -> bool:
     return dtype == "uint8" and value_range in (None, whole_range(dtype))
 
 
+def find_limits(dtype: str, value_range: ValueRange) -> tuple[float, float]:
+    """Return the lowest and the highest value of pixels of this type, rounded as the type rounds them.
+
+    Raises ValueError if the type cannot hold them: what is restored may have any value between them.
+
+    >>> find_limits("float32", (0, 0.1))[1] > 0.1, find_limits("uint16", None)
+    (True, (0.0, 65535.0))
+    """
+    low, high = value_range or whole_range(dtype)
+    holds = np.finfo(dtype) if np.issubdtype(dtype, np.floating) else np.iinfo(dtype)
+    if low < float(holds.min) or high > float(holds.max):
+        raise ValueError(f"holds pixels of type {dtype}, which cannot have all of `value_range` {low:g} {high:g}")
+    if isinstance(holds, np.finfo):
+        return float(np.dtype(dtype).type(low)), float(np.dtype(dtype).type(high))
+    return low, high
+
+
 def from_pixels(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """Map pixels of one of TYPES to float32 in [-1, 1], from the lowest value of their range to the highest.
 
     Integers of 16 bits come back whole from `to_pixels`. Raises ValueError for values that are not finite or lie
-    outside of the range.
+    outside of the range, and like `find_limits`.
     """
-    low, high = value_range or whole_range(pixels.dtype.name)
+    low, high = find_limits(pixels.dtype.name, value_range)
     least, most = float(pixels.min()), float(pixels.max())
     if not (np.isfinite(least) and np.isfinite(most)):
         raise ValueError("holds values that are NaN or infinite")
@@ -81,11 +98,10 @@ def to_pixels(images: Tensor, dtype: str, value_range: ValueRange) -> Tensor:
     """
     if is_plain(dtype, value_range):
         return to_uint8(images).cpu()
-    low, high = value_range or whole_range(dtype)
+    low, high = find_limits(dtype, value_range)
     values = ((images.cpu().double() + 1) * ((high - low) / 2) + low).clamp(low, high).numpy()
     if np.issubdtype(dtype, np.integer):
-        kind = np.iinfo(dtype)
-        values = values.round().clip(max(np.ceil(low), kind.min), min(np.floor(high), kind.max))
+        values = values.round().clip(np.ceil(low), np.floor(high))
     return torch.from_numpy(values.astype(dtype))
 
 

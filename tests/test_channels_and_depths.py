@@ -109,6 +109,15 @@ def test_what_is_known_of_an_inpainting_comes_back_to_the_last_bit(tmp_path, dty
         assert restored.dtype == clean.dtype and np.array_equal(restored[:, known], clean[:, known])
         assert (restored[:, ~known] != clean[:, ~known]).mean() > 0.9
 
+    # A picture of one's own: around the hole what was measured, which all answers share.
+    source, out = tmp_path / "val" / f"0{ending}", tmp_path / "out"
+    how = {"input": str(source), "output": str(out), "corrupt": "inpaint-center", "samples": 2}
+    sample(SampleConfig(ckpt="holes", nfe=2, degradation_noise=0.1, **how, **place))
+    answers = [read(path, channels) for path in (out / source.name, out / f"answers/{source.name}/1{ending}")]
+    assert np.array_equal(answers[0][:, known], answers[1][:, known])
+    assert (answers[0][:, known] != read(source, channels)[:, known]).mean() > 0.8  # the others are at a limit
+    assert np.load(out / f"answers/{source.name}/std.npy")[:, known].max() == 0
+
 
 @pytest.mark.slow
 def test_a_split_may_mix_depths(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from i2sb.images import draw_grid, draw_heat, from_uint8, save_png, to_uint8
+from i2sb.images import draw_grid, draw_heat, from_pixels, from_uint8, save_png, to_pixels, to_uint8
 
 
 def test_8_bit_conversions_follow_the_protocol():
@@ -41,3 +43,15 @@ def test_a_map_of_heat_has_a_scale_that_ends_at_a_round_number():
     assert brightness == sorted(brightness)
     assert draw_heat(torch.zeros(16, 16), "m").getpixel((8, 8)) == (0, 0, 4)
     assert draw_heat(torch.ones(90, 2), "a name longer than it is wide").width > 60
+
+
+def test_limits_are_what_the_type_makes_of_them():
+    pixels = np.array([[0.1, 0.05]], np.float32)
+    assert from_pixels(pixels, (0, 0.1)).max() == 1
+    assert (to_pixels(torch.tensor([[1.0, 0.0]]), "float32", (0, 0.1)).numpy() == pixels).all()
+
+
+@pytest.mark.parametrize(("dtype", "value_range"), [("float16", (0, 1e6)), ("uint8", (0, 1e4)), ("uint16", (-1, 9))])
+def test_a_range_that_the_type_cannot_hold_is_refused(dtype, value_range):
+    with pytest.raises(ValueError, match=f"holds pixels of type {dtype}, which cannot have all of `value_range`"):
+        from_pixels(np.ones((2, 2), dtype), value_range)

@@ -48,7 +48,7 @@ from i2sb.storage.sample_folder import (
     describe_network,
     read_manifest,
 )
-from i2sb.tasks import build_task_corruption, check_depth, choose_degradation
+from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, task_multiple
 from i2sb.tiles import pad_reflect
 
 LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
@@ -177,12 +177,15 @@ class OwnPictures:
         colours = trained is None or trained.adds_colour
         region = model.find_region(mask, corruption)
         region = None if region is None else region[..., : job.height, : job.width]
+        shown = degraded[..., : job.height, : job.width]
+        # What is known comes back whole; in published images the noise of the last state stays on it.
+        unknown = region if picture.image.is_floating_point() else None
+        noisy = bool(config.corrupt) and corruption is not None and corruption.noise > 0
 
         def write(path: Path, x0: Tensor) -> None:
             image = to_pixels(x0[0], picture.dtype, model.config.value_range)
-            if picture.image.is_floating_point() and region is not None:
-                # What is known comes back whole; in published images the noise of the last state stays on it.
-                hole = region[0].cpu().numpy() > 0
+            if unknown is not None and not noisy:  # to the last bit, of which float64 has more than the network sees
+                hole = unknown[0].cpu().numpy() > 0
                 image = torch.from_numpy(np.where(hole, image.numpy(), picture.stored.numpy()))
             write_picture(path, image, picture, colours=colours)
 
@@ -200,13 +203,17 @@ class OwnPictures:
             )
             x0 = trajectory.x0[..., : job.height, : job.width]
             check_restored(x0, [job.name])
+            if unknown is not None:
+                x0 = torch.where(unknown > 0, x0, shown)
             if answer == 0:
                 for path in (job.out, *trajectory_paths(self._trajectory_stem(job))):
                     remove_partials(path.parent, path.name)
                 if recorder is not None:
                     recorder.save(0, self._trajectory_stem(job))
-                self._add_to_manifest(self._line(job))  # before the picture: we replace only what is listed
+                # Nothing of an older restoration stays that the line would be taken to speak of.
+                job.out.unlink(missing_ok=True)
                 files.begin(config.samples)
+                self._add_to_manifest(self._line(job))  # before the picture: we replace only what is listed
                 write(job.out, x0)
             else:
                 write(files.picture(answer), x0)
@@ -279,6 +286,10 @@ class OwnPictures:
                 None,
                 f"the run's degradation must be known, and {corrupt} is code, which is not run unasked",
             )
+        blocks = task_multiple(corrupt)
+        if blocks > Corruption.multiple * min(job.height, job.width):  # nearly all of it would be mirror images
+            sides = f"is {job.width}x{job.height} pixels"
+            raise FileError(job.source, f"{sides}, too small for `corrupt` {corrupt}, which takes blocks of {blocks}")
         height, width = self.model.padded_sides(job.height, job.width, corrupt)
         try:
             corruption = build_task_corruption(task, height, self.model.device)

@@ -29,7 +29,7 @@ from i2sb.image_files import (
     scale_pixels,
     turn_upright,
 )
-from i2sb.images import UNDECODABLE, ValueRange, refuse_undecodable, say_undecodable, to_pil
+from i2sb.images import UNDECODABLE, ValueRange, refuse_undecodable, say_undecodable, to_pil, whole_range
 
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
 GREY_MODES = ("1", "L", "LA")
@@ -123,7 +123,7 @@ def read_picture(path: Path, channels: int, value_range: ValueRange = None) -> P
     return Picture(_scale(path, pixels, value_range), pixels, alpha, grey, profile)
 
 
-def _read_whole(path: Path, channels: int) -> Decoded | None:
+def _read_whole(path: Path, channels: int | None) -> Decoded | None:
     if not path.exists():
         raise FileError(path, "there is no such file")
     check_regular(path)
@@ -180,14 +180,15 @@ def read_mask(path: Path, height: int, width: int) -> Tensor:
 
     Raises UserError naming the file unless it has these sides and a hole that leaves something.
     """
-    picture = read_picture(path, 3)
-    if picture.form is not None:
-        raise FileError(path, "is no picture of 8 bits, which a mask must be")
-    image = picture.image
+    if decoded := _read_whole(path, None):
+        image = torch.from_numpy(turn_upright(decoded.pixels, decoded.orientation))
+        white = whole_range(decoded.form.dtype)[1]
+    else:
+        image, white = read_picture(path, 3).image, 255
     sides = f"{image.shape[2]}x{image.shape[1]}"
     if image.shape[1:] != (height, width):
         raise FileError(path, f"the mask is {sides} pixels, its picture {width}x{height}: they must be the same")
-    mask = (image.float().mean(0, keepdim=True) >= 127.5).to(torch.float32)
+    mask = (image.double().mean(0, keepdim=True) >= white / 2).to(torch.float32)
     if mask.min() == mask.max():
         colour = "white" if mask.min() == 1 else "black"
         raise FileError(path, f"the mask is {colour} all over; white is missing")

@@ -182,8 +182,11 @@ class SampleFolder:
         return self.path / f"{index // 1000:03d}" / f"{index:06d}"
 
     def _find(self, index: int) -> Path | None:
-        paths = (self._stem(index).with_suffix(ending) for ending in _ENDINGS)
-        return next((path for path in paths if path.exists()), None)
+        paths = [path for ending in _ENDINGS if (path := self._stem(index).with_suffix(ending)).exists()]
+        if len(paths) > 1:
+            both = " and ".join(path.name for path in paths)
+            raise FileError(paths[0].parent, f"holds {both}; delete the one that {MANIFEST} does not list")
+        return paths[0] if paths else None
 
     def answers(self, index: int) -> AnswerFiles:
         """Return the folder of several answers to image number `index`."""

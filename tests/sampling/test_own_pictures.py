@@ -141,6 +141,32 @@ def test_several_answers_differ_in_the_hole_alone(restore, photos, tmp_path, inp
         restore(photos, out="none", nfe=1, samples=2)
 
 
+def test_a_picture_that_was_about_to_be_replaced_is_not_taken_for_the_new_one(restore, photos, monkeypatch):
+    want = (restore(photos / "a.png", out="want", seed=5) / "a.png").read_bytes()
+    restore(photos / "a.png", seed=0)
+
+    def stop(*args, **kwargs):
+        raise OSError("stopped here")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="stopped here"):
+        patch.setattr(own_pictures, "write_picture", stop)
+        restore(photos / "a.png", seed=5, overwrite=True)
+    assert (restore(photos / "a.png", seed=5) / "a.png").read_bytes() == want
+
+
+def test_a_factor_larger_than_the_picture_is_refused(restore, photos):
+    with pytest.raises(UserError, match=r"a.png: is 37x21 pixels, too small for `corrupt` sr99x-pool, which tak"):
+        restore(photos / "a.png", corrupt="sr99x-pool")
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_mask_may_be_as_deep_as_its_picture(tmp_path, dtype):
+    hole = np.zeros((6, 8), dtype)
+    hole[2:4] = 1 if dtype is np.float32 else 65535
+    np.save(tmp_path / "hole.npy", hole)
+    assert np.array_equal(read_mask(tmp_path / "hole.npy", 6, 8)[0].numpy(), hole > 0)
+
+
 def test_files_that_are_passed_over_are_counted_and_named(restore, photos, capsys):
     restore(photos)
     assert "passed over" not in capsys.readouterr().err
