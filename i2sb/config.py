@@ -108,13 +108,19 @@ class TrainConfig:
         "",
         "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/); required",
         may_change=True,
+        of_teacher="usual",
     )
-    image_size: int = option(256, "side of the square training images, in pixels", at_least=1, at_most=LARGEST_SIDE)
-    image_channels: int = option(3, "channels of the images: 3: colour, 1: grey, or any number", at_least=1)
+    image_size: int = option(
+        256, "side of the square training images, in pixels", at_least=1, at_most=LARGEST_SIDE, of_teacher="usual"
+    )
+    image_channels: int = option(
+        3, "channels of the images: 3: colour, 1: grey, or any number", at_least=1, of_teacher="always"
+    )
     value_range: tuple[float, float] | None = option(
         None,
         "lowest and highest value of a pixel (default: all that the type of each file has, 0 to 1 for floats)",
         later=True,
+        of_teacher="always",
     )
     show_channels: tuple[int, ...] | None = _show_channels()
     crop: Literal["center", "random"] = option(
@@ -122,6 +128,7 @@ class TrainConfig:
         "center: shrink images to --image-size and crop the middle, as published; random: train on crops from anywhere "
         "at the images' own scale (validation: the middle at that scale)",
         later=True,
+        of_teacher="usual",
     )
     crops_per_image: int = option(
         1,
@@ -129,12 +136,14 @@ class TrainConfig:
         "and less varied",
         at_least=1,
         later=True,
+        of_teacher="usual",
     )
     workers: int = option(
         4,
         "processes that decode images, per GPU, at most one a core (0: decode in the program itself)",
         at_least=0,
         may_change=True,
+        of_teacher="usual",
     )
     prefetch: int = option(
         2, "microbatches that each of the --workers prepares ahead", at_least=1, later=True, may_change=True
@@ -154,9 +163,13 @@ class TrainConfig:
         "",
         "degradation to restore, several with commas between for one of them an image, or 'paired' if the data set "
         "holds degraded images itself; 'help' lists them; required",
+        of_teacher="always",
     )
     mask_file: str = option(
-        "", "npz of the published freeform masks (default: masks drawn by this program)", later=True
+        "",
+        "npz of the published freeform masks (default: masks drawn by this program)",
+        later=True,
+        of_teacher="usual",
     )
     degradation_noise: float = option(
         0.0,
@@ -165,16 +178,20 @@ class TrainConfig:
         at_least=0,
         at_most=1,
         later=True,
+        of_teacher="always",
     )
-    cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step")
+    cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step", of_teacher="always")
     hole_fill: HoleFill = option(
         "noise",
         "what the bridge begins with in the hole of an inpainting image: unit noise, as published, or grey, from which "
         "small networks learn sooner and a bridge without noise has one answer",
         later=True,
+        of_teacher="always",
     )
     add_x1_noise: bool = option(
-        False, "add unit noise to the degraded image that the way back starts from (for decolor)"
+        False,
+        "add unit noise to the degraded image that the way back starts from (for decolor)",
+        of_teacher="always",
     )
 
     x1_from: str = option(
@@ -182,6 +199,7 @@ class TrainConfig:
         "a trained regression, by its name in --results-dir, its folder or its .safetensors file: the bridge begins at "
         "what that restores instead of at the degraded image; kept in the run",
         later=True,
+        of_teacher="always",
     )
 
     formulation: FormulationName = option(
@@ -196,14 +214,40 @@ class TrainConfig:
         later=True,
         older="image",
     )
+    distill: str = option(
+        "",
+        "a trained bridge, by its name in --results-dir, its folder or its .safetensors file: train a student of it, "
+        "which restores in --nfe evaluations; what is not said otherwise is as the bridge had it; kept in the run",
+        later=True,
+    )
+    nfe: int = option(1, "network evaluations in which a student restores", at_least=1, later=True)
+    student_noise: bool = option(
+        True, "show a student noise of its own, without which one evaluation has one answer", later=True
+    )
+    inner_updates: int = option(
+        5, "updates of the bridge of a student's own pairs before each of the student", at_least=1, later=True
+    )
+    degraded_data: bool = option(
+        False, "the training images of a student are degraded already: it needs no clean ones", later=True
+    )
+    half_teacher: bool = option(
+        False,
+        "keep a student's teacher in half precision, in half the memory: bf16, or fp16 where --precision is that",
+        later=True,
+        may_change=True,
+    )
     schedule: Literal["linear", "cosine"] = option(
         "linear", "noise of the two diffusions, over --interval steps", later=True
     )
-    interval: int = option(1000, "number of steps of the bridge or diffusion, even", at_least=2, at_most=1_000_000)
-    beta_max: float = option(0.3, "diffusion strength: 0.3 for stochastic tasks, 1.0 with --ot-ode", above=0)
-    t0: float = option(1e-4, "time input of the network at the clean end", above=0)
-    T: float = option(1.0, "time input of the network at the degraded end")
-    ot_ode: bool = option(False, "bridge without noise (optimal-transport ODE)")
+    interval: int = option(
+        1000, "number of steps of the bridge or diffusion, even", at_least=2, at_most=1_000_000, of_teacher="always"
+    )
+    beta_max: float = option(
+        0.3, "diffusion strength: 0.3 for stochastic tasks, 1.0 with --ot-ode", above=0, of_teacher="always"
+    )
+    t0: float = option(1e-4, "time input of the network at the clean end", above=0, of_teacher="always")
+    T: float = option(1.0, "time input of the network at the degraded end", of_teacher="always")
+    ot_ode: bool = option(False, "bridge without noise (optimal-transport ODE)", of_teacher="always")
     clip_denoise: bool = option(
         False, "clamp predicted clean images to [-1, 1] while sampling for validation", may_change=True
     )
@@ -212,19 +256,26 @@ class TrainConfig:
         "adm256",
         "a U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny; or a class "
         "of your own, path/to/file.py:ClassName",
+        of_teacher="always",
     )
     init: str = option(
         "none",
         "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
         later=True,
     )
-    precision: Precision = option("auto", _PRECISION_HELP, later=True, older="fp32", may_change=True)
-    grad_checkpoint: bool = option(
-        False, "compute blocks again in the backward pass, to need less memory", later=True, may_change=True
+    precision: Precision = option(
+        "auto", _PRECISION_HELP, later=True, older="fp32", may_change=True, of_teacher="usual"
     )
-    channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True, may_change=True)
+    grad_checkpoint: bool = option(
+        False,
+        "compute blocks again in the backward pass, to need less memory",
+        later=True,
+        may_change=True,
+        of_teacher="usual",
+    )
+    channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True, may_change=True, of_teacher="usual")
     compile: bool = option(False, _COMPILE_HELP, later=True, may_change=True)
-    batch_size: int = option(256, "images an optimizer iteration, over all GPUs", at_least=1)
+    batch_size: int = option(256, "images an optimizer iteration, over all GPUs", at_least=1, of_teacher="usual")
     microbatch: int | Literal["auto"] = option(
         "auto",
         "images a forward pass, per GPU; auto: as many as its memory takes (on a CPU, 1 GB)",
@@ -285,19 +336,23 @@ class TrainConfig:
     log_dir: str = option("", "folder of the TensorBoard logs (default: results/NAME/tensorboard)", may_change=True)
     eval_every: int = option(5000, "iterations between two validations (0: never)", at_least=0, may_change=True)
     eval_nfe: int = option(10, "network evaluations per validation image (a regression: 1)", may_change=True)
-    eval_images: int = option(16, "validation images, spread evenly over the val split", at_least=1, may_change=True)
+    eval_images: int = option(
+        16, "validation images, spread evenly over the val split", at_least=1, may_change=True, of_teacher="usual"
+    )
     eval_image_size: int | None = option(
         None,
         "side of validation images, if another than --image-size",
         at_least=1,
         at_most=LARGEST_SIDE,
         may_change=True,
+        of_teacher="usual",
     )
     weights_dir: str = option(
         "data/weights",
         "folder where ResNet-50's weights may lie, for the accuracy of validation images",
         later=True,
         may_change=True,
+        of_teacher="usual",
     )
 
     def __post_init__(self) -> None:
@@ -323,6 +378,12 @@ class TrainConfig:
         require(multiple, "batch_size", self.batch_size, f"must be a multiple of `microbatch` {self.microbatch}")
         exact = not (self.x1_from and self.add_x1_noise)
         require(exact, "add_x1_noise", None, "cannot go together with `x1_from`, which says where the bridge begins")
+        if is_used("distill", self.formulation):
+            require(bool(self.distill), "distill", None, "is missing; name the bridge that the student is made of")
+        if self.degraded_data:
+            able = is_used("degraded_data", self.formulation)
+            require(able, "degraded_data", None, "only students (`distill`) do without clean images; leave it out")
+            require(self.corrupt != PAIRED, "degraded_data", None, "pairs hold their degraded images; leave it out")
         one = self.crop == "random" or self.crops_per_image == 1
         require(one, "crops_per_image", self.crops_per_image, "only `crop` random uses it")
         at_most = f"must not be more than `num_itr` {self.num_itr}"

@@ -43,12 +43,16 @@ class Formulation(nn.Module):
 
     samplers: names and the η each takes by default, None where there is none to choose; the first is the default.
     cond_x1: whether the network sees the degraded image beside the state (twice the channels in its first layer).
+    sees_noise: whether it also sees noise that is drawn for every evaluation, behind all other channels.
     sees_degradation: whether training depends on the degradation; if not, one run serves all of them.
+    can_teach: whether students of few evaluations can be made of what was trained (i2sb.distillation).
     """
 
     samplers: Mapping[str, float | None]
     cond_x1 = False
+    sees_noise = False
     sees_degradation = True
+    can_teach = False
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Formulation:
@@ -145,6 +149,7 @@ class SchroedingerBridge(Formulation):
     """Liu et al., I²SB (2023): from x1 to x0 over the bridge between them."""
 
     samplers = {name: sampler.usual_eta for name, sampler in SAMPLERS.items()}
+    can_teach = True
 
     def __init__(self, bridge: Bridge, *, ot_ode: bool = False, cond_x1: bool = False) -> None:
         super().__init__()
@@ -195,7 +200,14 @@ class SchroedingerBridge(Formulation):
         )
 
     def sample(
-        self, net: Net, batch: Batch, options: SamplingOptions, randn: Randn, hooks: Hooks = NO_HOOKS
+        self,
+        net: Net,
+        batch: Batch,
+        options: SamplingOptions,
+        randn: Randn,
+        hooks: Hooks = NO_HOOKS,
+        *,
+        gradients: bool = False,
     ) -> Trajectory:
         return sample_bridge(
             self.bridge,
@@ -209,5 +221,6 @@ class SchroedingerBridge(Formulation):
             sampler=options.sampler,
             eta=options.noise_share,
             randn=randn,
+            gradients=gradients,
             **hooks._asdict(),
         )

@@ -16,21 +16,24 @@ class Entry(NamedTuple):
     uses: tuple[str, ...]
 
 
+_OF_A_BRIDGE = (
+    "interval",
+    "beta_max",
+    "t0",
+    "T",
+    "ot_ode",
+    "start_share",
+    "cond_x1",
+    "add_x1_noise",
+    "hole_fill",
+    "x1_from",
+)
+
 FORMULATIONS = {
-    "bridge": Entry(
-        "i2sb.formulation:SchroedingerBridge",
-        uses=(
-            "interval",
-            "beta_max",
-            "t0",
-            "T",
-            "ot_ode",
-            "start_share",
-            "cond_x1",
-            "add_x1_noise",
-            "hole_fill",
-            "x1_from",
-        ),
+    "bridge": Entry("i2sb.formulation:SchroedingerBridge", uses=_OF_A_BRIDGE),
+    "student": Entry(
+        "i2sb.distillation:Student",
+        uses=(*_OF_A_BRIDGE, "distill", "nfe", "student_noise", "inner_updates", "degraded_data", "half_teacher"),
     ),
     "conditional_diffusion": Entry(
         "i2sb.baselines.formulations:ConditionalDiffusion",

@@ -27,6 +27,21 @@ def bridge_loss(
     over all pixels, as published: the loss of a small hole is small.
     """
     xt = bridge.q_sample(step, x0, x1, ot_ode=ot_ode, randn=randn)
+    return matching_error(bridge, net, step, x0, xt, mask=mask, cond=cond)
+
+
+def matching_error(
+    bridge: Bridge,
+    net: Callable[..., Tensor],
+    step: Tensor,
+    x0: Tensor,
+    xt: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cond: Tensor | None = None,
+) -> Tensor:
+    """Return `bridge_loss` at a state xt [B, C, H, W] that was drawn already."""
+    # eq. 12
     label = bridge.compute_label(step, x0, xt)
     pred = net(xt, step, cond=cond)
     if mask is not None:

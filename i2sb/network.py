@@ -27,18 +27,24 @@ class BridgeNetwork(nn.Module):
     network: stored as `diffusion_model`, the prefix of every key in the released checkpoints.
     noise_levels: float32 [N], the network's time input at each step; not part of the state dict.
     patch_size: side p of the patches whose pixels the network sees as channels, C·p² of them, at sides p times smaller.
-    condition_channels: how many of the channels the network sees are the condition's, the last ones.
+    condition_channels, noise_channels: how many of the channels the network sees are the condition's, behind those of
+    the state, and how many a student's noise, the last ones.
     autocast_dtype: what the network computes in where autocast lets it, or None for its own; outputs are float32.
     """
 
     noise_levels: Tensor
 
     def __init__(
-        self, network: nn.Module, noise_levels: Tensor, patch_size: int = 1, condition_channels: int = 0
+        self,
+        network: nn.Module,
+        noise_levels: Tensor,
+        patch_size: int = 1,
+        condition_channels: int = 0,
+        noise_channels: int = 0,
     ) -> None:
         super().__init__()
         self.diffusion_model = network
-        self.patch_size, self.condition_channels = patch_size, condition_channels
+        self.patch_size, self.condition_channels, self.noise_channels = patch_size, condition_channels, noise_channels
         self.register_buffer("noise_levels", noise_levels.clone(), persistent=False)
         self.autocast_dtype: torch.dtype | None = None
 
@@ -48,7 +54,9 @@ class BridgeNetwork(nn.Module):
         return self.patch_size * getattr(self.diffusion_model, "downsampling", 1)
 
     def forward(self, xt: Tensor, step: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map xt [B, C, H, W] at `step` [B], with `cond` [B, C, H, W] where conditioned, to [B, C, H, W].
+        """Map xt [B, C, H, W] at `step` [B] to [B, C, H, W].
+
+        cond: what it sees beside the state: [B, C, H, W], the condition or a student's noise; [B, 2C, H, W] if both.
 
         Raises ValueError unless H and W are multiples of `multiple`.
         """
@@ -96,20 +104,33 @@ class BridgeNetwork(nn.Module):
         0 if there is none, and for a network that does not say which its first convolution is.
         """
         first = getattr(self.diffusion_model, "first_convolution", None)
-        return first.weight[:, -self.condition_channels :].numel() if first and self.condition_channels else 0
+        return 0 if first is None else first.weight[:, : self.condition_channels].numel()
+
+    @torch.no_grad()
+    def ignore_noise(self) -> None:
+        """Begin with weights of zero where the noise comes in. Raises UserError if the network does not say where."""
+        first = getattr(self.diffusion_model, "first_convolution", None)
+        name = type(self.diffusion_model).__name__
+        must = f"the network {name} has no first_convolution, whose weights of the noise begin at zero"
+        require(first is not None, "student_noise", None, must)
+        assert first is not None
+        first.weight[:, first.weight.shape[1] - self.noise_channels :] = 0
 
 
-def build_network(name: str, noise_levels: Tensor, *, image_channels: int = 3, cond_x1: bool = False) -> BridgeNetwork:
+def build_network(
+    name: str, noise_levels: Tensor, *, image_channels: int = 3, cond_x1: bool = False, sees_noise: bool = False
+) -> BridgeNetwork:
     """Build a network (TrainConfig.network) with fresh weights from torch's global random state.
 
-    image_channels: 3 for RGB, 1 for grey, any number for multispectral images; doubled at the input with `cond_x1`.
+    image_channels: 3 for RGB, 1 for grey, any number for multispectral images; as many more at the input with
+    `cond_x1`, and with `sees_noise`, of a student.
     A file of the user's own is run. Raises UserError for an unknown name, and for whatever is wrong with such a file.
     """
     architecture = find_network(name)
     channels = image_channels * architecture.patch_size**2
-    condition = channels if cond_x1 else 0
-    network = architecture.build(in_channels=channels + condition, out_channels=channels)
-    return BridgeNetwork(network, noise_levels, architecture.patch_size, condition)
+    condition, noise = channels * cond_x1, channels * sees_noise
+    network = architecture.build(in_channels=channels + condition + noise, out_channels=channels)
+    return BridgeNetwork(network, noise_levels, architecture.patch_size, condition, noise)
 
 
 @torch.no_grad()
@@ -127,7 +148,8 @@ def check_network(
     device, training = network.noise_levels.device, network.training
     x = torch.randn(2, image_channels, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     steps = torch.tensor([0, len(network.noise_levels) - 1], device=device)
-    out = network.eval()(x, steps, cond=x if network.condition_channels else None)
+    beside = (network.condition_channels + network.noise_channels) // network.patch_size**2 // image_channels
+    out = network.eval()(x, steps, cond=x.repeat(1, beside, 1, 1) if beside else None)
     network.train(training)
     if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
         found = f"{list(out.shape)}, {out.dtype}" if isinstance(out, Tensor) else type(out).__name__

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import field, fields
-from typing import Any
+from typing import Any, Literal
 
 from i2sb.errors import UserError
 
@@ -24,6 +24,7 @@ def option(
     may_change: bool = False,
     later: bool = False,
     older: Any = None,
+    of_teacher: Literal["", "usual", "always"] = "",
     **more: Any,
 ) -> Any:
     """A field with its default and the line that `--help` prints for it.
@@ -32,12 +33,21 @@ def option(
     type has that.
     may_change: it may differ when a run goes on: it changes neither what the weights mean nor the order of the data.
     later: versions before it saved no such line; what they made is as the default says, or as `older`.
+    of_teacher: whether a student has it of its teacher, "usual"ly, if nothing else is said, or "always".
     more: what else a family of options says of each.
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     return field(
         default=default,
-        metadata={"help": help, "bounds": bounds, "may_change": may_change, "later": later, "older": older, **more},
+        metadata={
+            "help": help,
+            "bounds": bounds,
+            "may_change": may_change,
+            "later": later,
+            "older": older,
+            "of_teacher": of_teacher,
+            **more,
+        },
     )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 from argparse import Action
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -60,20 +61,40 @@ class _HelpFormatter(DefaultHelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
 
-def read_flags(config_class: type[C], flags: Sequence[str], config_file: str | Path | None = None) -> C:
-    """Build a config from `flags` over the values in the YAML file, if any, over the defaults.
+# From the settings that were given to such as stand below them, by which they are completed.
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def read_flags(
+    config_class: type[C],
+    flags: Sequence[str],
+    config_file: str | Path | None = None,
+    complete: Complete | None = None,
+) -> C:
+    """Build a config from `flags` over the values in the YAML file, over what completes them, over the defaults.
 
     Raises ValueError for unknown names (with the nearest right one), for wrong types and for wrong values.
     """
-    if config_file is None:
-        return _build(config_class, flags, {}, None)
-    return _build(config_class, flags, read_yaml(Path(config_file)), Path(config_file))
+    path = None if config_file is None else Path(config_file)
+    values = {} if path is None else read_yaml(path)
+    given = _read(config_class, flags, values, path)
+    if complete is not None and (below := complete(given)):
+        given = _read(config_class, flags, values, path, below)
+    return config_class(**given)
 
 
-def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], config_file: Path | None) -> C:
+def _read(
+    config_class: type[C],
+    flags: Sequence[str],
+    values: dict[str, Any],
+    config_file: Path | None,
+    below: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return a config's settings: flags over the values of a file over those `below`, over the defaults."""
     parser = make_parser(config_class)
+    parser.set_defaults(**below)
     names = [f.name for f in fields(config_class)]
-    switches = [f"no_{f.name}" for f in fields(config_class) if f.default is False]
+    switches = [f"no_{f.name}" for f in fields(config_class) if isinstance(f.default, bool)]
     given = [token.split("=")[0] for token in flags if token.startswith("--")]
     _refuse_unknown(given, [flag(name) for name in (*names, *switches)])
     types = get_type_hints(config_class)
@@ -99,7 +120,7 @@ def _build(config_class: type[C], flags: Sequence[str], values: dict[str, Any], 
         parser.set_defaults(**_parse(parser.parse_object, values, config_class, config_file))
     parsed = _parse(parser.parse_args, list(flags), config_class)
     several = {name: tuple(v) for name, v in parsed.items() if isinstance(v, list)}
-    return config_class(**expand_homes(parsed) | several)
+    return expand_homes(parsed) | several
 
 
 def expand_homes(values: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +150,7 @@ def from_values(config_class: type[C], given: dict[str, Any], path: Path) -> C:
         missing = [f.name for f in fields(config_class) if f.name not in given and not f.metadata["later"]]
         if missing:  # a default in its place could be another bridge or network
             raise FileError(path, f"lacks {', '.join(missing)}; restore it as the run saved it")
-        return _build(config_class, [], older_values(config_class) | given, path)
+        return config_class(**_read(config_class, [], older_values(config_class) | given, path))
     except UserError as error:
         raise error if error.setting == path else error.inside(path) from None
 

@@ -71,6 +71,13 @@ def prepare(
         network.compile()
 
 
+def halve(network: BridgeNetwork, precision: str) -> None:
+    """Turn a network that nobody trains to half precision for good: fp16 where all compute in it, else bf16."""
+    network.autocast_dtype = _AUTOCAST["fp16" if precision == "fp16" else "bf16"]
+    assert network.autocast_dtype is not None
+    network.cast_weights(network.autocast_dtype)
+
+
 def choose_precision(precision: Precision, capability: tuple[int, int] | None) -> Precision:
     """Return what "auto" stands for on a GPU of this compute capability, or on a CPU (None); others are as they are.
 

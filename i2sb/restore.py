@@ -476,6 +476,7 @@ def build_model(loaded: Exported, path: Path, device: str | torch.device, *, ask
             formulation.noise_levels,
             image_channels=config.image_channels,
             cond_x1=formulation.cond_x1,
+            sees_noise=formulation.sees_noise,
         )
     weights = {name: _align(tensor.float()) for name, tensor in loaded.weights.items()}
     try:

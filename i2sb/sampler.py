@@ -74,7 +74,6 @@ def step_grid(interval: int, nfe: int) -> list[int]:
     return space_indices(interval, nfe + 1)
 
 
-@torch.no_grad()
 def sample(
     bridge: Bridge,
     net: Callable[..., Tensor],
@@ -91,6 +90,7 @@ def sample(
     randn: Randn = torch.randn_like,
     refine: Refine | None = None,
     callback: Callable[[StepTaken], object] | None = None,
+    gradients: bool = False,
 ) -> Trajectory:
     """Restore x1 [B, C, H, W] with `nfe` evaluations of net(xt, step [B], cond=cond).
 
@@ -99,7 +99,7 @@ def sample(
     `log_count` asks for at most that many intermediate states, evenly spaced, index 0 always among them.
     `randn` is called once per draw, in the order the maths needs it: the step's noise, then the known region's.
     `refine` is applied to every predicted clean image, before the step back, and to the finished one.
-    `callback` is called after every step.
+    `callback` is called after every step. With `gradients` autograd follows the whole way (i2sb.distillation).
 
     Raises UserError if `nfe` does not fit the bridge, or for an unknown sampler.
 
@@ -127,20 +127,20 @@ def sample(
         known = x1 if ot_ode else x1 + bridge.std_sb[nprev] * randn(x1)
         return (1.0 - mask) * known + mask * xt
 
-    return walk_back(
-        step_grid(bridge.interval, nfe),
-        x1,
-        predict,
-        step_back,
-        keep_known=keep_known,
-        share=lambda nprev, n: 1 - float(std_fwd[nprev] / std_fwd[n]) ** 2,
-        refine=refine,
-        callback=callback,
-        log_count=log_count,
-    )
+    with torch.set_grad_enabled(gradients):
+        return walk_back(
+            step_grid(bridge.interval, nfe),
+            x1,
+            predict,
+            step_back,
+            keep_known=keep_known,
+            share=lambda nprev, n: 1 - float(std_fwd[nprev] / std_fwd[n]) ** 2,
+            refine=refine,
+            callback=callback,
+            log_count=log_count,
+        )
 
 
-@torch.no_grad()
 def walk_back(
     steps: Sequence[int],
     start: Tensor,

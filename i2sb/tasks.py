@@ -101,16 +101,17 @@ def make_task_batch(
     device: torch.device | str = "cpu",
     *,
     evaluation: bool = False,
+    degraded_alone: bool = False,
 ) -> Batch:
     """Make a batch of loaded images as the settings of the run that was trained say.
 
-    corruption: what degrades them, its own or another. In `evaluation` an image's number fixes its mask. Raises
-    UserError like `check_depth`.
+    corruption: what degrades them, its own or another. In `evaluation` an image's number fixes its mask.
+    degraded_alone: the images are degraded already, and the clean ones unknown. Raises UserError like `check_depth`.
     """
     check_depth(corruption, config.corrupt, plain=not images.image.is_floating_point())
-    return make_batch(
+    batch = make_batch(
         images.image,
-        images.degraded,
+        images.image if degraded_alone else images.degraded,
         images.label,
         corruption,
         noise,
@@ -121,6 +122,7 @@ def make_task_batch(
         hole_fill=config.hole_fill,
         denoises=config.degradation_noise > 0,
     )
+    return replace(batch, x0=None) if degraded_alone else batch
 
 
 def open_task_split(config: TrainConfig, dataset_dir: str, split: str, image_size: int) -> ImageDataset:

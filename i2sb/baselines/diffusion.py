@@ -155,6 +155,7 @@ class Diffusion(nn.Module):
             raise ValueError(f"cannot step from index {n} to {nprev}: -1 <= nprev < n < {self.interval} must hold")
 
 
+@torch.no_grad()
 def sample(
     diffusion: Diffusion,
     net: Callable[..., Tensor],

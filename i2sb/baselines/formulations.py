@@ -57,6 +57,7 @@ class Regression(Formulation):
         target = batch.clean if self.whole else _seen(batch) - batch.clean
         return _masked_mse(net(_seen(batch), step, cond=None), target, batch.mask)
 
+    @torch.no_grad()
     def sample(
         self, net: Net, batch: Batch, options: SamplingOptions, randn: Randn, hooks: Hooks = NO_HOOKS
     ) -> Trajectory:

@@ -1,13 +1,16 @@
 """The three programs: flags in, one call. train.py, sample.py and compute_metrices.py are these, and so are i2sb-train,
 i2sb-sample and i2sb-score of an installed package."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from i2sb.cli.program import run_program
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig
 
 
 def train() -> None:
     """Train a bridge: train.py, i2sb-train."""
-    run_program(TrainConfig, _train)
+    run_program(TrainConfig, _train, complete=_complete_student)
 
 
 def sample() -> None:
@@ -21,6 +24,14 @@ def score() -> None:
 
 
 # What loads torch is imported when flags and files are right, so that --help and mistakes answer at once.
+
+
+def _complete_student(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not given["distill"]:
+        return {}
+    from i2sb.training.teacher import complete_student
+
+    return complete_student(given)
 
 
 def _train(config: TrainConfig) -> None:

@@ -18,15 +18,21 @@ from i2sb.cli.launch import hand_over
 from i2sb.config import TrainConfig, refuse_unused
 from i2sb.errors import UserError
 from i2sb.options import write_flags
-from i2sb.parsing import C, make_parser, read_flags, to_yaml
+from i2sb.parsing import C, Complete, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
 
 READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
-    """Read the flags into a config and call main(config).
+def run_program(
+    config_class: type[C],
+    main: Callable[[C], None],
+    argv: Sequence[str] | None = None,
+    *,
+    complete: Complete | None = None,
+) -> None:
+    """Read the flags into a config, completed as `read_flags` says, and call main(config).
 
     `--config FILE.yaml` gives settings below the flags, `--dry-run` prints the resolved ones and exits, `--version`
     prints that of the package, `--pdb` stops in the debugger where an error arose. Exits with 2 after a wrong setting
@@ -51,7 +57,7 @@ def run_program(config_class: type[C], main: Callable[[C], None], argv: Sequence
 
             print(describe_corruptions())
             return
-        config = read_flags(config_class, flags, options.config)
+        config = read_flags(config_class, flags, options.config, complete)
         if isinstance(config, TrainConfig) and not (config.run_dir / "config.yaml").exists():
             refuse_unused(config)  # a run that has begun keeps its settings
         if options.dry_run:

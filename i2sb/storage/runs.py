@@ -15,8 +15,27 @@ from i2sb.storage.released import PARTS as RELEASED_PARTS
 from i2sb.storage.released import is_released, read_options, recognise_network
 from i2sb.tensor_files import check_finite, read_checksum
 
-# The regression that a run with `x1_from` begins at, in the run's folder.
-MEAN_FILE = f"x1_from{ENDING}"
+
+def kept_file(run_dir: Path, setting: str) -> Path:
+    """Return where a run keeps the weights of another that its `setting` names: it needs that other one no more."""
+    return run_dir / f"{setting}{ENDING}"
+
+
+def read_other(setting: str, config: TrainConfig, gone_on_with: Path | None) -> Exported | None:
+    """Return the averaged weights that a `setting` of a training run names; None if it names none.
+
+    gone_on_with: the folder of the run that is resumed, which keeps them; None for a new run. Raises UserError if there
+    are none.
+    """
+    name = getattr(config, setting)
+    if not name:
+        return None
+    if gone_on_with is None:
+        return read_weights(find_weights(setting, name, Path(config.results_dir)))
+    path = kept_file(gone_on_with, setting)
+    if not path.is_file():
+        raise FileError(path, f"is gone, which this run keeps of its `{setting}` {name}; copy it back")
+    return read_weights(path)
 
 
 def read_run_config(run_dir: Path) -> TrainConfig:
@@ -111,5 +130,5 @@ def _read_run(run_dir: Path, ema: bool, checkpoint: str | Path | None = None) ->
             raise FileError(path, "its averaged weights (ema) lack num_updates, the number of iterations")
     else:
         iteration = state["progress"]["iteration"]
-    mean = _read_file(run_dir / MEAN_FILE, True) if config.x1_from else None
+    mean = _read_file(kept_file(run_dir, "x1_from"), True) if config.x1_from else None
     return Exported(weights, config, iteration, averaged=ema, mean=mean, checksum=read_checksum(path))

@@ -21,7 +21,7 @@ ADM_FILE = Path("data/weights/256x256_diffusion_uncond.pt")
 
 _PREFIX = "diffusion_model."
 # Parameters that know the number of channels of an image, and along which dimension: 1 the input's, 0 the output's.
-_CHANNELS = {f"{_PREFIX}input_blocks.0.0.weight": 1, f"{_PREFIX}out.2.weight": 0, f"{_PREFIX}out.2.bias": 0}
+_CHANNELS = {f"{_PREFIX}out.2.weight": 0, f"{_PREFIX}out.2.bias": 0}
 
 
 class InitialWeights(NamedTuple):
@@ -79,7 +79,9 @@ def begin_with(network: BridgeNetwork, initial: InitialWeights) -> list[str]:
             f"`network` {initial.network} sees other patches of pixels than this run's, whose side is "
             f"{network.patch_size}; take weights of one that sees the same",
         )
-    for name, dim in _CHANNELS.items():
+    first = getattr(network.diffusion_model, "first_convolution", None)
+    inputs = {name: 1 for name, p in network.named_parameters() if first is not None and p is first.weight}
+    for name, dim in {**inputs, **_CHANNELS}.items():
         given, fresh = fitted.get(name), drawn.get(name)
         if given is None or fresh is None or given.ndim != fresh.ndim or given.shape[dim] == fresh.shape[dim]:
             continue

@@ -42,6 +42,11 @@ def introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
         if advice := advise_memory(needed, find_free_memory(world.device)):
             log.warn(advice)
     log.say(trainer.formulation.describe())
+    if trainer.teacher is not None:
+        taught = trainer.kept["distill"]
+        half = "in half precision, " if config.half_teacher else ""
+        log.say(f"teacher   {config.distill}, {half}after {taught.iteration} iterations")
+        log.say(f"          {config.inner_updates} batches for the bridge of the student's pairs, one for the student")
     if trainer.mean is not None:
         log.say(f"begins at {config.x1_from}, a regression after {trainer.mean.iteration} iterations")
     before, now = (progress := trainer.progress).world_size, world.world_size

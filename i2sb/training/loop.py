@@ -22,7 +22,7 @@ from i2sb.parsing import to_yaml
 from i2sb.stopping import STOPPED, StoppedError, StopRequest
 from i2sb.storage.exported import write_export
 from i2sb.storage.run_lock import RunLock
-from i2sb.storage.runs import MEAN_FILE
+from i2sb.storage.runs import kept_file
 from i2sb.training.data_record import check_images
 from i2sb.training.introduction import introduce, next_command
 from i2sb.training.memory import GB, find_peak_memory
@@ -67,8 +67,8 @@ def _train(config: TrainConfig, world: World) -> None:
     if world.is_main:
         remove_partials(config.run_dir)
         write_text(config.run_dir / "config.yaml", to_yaml(config))
-        if trainer.mean_weights is not None and not resumed:
-            write_export(config.run_dir / MEAN_FILE, trainer.mean_weights, overwrite=True)
+        for setting, weights in trainer.kept.items() if not resumed else ():
+            write_export(kept_file(config.run_dir, setting), weights, overwrite=True)
     progress = trainer.progress
 
     with (
@@ -84,7 +84,9 @@ def _train(config: TrainConfig, world: World) -> None:
         introduce(trainer, log, resumed_from)
         if changed:
             log.warn(changed)
-        net = _share_gradients(trainer.network, world)
+        for learner in trainer.learners:
+            with learner.learning():
+                learner.net = _share_gradients(learner.network, world)
         meter = Meter(trainer, log)
         images = load_training(
             trainer.train_images,
@@ -100,7 +102,7 @@ def _train(config: TrainConfig, world: World) -> None:
         stream = meter.watch(images)
         while progress.iteration < config.num_itr:
             try:
-                result = trainer.iterate(net, stream)
+                result = trainer.iterate(stream)
                 iteration = progress.iteration
                 log.advance(iteration)
                 last = iteration == config.num_itr

@@ -5,28 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from i2sb.config import TrainConfig
-from i2sb.errors import FileError, UserError, require
+from i2sb.errors import UserError, require
 from i2sb.network_sizes import check_image_size, is_own
 from i2sb.storage.exported import Exported
-from i2sb.storage.runs import MEAN_FILE, find_weights, read_weights
+from i2sb.storage.runs import read_other
 
 
-def read_mean(config: TrainConfig, gone_on_with: Path | None) -> Exported | None:
+def read_mean(config: TrainConfig, gone_on_with: Path | None, teacher: Exported | None = None) -> Exported | None:
     """Return the averaged weights of the regression that a run begins at; None if it begins at the degraded image.
 
     gone_on_with: the folder of the run that is resumed, which keeps them; None for a new run, whose `x1_from` names
-    them. Raises UserError if there are none, or if they restore other images than the run is to.
+    them, unless it is a student: then they are its teacher's. Raises UserError if there are none, or if they restore
+    other images than the run is to.
     """
-    if not config.x1_from:
-        return None
-    if gone_on_with is None:
-        path = find_weights("x1_from", config.x1_from, Path(config.results_dir))
-    else:
-        path = gone_on_with / MEAN_FILE
-        if not path.is_file():
-            raise FileError(path, "is gone, the regression that this run begins at; copy it back")
-    mean = read_weights(path)
-    _check(mean.config, config)
+    mean = read_other("x1_from", config, gone_on_with) if teacher is None else teacher.mean
+    if mean is not None:
+        _check(mean.config, config)
     return mean
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode  # the documented way to fake tensors is in this private package
 
 from i2sb.batch import Batch
-from i2sb.network import build_network
+from i2sb.distillation import Judges, Student
+from i2sb.network import BridgeNetwork, build_network
 from i2sb.tasks import build_formulation
 
 if TYPE_CHECKING:
@@ -26,36 +27,49 @@ PROGRAM = 0.8 * GB  # what torch and its libraries take on a CPU before anything
 
 
 def estimate_memory(trainer: "Trainer") -> float:
-    """Return the bytes that weights, gradients, optimizer, average, activations and the program itself take."""
+    """Return the bytes that weights, gradients, optimizers, average, activations and the program itself take."""
     program = PROGRAM if trainer.world.device.type == "cpu" else 0
-    parameters = sum(p.numel() * p.element_size() for p in trainer.network.parameters())
-    mean = () if trainer.mean is None else trainer.mean.network.parameters()
-    parameters_of_mean = sum(p.numel() * p.element_size() for p in mean)
-    return program + 5 * parameters + parameters_of_mean + measure_activations(trainer, trainer.microbatch)
+    learning = sum(4 * _size(learner.network) for learner in trainer.learners) + _size(trainer.network)
+    constant = sum(_size(model) for model in (trainer.teacher, trainer.mean and trainer.mean.network) if model)
+    return program + learning + constant + measure_activations(trainer, trainer.microbatch)
+
+
+def _size(network: nn.Module) -> float:
+    return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 def measure_activations(trainer: "Trainer", microbatch: int) -> float:
     """Return the bytes that autograd keeps in a forward pass; with tensors that have shapes and no contents."""
     config, device = trainer.config, trainer.world.device
-    # Not on the meta device, where attention would keep whole matrices that the kernels of this device do not.
-    with FakeTensorMode(), device:
-        formulation = build_formulation(config).to(device)
+
+    def build(*, sees_noise: bool = False) -> BridgeNetwork:
         network = build_network(
             config.network,
             formulation.noise_levels,
             image_channels=config.image_channels,
             cond_x1=formulation.cond_x1,
+            sees_noise=sees_noise,
         )
         network.autocast_dtype = trainer.network.autocast_dtype
         if config.grad_checkpoint:
             network.checkpoint_gradients()
+        return network
+
+    # Not on the meta device, where attention would keep whole matrices that the kernels of this device do not.
+    with FakeTensorMode(), device:
+        formulation = build_formulation(config).to(device)
+        network = build(sees_noise=formulation.sees_noise)
+        networks = [network]
+        if isinstance(formulation, Student):
+            networks += [build().requires_grad_(False) for _ in Judges._fields]
+            formulation.judges = Judges(*networks[1:])
         x = torch.zeros(microbatch, config.image_channels, config.image_size, config.image_size)
         batch = Batch(x0=x, x1=x, mask=None, cond=x if formulation.cond_x1 else None, shown=x)
         step = torch.zeros(microbatch, dtype=torch.int64)
         kept: dict[int, Tensor] = {}
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t):
             formulation.loss(network, step, batch, torch.zeros_like)
-        parameters = {id(p) for p in network.parameters()}
+        parameters = {id(p) for network in networks for p in network.parameters()}
         return sum(t.numel() * t.element_size() for t in kept.values() if id(t) not in parameters)
 
 

@@ -29,7 +29,7 @@ class Meter:
 
     def restart(self) -> None:
         """Begin anew, after something that is not training."""
-        self._begun, self._iteration = time.perf_counter(), self.trainer.progress.iteration
+        self._begun, self._images = time.perf_counter(), self.trainer.progress.num_images_seen
         self._seconds_for_data, self._enlarged = 0.0, 0
 
     def watch(self, stream: Iterator[Images]) -> Iterator[Images]:
@@ -54,14 +54,16 @@ class Meter:
     def read(self, result: IterationResult) -> dict[str, float]:
         """Return the numbers of a record, and begin anew. Waits for the GPU."""
         trainer, world, device = self.trainer, self.trainer.world, self.trainer.world.device
-        counts = result.loss.new_tensor([len(self.unreadable), self._enlarged], dtype=torch.float64)
-        loss, unreadable, enlarged = world.sum(torch.cat([result.loss.double()[None], counts])).tolist()
-        iterations = trainer.progress.iteration - self._iteration
+        update, inner = result
+        losses = torch.stack([update.loss, *([] if inner is None else [inner.loss])]).double()
+        counts = update.loss.new_tensor([len(self.unreadable), self._enlarged], dtype=torch.float64)
+        *sums, unreadable, enlarged = world.sum(torch.cat([losses, counts])).tolist()
+        images = trainer.progress.num_images_seen - self._images
         values = {
-            "loss": loss / world.world_size,
-            "lr": result.lr,
-            "grad_norm": result.grad_norm.item(),
-            "images_per_second": iterations * trainer.config.batch_size / (time.perf_counter() - self._begun),
+            **{name: loss / world.world_size for name, loss in zip(("loss", "inner_loss"), sums, strict=False)},
+            "lr": update.lr,
+            "grad_norm": update.grad_norm.item(),
+            "images_per_second": images / (time.perf_counter() - self._begun),
             "seconds_for_data": self._seconds_for_data,
             "bad_steps": int(trainer.bad_iterations),
             "unreadable_images": round(unreadable),
