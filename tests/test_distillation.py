@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from i2sb.bridge import Bridge
 from i2sb.config import SamplingOptions
 from i2sb.distillation import Judges, Student
 from i2sb.formulation import SchroedingerBridge
-from i2sb.randomness import ImageNoise, Purpose
+from i2sb.loss import matching_error
 
 FLOAT = torch.float64
 EYE = torch.eye(2, dtype=FLOAT)
@@ -130,7 +131,7 @@ def make_student(kind, nfe=1):
     return Student(Bridge(N, 16.0, dtype=FLOAT), nfe=nfe, **kind)
 
 
-def generator_of(student: Student, law_or_scale: Law | None = None, *, spread: float = 1.0) -> Linear:
+def generator_of(student: Student, *, spread: float = 1.0) -> Linear:
     """The student's network of one evaluation whose images have the posterior's law, its noise scaled."""
     net = Linear(3 if student.cond_x1 else 2)
     n, bridge = N - 1, student.bridge
@@ -189,14 +190,16 @@ def test_the_objective_is_zero_at_the_posterior_and_above_it_elsewhere(kind):
 
 @each_kind
 def test_its_gradient_is_that_of_the_closed_form(kind):
-    """Within five standard errors of a mean over draws, in every parameter; away from the optimum, where none is zero."""
+    """Within five standard errors of a mean over draws, in every parameter; away from the optimum."""
     student = make_student(kind)
     net = generator_of(student, spread=0.6)
     with torch.no_grad():
         net.weight += 0.1 * Draws(1)(net.weight)
         net.bias += 0.1
     parameters = list(net.parameters())
-    want = torch.cat([g[N - 1].flatten() for g in torch.autograd.grad(objective(student, law_of(student, net)), parameters)])
+    want = torch.cat(
+        [g[N - 1].flatten() for g in torch.autograd.grad(objective(student, law_of(student, net)), parameters)]
+    )
     judge(student, Law(*(x.detach() for x in vars(law_of(student, net)).values())))
     draws, found = Draws(2), []
     for _ in range(50):
@@ -207,3 +210,118 @@ def test_its_gradient_is_that_of_the_closed_form(kind):
     error = grads.std(dim=0) / len(found) ** 0.5
     assert want.abs().max() > 0.01
     assert ((grads.mean(dim=0) - want).abs() < 5 * error).all(), (grads.mean(dim=0) - want) / error
+
+
+def train(student: Student, *, subtract: bool = True, iterations: int = 600, batch_size: int = 256) -> Law:
+    """Train a linear student from its teacher's weights by Algorithm 1, with the losses of the program."""
+    kind = {"ot_ode": student.ot_ode, "cond_x1": student.cond_x1}
+    teacher = BestDenoiser(student.bridge, POSTERIOR, **kind)
+    inner, net = (Linear(1 + student.cond_x1 + sees_noise) for sees_noise in (False, True))
+    with torch.no_grad():
+        for network in (inner, net):
+            # label n = (x_t − x̂0)/σ_n
+            network.weight[:, :, : teacher.gains.shape[2]] = -teacher.gains / student.bridge.std_fwd[:, None, None]
+            network.weight[:, :, :2] += EYE / student.bridge.std_fwd[:, None, None]
+            network.bias.copy_(-teacher.offsets / student.bridge.std_fwd[:, None])
+    student.judges = Judges(teacher, inner)
+    optimizers = {network: torch.optim.Adam(network.parameters(), betas=(0.5, 0.99)) for network in (inner, net)}
+    draws = Draws(3)
+    for iteration in range(iterations):
+        for learner in [inner] * 5 + [net]:
+            optimizer = optimizers[learner]
+            optimizer.param_groups[0]["lr"] = 0.03 * (1 - iteration / iterations)
+            batch, step = draws.batch(batch_size, cond_x1=student.cond_x1), draws.steps(batch_size)
+            if learner is inner:
+                loss = student.inner_loss(net, step, batch, draws, inner=inner)
+            elif subtract:
+                loss = student.loss(net, step, batch, draws)
+            else:
+                x0 = student.generate(net, batch, draws, gradients=True)
+                xt = student.bridge.q_sample(step, x0, batch.x1, ot_ode=student.ot_ode, randn=draws)
+                loss = matching_error(student.bridge, teacher, step, x0, xt, cond=batch.cond)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return law_of(student, net)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, id=name, marks=() if name == "sde" else pytest.mark.slow) for name, kind in KINDS.items()],
+)
+def test_a_trained_student_has_the_posteriors_law(kind):
+    """So many answers to one image are told from the posterior's by no mean and no covariance."""
+    law, count = train(make_student(kind)), 2000
+    x1 = torch.tensor([0.8, -0.5], dtype=FLOAT)
+    answers = law.A @ x1 + law.a + Draws(4)(torch.empty(count, 2, dtype=FLOAT)) @ torch.linalg.cholesky(law.BB).T
+    variances = POSTERIOR.BB.diagonal()
+    error = (answers.mean(dim=0) - POSTERIOR.A @ x1 - POSTERIOR.a).abs()
+    assert (error < 5 * (variances / count).sqrt()).all()
+    # Of Gaussians, the variance of an element of the covariance of `count` draws
+    spread = ((variances[:, None] * variances + POSTERIOR.BB**2) / count).sqrt()
+    assert ((answers.T.cov() - POSTERIOR.BB).abs() < 5 * spread).all()
+
+
+def test_without_the_subtracted_term_a_student_has_one_answer():
+    law = train(make_student(KINDS["sde"]), subtract=False)
+    assert law.BB.trace() < 0.01 * POSTERIOR.BB.trace()
+
+
+@pytest.mark.parametrize("sees_noise", [True, False])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_student_of_several_steps_is_the_chain_of_posterior_steps(kind, sees_noise):
+    student = Student(Bridge(N, 16.0, dtype=FLOAT), nfe=3, sees_noise=sees_noise, **kind)
+    net, bridge, ot_ode = Linear(1 + kind["cond_x1"] + sees_noise), student.bridge, kind["ot_ode"]
+    with torch.no_grad():
+        net.weight += 0.3 * Draws(1)(net.weight)
+    batch, draws = Draws(2).batch(5, cond_x1=kind["cond_x1"]), Draws(3)
+    x, grid = batch.x1, [7, 5, 2, 0]
+    for n, nprev in pairwise(grid):
+        beside = [*([] if batch.cond is None else [batch.cond]), *([draws(x)] if sees_noise else [])]
+        step = torch.full((5,), n)
+        x0 = bridge.compute_pred_x0(step, x, net(x, step, cond=torch.cat(beside, 1) if beside else None))
+        x = bridge.p_posterior(nprev, n, x, x0, ot_ode=ot_ode, randn=draws)
+    made = student.generate(net, batch, Draws(3), gradients=True)
+    assert torch.equal(made, x)
+    made.sum().backward()
+    assert [bool((net.weight.grad[n] != 0).any()) for n in range(N)] == [n in grid[:-1] for n in range(N)]
+    # and it is what is restored
+    options = student.settle(SamplingOptions())
+    assert options.nfe == 3 and torch.equal(student.sample(net, batch, options, Draws(3)).x0, x)
+    assert student.draws_noise(options) == (sees_noise or not ot_ode)
+
+
+def test_what_is_known_of_an_image_with_a_hole_stays():
+    """In training to the last bit, and only the hole counts."""
+    student, net = make_student(KINDS["sde"]), Linear(2)
+    with torch.no_grad():
+        net.weight += 0.3 * Draws(1)(net.weight)
+    batch = Draws(2).batch(4, cond_x1=False)
+    mask = torch.tensor([1.0, 0, 1, 0], dtype=FLOAT)[:, None, None, None]
+    batch = replace(batch, mask=mask)
+    made = student.generate(net, batch, Draws(3), gradients=False)
+    assert [bool(same) for same in (made == batch.x1).flatten(1).all(1)] == [False, True, False, True]
+    judges = [Linear(1), Linear(1)]
+    with torch.no_grad():
+        for judge_, scale in zip(judges, (1, 2), strict=True):
+            judge_.bias += scale
+    student.judges = Judges(*judges)
+    step, draws = torch.tensor([1, 2, 3, 4]), Draws(5)
+    found = student.loss(net, step, batch, draws)
+    draws = Draws(5)
+    x0 = student.generate(net, batch, draws, gradients=False)
+    label = student.bridge.compute_label(step, x0, student.bridge.q_sample(step, x0, batch.x1, randn=draws))
+    want = ((1 - label) ** 2 - (2 - label) ** 2)[mask.flatten() == 1].sum() / label.numel()
+    torch.testing.assert_close(found, want)
+
+
+def test_inner_updates_leave_the_student_alone():
+    student, net, inner = make_student(KINDS["sde"]), Linear(2), Linear(1)
+    batch, draws = Draws(2).batch(4, cond_x1=False), Draws(3)
+    loss = student.inner_loss(net, torch.arange(4), batch, draws, inner=inner)
+    loss.backward()
+    assert net.weight.grad is None and inner.weight.grad.abs().sum() > 0
+    draws = Draws(3)
+    pairs = replace(batch, x0=student.generate(net, batch, draws, gradients=False))
+    bridge = SchroedingerBridge(student.bridge)
+    assert loss == bridge.loss(inner, torch.arange(4), pairs, draws)

@@ -114,7 +114,7 @@ def test_a_run_keeps_its_regression_and_goes_on_without_the_other_run(results, d
     assert_equal_states({part: one[part] for part in ("net", "ema")}, {part: other[part] for part in ("net", "ema")})
 
     (tmp_path / "bridge/x1_from.safetensors").unlink()
-    with pytest.raises(UserError, match="x1_from.safetensors: is gone, the regression that this run begins at"):
+    with pytest.raises(UserError, match="x1_from.safetensors: is gone, which this run keeps of its `x1_from` mean"):
         train(settings(tmp_path, dataset_dir, name="bridge", x1_from="mean", num_itr=8))
     with pytest.raises(UserError, match=r"x1_from.safetensors: there is no such file"):
         load_model(tmp_path / "bridge")
