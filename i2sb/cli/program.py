@@ -98,7 +98,8 @@ def _prepare_streams() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, mode))
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # on terminals that know ASCII alone, too
+            # On terminals that know ASCII alone, too; and each line at once, so that logs can be followed.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def check_directory() -> None:
