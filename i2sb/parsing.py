@@ -40,6 +40,8 @@ def make_parser(config_class: type[C]) -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
+    # Before Python 3.14, argparse takes -1e4 for a flag.
+    parser._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     types = get_type_hints(config_class)
     for heading, options in by_group(config_class).items():
         group = parser.add_argument_group(heading)

@@ -366,6 +366,7 @@ def test_the_command_line_writes_settings_as_flags():
         ("", None),
         ("--value-range 0 10000", (0.0, 10000.0)),
         ("--value-range -1 1", (-1.0, 1.0)),
+        ("--value-range -1e4 2.5E-3", (-1e4, 2.5e-3)),
         ("--value-range 5 1", "value_range 5 1: the first must be below the second"),
         ("--value-range 0 1_000", "value_range 1_000: must be 2 numbers"),
         ("--value-range x 1", "value_range x: must be 2 numbers"),
