@@ -80,13 +80,17 @@ def _require_place(config: TrainConfig | SampleConfig) -> None:
 class TrainConfig:
     """Train a bridge, or a baseline; running the same command again resumes it."""
 
-    name: str = option("", "name of the run, which lives in results/NAME; required", may_change=True)
+    name: str = option(
+        "", "name of the run, which lives in results/NAME; required", may_change=True, group="run", common=True
+    )
     results_dir: str = option("results", "folder of all runs", may_change=True)
     ckpt: str = option(
         "", "go on from another run, by its name in --results-dir; what follows is saved under --name", may_change=True
     )
     seed: int = option(0, "seed of data order, degradations, noise and initial weights", at_least=0)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one", may_change=True)
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "auto: the GPU if there is one", may_change=True, group="computing"
+    )
     n_gpu_per_node: int = option(
         1,
         "processes to start here, one a GPU, as torchrun --nproc-per-node does",
@@ -94,6 +98,7 @@ class TrainConfig:
         at_most=64,
         later=True,
         may_change=True,
+        common=True,
     )
     num_proc_node: int = option(
         1, "machines that take part; start the same command on each", at_least=1, later=True, may_change=True
@@ -108,10 +113,17 @@ class TrainConfig:
         "",
         "folder with train and val data (LMDB, class folders, flat, or degraded/ with clean/); required",
         may_change=True,
+        group="data",
+        common=True,
         of_teacher="usual",
     )
     image_size: int = option(
-        256, "side of the square training images, in pixels", at_least=1, at_most=LARGEST_SIDE, of_teacher="usual"
+        256,
+        "side of the square training images, in pixels",
+        at_least=1,
+        at_most=LARGEST_SIDE,
+        common=True,
+        of_teacher="usual",
     )
     image_channels: int = option(
         3, "channels of the images: 3: colour, 1: grey, or any number", at_least=1, of_teacher="always"
@@ -163,6 +175,8 @@ class TrainConfig:
         "",
         "degradation to restore, several with commas between for one of them an image, or 'paired' if the data set "
         "holds degraded images itself; 'help' lists them; required",
+        group="degradation",
+        common=True,
         of_teacher="always",
     )
     mask_file: str = option(
@@ -180,7 +194,9 @@ class TrainConfig:
         later=True,
         of_teacher="always",
     )
-    cond_x1: bool = option(False, "show the degraded image to the bridge's network at every step", of_teacher="always")
+    cond_x1: bool = option(
+        False, "show the degraded image to the bridge's network at every step", group="bridge", of_teacher="always"
+    )
     hole_fill: HoleFill = option(
         "noise",
         "what the bridge begins with in the hole of an inpainting image: unit noise, as published, or grey, from which "
@@ -219,6 +235,7 @@ class TrainConfig:
         "a trained bridge, by its name in --results-dir, its folder or its .safetensors file: train a student of it, "
         "which restores in --nfe evaluations; what is not said otherwise is as the bridge had it; kept in the run",
         later=True,
+        group="student",
     )
     nfe: int = option(1, "network evaluations in which a student restores", at_least=1, later=True)
     student_noise: bool = option(
@@ -237,7 +254,7 @@ class TrainConfig:
         may_change=True,
     )
     schedule: Literal["linear", "cosine"] = option(
-        "linear", "noise of the two diffusions, over --interval steps", later=True
+        "linear", "noise of the two diffusions, over --interval steps", later=True, group="bridge"
     )
     interval: int = option(
         1000, "number of steps of the bridge or diffusion, even", at_least=2, at_most=1_000_000, of_teacher="always"
@@ -256,12 +273,15 @@ class TrainConfig:
         "adm256",
         "a U-Net: adm256 (published, 553 M parameters), base64, small64, compact96, compact, mini or tiny; or a class "
         "of your own, path/to/file.py:ClassName",
+        group="network",
+        common=True,
         of_teacher="always",
     )
     init: str = option(
         "none",
         "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
         later=True,
+        common=True,
     )
     precision: Precision = option(
         "auto", _PRECISION_HELP, later=True, older="fp32", may_change=True, of_teacher="usual"
@@ -275,15 +295,22 @@ class TrainConfig:
     )
     channels_last: bool = option(False, _CHANNELS_LAST_HELP, later=True, may_change=True, of_teacher="usual")
     compile: bool = option(False, _COMPILE_HELP, later=True, may_change=True)
-    batch_size: int = option(256, "images an optimizer iteration, over all GPUs", at_least=1, of_teacher="usual")
+    batch_size: int = option(
+        256,
+        "images an optimizer iteration, over all GPUs",
+        at_least=1,
+        group="optimisation",
+        common=True,
+        of_teacher="usual",
+    )
     microbatch: int | Literal["auto"] = option(
         "auto",
         "images a forward pass, per GPU; auto: as many as its memory takes (on a CPU, 1 GB)",
         at_least=1,
         may_change=True,
     )
-    num_itr: int = option(1_000_000, "optimizer iterations in all", at_least=1, may_change=True)
-    lr: float = option(5e-5, "learning rate of AdamW", above=0)
+    num_itr: int = option(1_000_000, "optimizer iterations in all", at_least=1, may_change=True, common=True)
+    lr: float = option(5e-5, "learning rate of AdamW", above=0, common=True)
     lr_gamma: float = option(0.99, "factor on the learning rate every --lr-step iterations", above=0, at_most=1)
     lr_step: int = option(1000, "iterations between two cuts of the learning rate", at_least=1)
     start_share: float = option(
@@ -320,7 +347,11 @@ class TrainConfig:
     )
 
     save_every: int = option(
-        5000, "iterations between two checkpoints; the last iteration is always saved", at_least=1, may_change=True
+        5000,
+        "iterations between two checkpoints; the last iteration is always saved",
+        at_least=1,
+        may_change=True,
+        group="checkpoints and logs",
     )
     keep_last: int = option(2, "checkpoints kept", at_least=1, may_change=True)
     log_every: int = option(10, "iterations between two lines of log.jsonl", at_least=1, may_change=True)
@@ -334,7 +365,9 @@ class TrainConfig:
         "", "user or team of --log-writer wandb (default: whose key it is)", later=True, may_change=True
     )
     log_dir: str = option("", "folder of the TensorBoard logs (default: results/NAME/tensorboard)", may_change=True)
-    eval_every: int = option(5000, "iterations between two validations (0: never)", at_least=0, may_change=True)
+    eval_every: int = option(
+        5000, "iterations between two validations (0: never)", at_least=0, may_change=True, group="validation"
+    )
     eval_nfe: int = option(10, "network evaluations per validation image (a regression: 1)", may_change=True)
     eval_images: int = option(
         16, "validation images, spread evenly over the val split", at_least=1, may_change=True, of_teacher="usual"
@@ -410,7 +443,7 @@ class TrainConfig:
 class RunOptions:
     """Which run: what sample.py and compute_metrices.py are both told."""
 
-    ckpt: str = option("", "name of the run in --results-dir; required")
+    ckpt: str = option("", "name of the run in --results-dir; required", group="run", common=True)
     results_dir: str = option("results", "folder of all runs")
     show_channels: tuple[int, ...] | None = _show_channels()
 
@@ -447,6 +480,8 @@ class SamplingOptions:
         "network evaluations per image (default: as many as there are steps; on a bridge that is interval - 1)",
         at_least=1,
         named=lambda options, usual: f"_nfe{options.nfe}",
+        group="restoring",
+        common=True,
     )
     clip_denoise: bool = sampling_option(
         False,
@@ -459,6 +494,7 @@ class SamplingOptions:
         "ot_ode (no noise); of a conditional diffusion ancestral or ddim; of a diffusion of clean images ddnm or ddrm",
         older="posterior",
         named=lambda options, usual: "" if options.steps_as(usual) else f"_{options.sampler}",
+        common=True,
     )
     eta: float | None = sampling_option(
         None,
@@ -482,13 +518,14 @@ class SamplingOptions:
         named=lambda options, usual: f"{options.consistency_weight:g}" if options.consistency == "gradient" else "",
     )
     seed: int = sampling_option(
-        0, "seed of the noise; every image has its own, made from this and its index", at_least=0
+        0, "seed of the noise; every image has its own, made from this and its index", at_least=0, common=True
     )
     tile: int | None = sampling_option(
         None,
         "side of the tiles in which the network sees pictures of --input (0: whole; default: large ones by 256)",
         at_least=0,
         older=0,
+        group="pictures of your own",
     )
     overlap: int = sampling_option(32, "pixels that neighbouring tiles share at least", at_least=0, older=32)
 
@@ -531,32 +568,46 @@ class SampleConfig(SamplingOptions, RunOptions):
     With --input, restore pictures of one's own instead; they go to --output.
     """
 
-    ckpt_file: str = option("", "checkpoint of the run, by its name in results/NAME or its path (default: the newest)")
+    ckpt_file: str = option(
+        "", "checkpoint of the run, by its name in results/NAME or its path (default: the newest)", group="run"
+    )
     network: str = option(
         "", "the run's network, to be given where it is a Python file, or where a released run's has other heads"
     )
-    input: str = option("", "a degraded picture of your own, or a folder of such, to restore instead of the val split")
+    input: str = option(
+        "",
+        "a degraded picture of your own, or a folder of such, to restore instead of the val split",
+        group="pictures of your own",
+        common=True,
+    )
     mask: str = option("", "picture, or folder of such named as those of --input, white where theirs are missing")
-    output: str = option("", "folder for the restored pictures of --input")
+    output: str = option("", "folder for the restored pictures of --input", common=True)
     overwrite: bool = option(False, "let --input replace pictures that are in --output already")
     skip_bad: bool = option(False, "restore what can be restored of --input, and warn of the others")
-    dataset_dir: str = option("", "folder with the val data (default: the one the run was trained on)")
+    dataset_dir: str = option(
+        "", "folder with the val data (default: the one the run was trained on)", group="val split", common=True
+    )
     subset: str = option("", "text file that lists the images to restore, a path a line (default: the whole split)")
-    limit: int | None = option(None, "restore at most this many images, the first ones", at_least=1)
+    limit: int | None = option(None, "restore at most this many images, the first ones", at_least=1, common=True)
     samples: int = option(
         1,
         "answers to each image, each with noise of its own; from 2 on also their mean, and a map of their standard "
         "deviation; the same folder may be asked for more later",
         at_least=1,
+        group="restoring",
+        common=True,
     )
     image_size: int | None = option(
         None,
         "side of the square images, in pixels (default: the run's validation size)",
         at_least=1,
         at_most=LARGEST_SIDE,
+        group="val split",
     )
     corrupt: str = option(
-        "", "degradation (default: the run's, but none with --input; must be given where it is a Python file)"
+        "",
+        "degradation (default: the run's, but none with --input; must be given where it is a Python file)",
+        group="degradation",
     )
     mask_file: str = option("", "npz of the published freeform masks (default: as in training)")
     degradation_noise: float | None = option(
@@ -566,11 +617,13 @@ class SampleConfig(SamplingOptions, RunOptions):
         at_least=0,
         at_most=1,
     )
-    sample_dir: str = option("", "folder for the images inside the run (default: samples_nfe{NFE} and the like)")
+    sample_dir: str = option(
+        "", "folder for the images inside the run (default: samples_nfe{NFE} and the like)", group="output"
+    )
     save_pt: bool = option(False, "also write recon.pt, the file of the released program, at the end")
     save_trajectory: bool = option(False, "also draw every image's way over the bridge, as a strip and an animation")
-    partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1")
-    batch_size: int = option(16, "images restored at once, per GPU (of --input: tiles)", at_least=1)
+    partition: str = option("", "i_n: restore only the i-th of n parts, i from 0 to n - 1", group="computing")
+    batch_size: int = option(16, "images restored at once, per GPU (of --input: tiles)", at_least=1, common=True)
     use_fp16: bool = option(False, "convolutions in half precision as the released program has it (see --precision)")
     precision: Precision = option("fp32", _PRECISION_HELP)
     channels_last: bool = option(False, _CHANNELS_LAST_HELP)
@@ -638,22 +691,37 @@ class SampleConfig(SamplingOptions, RunOptions):
 class EvalConfig(RunOptions):
     """Score restored images against the clean ones; writes metrics.json, report.html and comparison.png beside them."""
 
-    ckpt: str = option("", "name of the run in --results-dir; required, but for --make-reference")
-    sample_dir: str = option(
-        "", "folder of restored images inside the run, such as samples_nfe10; required with --ckpt"
+    ckpt: str = option(
+        "", "name of the run in --results-dir; required, but for --make-reference", group="run", common=True
     )
-    dataset_dir: str = option("", "folder with the val data (default: the one the images were restored from)")
+    sample_dir: str = option(
+        "",
+        "folder of restored images inside the run, such as samples_nfe10; required with --ckpt",
+        group="run",
+        common=True,
+    )
+    dataset_dir: str = option(
+        "", "folder with the val data (default: the one the images were restored from)", group="data"
+    )
     subset: str = option("", "text file that lists the images (default: the one they were restored by, if any)")
     corrupt: str = option("", "degradation, where the run does not say it, or its own is a Python file")
     mask_file: str = option("", "npz of the published freeform masks, if it has moved since the images were restored")
     metrics: str = option(
-        "", f"what to compute, with commas between, psnr in any case: {', '.join(METRICS)} (default: all)"
+        "",
+        f"what to compute, with commas between, psnr in any case: {', '.join(METRICS)} (default: all)",
+        group="metrics",
+        common=True,
     )
     require: str = option("", "metrics, with commas between, without which the program exits with status 3")
     mode: Literal["legacy_pytorch", "legacy_tensorflow", "clean"] = option(
         "legacy_pytorch", "how images are resized for FID and KID; legacy_pytorch: as published"
     )
-    reference: str = option("", "npz of reference statistics for FID (default: the clean images that are scored)")
+    reference: str = option(
+        "",
+        "npz of reference statistics for FID (default: the clean images that are scored)",
+        group="reference statistics",
+        common=True,
+    )
     reference_split: Literal["", "train", "val"] = option(
         "", "split the reference is made from (default, as published: train for super-resolution, val for all others)"
     )
@@ -664,7 +732,9 @@ class EvalConfig(RunOptions):
     crop: Literal["center", "random"] = option(
         "center", "how images become square for --make-reference: as the run's --crop does it for validation"
     )
-    weights_dir: str = option("data/weights", "folder of the networks' weights, looked into before torch's own cache")
+    weights_dir: str = option(
+        "data/weights", "folder of the networks' weights, looked into before torch's own cache", group="metrics"
+    )
     features: str = option(
         "",
         "feature function of your own, path/to/file.py:function, run on images [B, 3, H, W] in [-1, 1], returns [B, D]",
@@ -675,7 +745,7 @@ class EvalConfig(RunOptions):
         "there are more",
         at_least=0,
     )
-    batch_size: int = option(16, "images scored at once, per process", at_least=1)
+    batch_size: int = option(16, "images scored at once, per process", at_least=1, group="computing", common=True)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
     workers: int = option(4, "processes that decode images, per GPU, at most one a core", at_least=0)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from typing import Any, Literal
 
 from i2sb.errors import UserError
@@ -25,6 +25,8 @@ def option(
     later: bool = False,
     older: Any = None,
     of_teacher: Literal["", "usual", "always"] = "",
+    group: str = "",
+    common: bool = False,
     **more: Any,
 ) -> Any:
     """A field with its default and the line that `--help` prints for it.
@@ -33,22 +35,26 @@ def option(
     type has that.
     may_change: it may differ when a run goes on: it changes neither what the weights mean nor the order of the data.
     later: versions before it saved no such line; what they made is as the default says, or as `older`.
+    group: the heading under which `--help` lists it, and those after it up to the next that names one.
+    common: it is among the few that people change first, which `--help` lists on top instead.
     of_teacher: whether a student has it of its teacher, "usual"ly, if nothing else is said, or "always".
     more: what else a family of options says of each.
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    return field(
-        default=default,
-        metadata={
-            "help": help,
-            "bounds": bounds,
-            "may_change": may_change,
-            "later": later,
-            "older": older,
-            "of_teacher": of_teacher,
-            **more,
-        },
-    )
+    places = {"group": group, "common": common}
+    ages = {"may_change": may_change, "later": later, "older": older, "of_teacher": of_teacher}
+    return field(default=default, metadata={"help": help, "bounds": bounds, **places, **ages, **more})
+
+
+def by_group(config_class: type) -> dict[str, list[Field[Any]]]:
+    """Return the options under the headings of `--help`, those that people change first under the first of them."""
+    groups: dict[str, list[Field[Any]]] = {"most used": []}
+    group = ""
+    for f in fields(config_class):
+        group = f.metadata["group"] or group
+        groups.setdefault(group, [])
+        groups["most used" if f.metadata["common"] else group].append(f)
+    return {heading: options for heading, options in groups.items() if options}
 
 
 def check_bounds(options: Any) -> None:

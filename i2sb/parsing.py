@@ -6,8 +6,10 @@ the dataclasses' fields as flags and turns its complaints into one line each.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import textwrap
 from argparse import Action
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -17,11 +19,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from i2sb.errors import FileError, UserError
 from i2sb.files import read_regular
-from i2sb.options import flag, older_values
+from i2sb.options import by_group, flag, older_values
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -33,32 +35,63 @@ def make_parser(config_class: type[C]) -> ArgumentParser:
     """Return a parser with a flag for every field of the config."""
     parser = ArgumentParser(
         description=config_class.__doc__,
-        usage="%(prog)s [--config FILE.yaml] [--dry-run] [--pdb] [--version] [--SETTING VALUE ...]",
-        formatter_class=_HelpFormatter,
+        usage="%(prog)s [--config FILE.yaml] [--SETTING VALUE ...]",
+        formatter_class=HelpFormatter,
         add_help=False,
         exit_on_error=False,
         allow_abbrev=False,
     )
-    settings, types = parser.add_argument_group("settings"), get_type_hints(config_class)
-    for f in fields(config_class):
-        elements = _elements(types[f.name])
-        if types[f.name] is bool:
-            kind: dict[str, Any] = {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
-        elif elements:
-            kind = {"type": elements[0], "nargs": "+" if elements[-1] is ... else len(elements)}
-        else:
-            kind = {"type": types[f.name]}
-        settings.add_argument(flag(f.name), default=f.default, help=f.metadata["help"], **kind)
+    # Before Python 3.14, argparse takes -1e4 for a flag.
+    parser._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+    types = get_type_hints(config_class)
+    for heading, options in by_group(config_class).items():
+        group = parser.add_argument_group(heading)
+        for f in options:
+            group.add_argument(
+                flag(f.name), default=f.default, help=f.metadata["help"], **_argument(f.name, types[f.name])
+            )
     return parser
 
 
-class _HelpFormatter(DefaultHelpFormatter):
-    """Says a default where there is one, in place of jsonargparse's types and Python's names for nothing."""
+def _argument(name: str, kind: Any) -> dict[str, Any]:
+    """Say for argparse what values a field's type admits, and what `--help` writes for one."""
+    if kind is bool:
+        return {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
+    elements = _elements(kind)
+    several = {"nargs": "+" if elements[-1] is ... else len(elements)} if elements else {}
+    one = elements[0] if elements else kind
+    words = _metavars(one, name.split("_")[-1].upper())
+    return {"type": one, "metavar": words[0] if len(words) == 1 else f"{{{','.join(words)}}}", **several}
+
+
+def _metavars(kind: Any, text: str) -> list[str]:
+    """Return what stands in `--help` for each value, or sort of value, that a type admits; `text` for any text."""
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind) if value != ""]
+    sorts = {int: ["N"], float: ["X"], str: [text], type(None): []}
+    return sorts[kind] if kind in sorts else [word for part in get_args(kind) for word in _metavars(part, text)]
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Lists flags in a column of one width, each with its default where there is one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+        self._action_max_length = self._max_help_position  # of every parser alike
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # a flag stays whole
 
     def _get_help_string(self, action: Action) -> str:
+        text = (action.help or "").replace("%", "%%")
         if action.default in ("", None) or isinstance(action.default, bool):
-            return action.help or ""
-        return f"{action.help} (default: %(default)s)"
+            return text
+        return f"{text} (default: %(default)s)"
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if isinstance(action, ActionYesNo):
+            return action.option_strings[0].replace("--", "--[no-]")
+        return super()._format_action_invocation(action)
 
 
 # From the settings that were given to such as stand below them, by which they are completed.

@@ -25,13 +25,13 @@ check_directory()
 
 import lmdb
 from torchvision.transforms import functional as TF
-from tqdm import tqdm
 
 from i2sb.data.stores import check_ascii, index_of, list_images, sort_keys, write_index
 from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, read_regular
 from i2sb.image_files import read_whole
 from i2sb.images import UNDECODABLE, open_image, say_undecodable
+from i2sb.progress import progress_bar
 
 MAP_SIZE = 1 << 40  # address space, not disk: the file grows as it is written
 COMMIT_EVERY = 1000
@@ -89,9 +89,10 @@ def write(
     environment = lmdb.open(str(path), subdir=False, map_size=MAP_SIZE, lock=False, sync=False, writemap=False)
     unreadable = []
     transaction = environment.begin(write=True)
-    with multiprocessing.Pool(workers) as pool:
+    print(f"{title}:", file=sys.stderr)
+    with multiprocessing.Pool(workers) as pool, progress_bar(len(keys), "image") as progress:
         results = pool.imap(partial(encode, root=source, resize=resize), keys, chunksize=16)
-        for count, encoded in enumerate(tqdm(results, total=len(keys), unit="image", desc=title), 1):
+        for count, encoded in enumerate(results, 1):
             if not encoded.shrinks:
                 must = f"shrinks 8-bit pictures alone, and {source / encoded.key} is none; leave it out"
                 raise UserError("resize", resize, must)
@@ -99,6 +100,7 @@ def write(
                 unreadable.append((encoded.key, encoded.reason))
             else:
                 transaction.put(encoded.key.encode(), encoded.content)
+            progress.update()
             if count % COMMIT_EVERY == 0:
                 transaction.commit()
                 transaction = environment.begin(write=True)

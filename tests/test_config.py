@@ -15,6 +15,7 @@ from helpers.programs import run_python
 from i2sb.cli.program import describe
 from i2sb.config import EvalConfig, SampleConfig, TrainConfig, check_resumable
 from i2sb.errors import UserError
+from i2sb.options import by_group, flag
 from i2sb.parsing import from_yaml, make_parser, read_config, read_flags, to_yaml
 
 NEEDED = ["--name", "run", "--dataset-dir", "data", "--corrupt", "sr4x-pool"]
@@ -281,10 +282,33 @@ def test_help_names_the_networks_and_samplers_there_are():
 def test_help_shows_every_flag_with_its_default_and_no_types(config_class):
     text = " ".join(make_parser(config_class).format_help().split())
     for field in dataclasses.fields(config_class):
-        assert f" --{field.name.replace('_', '-')}" in text
+        assert f" {flag(field.name).replace('--', '--[no-]' if field.default is False else '--')} " in text
         if type(field.default) in (int, float):
             assert f"(default: {field.default})" in text
     assert "type:" not in text and "(default: )" not in text and "None" not in text
+
+
+@pytest.mark.parametrize(("config_class", "most_used"), [(TrainConfig, 10), (SampleConfig, 10), (EvalConfig, 5)])
+def test_help_lists_each_flag_once_under_a_heading_the_most_used_on_top(config_class, most_used):
+    groups = by_group(config_class)
+    assert list(groups)[0] == "most used" and len(groups["most used"]) == most_used
+    assert all(heading and len(options) > 1 for heading, options in groups.items())
+    listed = [f.name for options in groups.values() for f in options]
+    assert sorted(listed) == sorted(f.name for f in dataclasses.fields(config_class))
+    lines = make_parser(config_class).format_help().splitlines()
+    places = [lines.index(f"{heading}:") for heading in groups]
+    assert places == sorted(places)
+    flags = [re.match(r"  --(\[no-\])?([\w-]+)", line) for line in lines]
+    assert [match[2] for match in flags if match] == [name.replace("_", "-") for name in listed]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("config_class", [TrainConfig, SampleConfig, EvalConfig])
+def test_help_keeps_to_the_width_of_the_terminal_and_flags_whole(config_class, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = make_parser(config_class).format_help().splitlines()
+    assert all(len(line) <= columns for line in lines if len(line.split()) > 1)
+    assert not any(re.search(r"--\w+-$", line) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +366,7 @@ def test_the_command_line_writes_settings_as_flags():
         ("", None),
         ("--value-range 0 10000", (0.0, 10000.0)),
         ("--value-range -1 1", (-1.0, 1.0)),
+        ("--value-range -1e4 2.5E-3", (-1e4, 2.5e-3)),
         ("--value-range 5 1", "value_range 5 1: the first must be below the second"),
         ("--value-range 0 1_000", "value_range 1_000: must be 2 numbers"),
         ("--value-range x 1", "value_range x: must be 2 numbers"),

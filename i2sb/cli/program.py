@@ -18,7 +18,7 @@ from i2sb.cli.launch import hand_over
 from i2sb.config import TrainConfig, refuse_unused
 from i2sb.errors import UserError
 from i2sb.options import write_flags
-from i2sb.parsing import C, Complete, make_parser, read_flags, to_yaml
+from i2sb.parsing import C, Complete, HelpFormatter, make_parser, read_flags, to_yaml
 from i2sb.stopping import StoppedError
 
 READER_GONE = 128 + 13  # the exit status of a program that SIGPIPE ended
@@ -39,15 +39,16 @@ def run_program(
     or file, with 130 after Ctrl-C, with 75 when it was asked to stop and can go on later.
     """
     with report_errors(debug="--pdb" in (sys.argv if argv is None else argv)):
-        general = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+        parser = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, formatter_class=HelpFormatter)
+        general = parser.add_argument_group("general")
         general.add_argument("--config", metavar="FILE.yaml", help="read settings from a YAML file; flags override it")
         general.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
         general.add_argument("--pdb", action="store_true", help="on an error, stop in the debugger where it arose")
         general.add_argument("--version", action="store_true", help="print the version and exit")
         general.add_argument("-h", "--help", action="store_true", help="print this and exit")
-        options, flags = general.parse_known_args(argv)
+        options, flags = parser.parse_known_args(argv)
         if options.help:
-            print(make_parser(config_class).format_help() + "\n" + general.format_help())
+            print(make_parser(config_class).format_help() + "\n" + parser.format_help(), end="")
             return
         if options.version:
             print(f"i2sb {__version__}")
@@ -103,7 +104,8 @@ def _prepare_streams() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, mode))
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # on terminals that know ASCII alone, too
+            # On terminals that know ASCII alone, too; and each line at once, so that logs can be followed.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def check_directory() -> None:

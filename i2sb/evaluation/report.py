@@ -83,6 +83,7 @@ class Report:
         environment.filters |= {
             "number": format_number,
             "verdict": judge,
+            "by_reason": by_reason,
             "pixels_url": _encode_pixels,
             "file_url": lambda file: _as_url(file.read_bytes()),
         }
@@ -95,6 +96,12 @@ def format_number(value: float, digits: int, *, sign: bool = False) -> str:
     if not math.isfinite(value):
         return "–"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def by_reason(not_computed: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Return each reason why metrics were not computed, with the names of all those that share it."""
+    reasons = dict.fromkeys(not_computed.values())
+    return [(reason, [name for name in not_computed if not_computed[name] == reason]) for reason in reasons]
 
 
 def judge(result: Result) -> str:

@@ -15,7 +15,7 @@ from i2sb.errors import FileError, UserError
 from i2sb.evaluation.answers_meter import AnswersMeter
 from i2sb.evaluation.evaluation_set import EvaluationSet, open_evaluation_set
 from i2sb.evaluation.make_reference import make_reference
-from i2sb.evaluation.report import Example, ExampleAnswers, Report
+from i2sb.evaluation.report import Example, ExampleAnswers, Report, by_reason
 from i2sb.evaluation.results import Meters, Result, build_meters, compute_results, warn_of_unpublished
 from i2sb.files import write_text
 from i2sb.images import choose_shown, draw_grid, save_png, show
@@ -250,7 +250,7 @@ def _print(
     if answers:
         told = (f"{n.title} {n.value:.{n.digits}f} {n.unit}".rstrip() for n in answers.summarise().values())
         print(f"{answers.folder.settings.samples} answers to each: {', '.join(told)}")
-    for reason in dict.fromkeys(not_computed.values()):
-        print(f"{', '.join(name for name in not_computed if not_computed[name] == reason)} {reason}")
+    for reason, names in by_reason(not_computed):
+        print(f"{', '.join(names)} {reason}")
     for name in ("metrics.json", "comparison.png", "report.html"):
         print(images.path / name)

@@ -6,7 +6,6 @@ where it was stopped, and no file is replaced unless this program made it from t
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from corruption import Corruption, is_custom
 from i2sb.answers import RunningMoments, measure_diversity
@@ -25,7 +23,7 @@ from i2sb.consistency import advise_consistency, check_consistency
 from i2sb.errors import FileError, UserError, require
 from i2sb.files import append, hash_file, remove_partials, write_text
 from i2sb.images import as_signal, choose_shown, to_pixels
-from i2sb.progress import progress_bar
+from i2sb.progress import Progress, progress_bar, say
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, check_restored
 from i2sb.sampler import StepTaken
@@ -128,7 +126,7 @@ class OwnPictures:
                 except UserError as error:  # met when it is decoded
                     if error.setting != job.source or not self.config.skip_bad:
                         raise
-                    progress.write(f"warning: {error}; skipped", file=sys.stderr)
+                    say(f"warning: {error}; skipped", error=True)
                 progress.update()
 
     def tidy(self) -> None:
@@ -148,7 +146,7 @@ class OwnPictures:
         large = job.height * job.width > LARGE_PIXELS
         return replace(self.options, tile=max(DEFAULT_TILE, self.model.config.restored_size) if large else 0)
 
-    def _restore_one(self, job: Job, progress: tqdm) -> None:
+    def _restore_one(self, job: Job, progress: Progress) -> None:
         config, model, options = self.config, self.model, self.settle(job)
         picture = read_picture(job.source, model.config.image_channels, model.config.value_range)
         degraded = as_signal(picture.image)[None]
@@ -169,7 +167,7 @@ class OwnPictures:
 
         def report(answer: int, step: StepTaken) -> None:
             which = f"answer {answer}, " if config.samples > 1 else ""
-            progress.set_postfix_str(f"{job.name} {which}{step.number}/{step.count}", refresh=sys.stderr.isatty())
+            progress.set_postfix_str(f"{job.name} {which}{step.number}/{step.count}")
             if recorder is not None and answer == 0:
                 recorder(step)
 

@@ -37,9 +37,6 @@ from i2sb.storage.recon import recon_path, write_recon
 from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_masks, describe_network
 from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, make_task_batch, open_task_split
 
-# tqdm's own bar, but slow rates, too, are shown as images a second, not seconds an image.
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-
 WRITERS = 4  # threads that encode and write images
 
 
@@ -142,7 +139,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         if corruption is not None and corruption.note:
             print(f"{task.corrupt}: {corruption.note}")
     begun = time.perf_counter()
-    progress = progress_bar(len(missing), "image", quiet=not world.is_main, bar_format=BAR)
+    progress = progress_bar(len(missing), "image", quiet=not world.is_main)
 
     def write(index: int, image: Tensor, form: Form, row: int, recorder: TrajectoryRecorder | None) -> None:
         if recorder is not None:  # before the image, whose presence says that all is done

@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from i2sb.errors import FileError, UserError
 from i2sb.files import PARTIAL, hash_file, write_atomically
+from i2sb.progress import progress_bar, say
 
 _CHUNK = 1 << 20
 # HTTP statuses after which another try may succeed; others from 400 to 499 are final.
@@ -179,7 +178,7 @@ def _fetch_with_retries(
                     "the same command goes on with them",
                 ) from None
             delay = retry_delay * 2 ** max(failures - 1, 0)
-            tqdm.write(f"{reason}: trying again in {delay:g} s")
+            say(f"{reason}: trying again in {delay:g} s")
             time.sleep(delay)
 
 
@@ -221,7 +220,7 @@ def _try(url: str, file: BinaryIO, partial: Path, stall_seconds: float) -> None:
         validator = strong if strong.startswith('"') else response.headers.get("Last-Modified")
         note = json.dumps({"url": url, "validator": validator}).encode()
         write_atomically(_source(partial), lambda out: out.write(note), sync=False)
-        with tqdm(total=total, initial=begin, unit="B", unit_scale=True, dynamic_ncols=True) as progress:
+        with progress_bar(total, "B", initial=begin, scaled=True) as progress:
             while chunk := response.read1(_CHUNK):
                 _write(file, chunk, partial)
                 progress.update(len(chunk))

@@ -16,12 +16,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from i2sb.errors import UserError
 from i2sb.images import save_png
 from i2sb.options import write_flags
-from i2sb.progress import progress_bar
+from i2sb.progress import progress_bar, say
 
 
 class Curves(Protocol):
@@ -131,7 +130,8 @@ class RunLog:
         if iteration > 0:
             self._write_line({"event": "resumed", "iteration": iteration})
         self._curves = None if curves is None else curves(iteration)
-        self._bar = progress_bar(num_itr, "it", initial=iteration, smoothing=0.05)
+        self._iteration = iteration
+        self._bar = progress_bar(num_itr, "it", initial=iteration)
 
     def __enter__(self) -> RunLog:
         return self
@@ -146,16 +146,17 @@ class RunLog:
     def say(self, message: str) -> None:
         """Print a line above the progress bar."""
         if not self.silent:
-            self._bar.write(message)
+            say(message)
 
     def advance(self, iteration: int) -> None:
         """Move the progress bar."""
         if not self.silent:
-            self._bar.update(iteration - self._bar.n)
+            self._bar.update(iteration - self._iteration)
+            self._iteration = iteration
 
     def warn(self, message: str) -> None:
         """Print a line on standard error, whichever process this is; settings in backticks become flags."""
-        tqdm.write(f"warning: {write_flags(message)}", file=sys.stderr)
+        say(f"warning: {write_flags(message)}", error=True)
 
     def record(self, event: str, iteration: int, values: dict[str, float]) -> None:
         """Write one record of numbers; `event` names the group ("train", "validation")."""

@@ -94,6 +94,12 @@ def test_report_shows_several_answers_side_by_side(page, tmp_path):
     assert "answers" not in page().partition("<body>")[2]
 
 
+def test_report_begins_with_the_pictures_and_tells_a_reason_once(page):
+    text = page(not_computed={"fid": "too few", "ssim": "too small", "kid": "too few"})
+    assert text.index("<h2>Images") < text.index("<h2>Metrics") < text.index("<h2>PSNR")
+    assert text.count("too few") == 1 and "<b>fid, kid</b> too few" in text and "<b>ssim</b> too small" in text
+
+
 def test_report_escapes_what_it_is_given(page):
     text = page()
     assert "<script>" not in text and text.count("&lt;script&gt;") >= 4
