@@ -39,7 +39,7 @@ LARGEST_SIDE = 16384
 # `--corrupt paired`: the data set holds degraded images itself.
 PAIRED = "paired"
 
-_NAME_A_RUN = "name the run that was trained; runs live in results/NAME"
+_NAME_A_RUN = "name the run that was trained, which lives in results/NAME, or an exported .safetensors file"
 _NAME_A_FOLDER = "name a folder of restored images inside the run, such as samples_nfe10"
 
 
@@ -59,8 +59,8 @@ def _check_show_channels(wanted: tuple[int, ...] | None) -> None:
     require(wanted is None or len(wanted) in (1, 3), "show_channels", shown, "name one channel, or three")
 
 
-def _require_name(setting: str, value: str, missing: str = "give the run a name; it lives in results/NAME") -> None:
-    require(bool(value), setting, None, f"is missing; {missing}")
+def _require_name(setting: str, value: str) -> None:
+    require(bool(value), setting, None, "is missing; give the run a name; it lives in results/NAME")
     require(
         re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", value) is not None and max(map(len, value.split("/"))) <= 100,
         setting,
@@ -443,12 +443,18 @@ class TrainConfig:
 class RunOptions:
     """Which run: what sample.py and compute_metrices.py are both told."""
 
-    ckpt: str = option("", "name of the run in --results-dir; required", group="run", common=True)
+    ckpt: str = option(
+        "",
+        "run, by its name in --results-dir or its path, or an exported .safetensors file; required",
+        group="run",
+        common=True,
+    )
     results_dir: str = option("results", "folder of all runs")
     show_channels: tuple[int, ...] | None = _show_channels()
 
     @property
     def run_dir(self) -> Path:
+        """The folder of the run, where `ckpt` is a name."""
         return Path(self.results_dir) / self.ckpt
 
 
@@ -642,7 +648,7 @@ class SampleConfig(SamplingOptions, RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_name("ckpt", self.ckpt, _NAME_A_RUN)
+        require(bool(self.ckpt), "ckpt", None, f"is missing; {_NAME_A_RUN}")
         if self.network:
             find_network(self.network)
         plain = not self.sample_dir or re.fullmatch(r"\w[\w.+=-]*", self.sample_dir) is not None
@@ -692,7 +698,10 @@ class EvalConfig(RunOptions):
     """Score restored images against the clean ones; writes metrics.json, report.html and comparison.png beside them."""
 
     ckpt: str = option(
-        "", "name of the run in --results-dir; required, but for --make-reference", group="run", common=True
+        "",
+        "run or exported file, as sample.py was told it; required, but for --make-reference",
+        group="run",
+        common=True,
     )
     sample_dir: str = option(
         "",
@@ -762,7 +771,7 @@ class EvalConfig(RunOptions):
                 require(holds, "make_reference", self.make_reference, must)
         else:
             require(self.crop == "center", "crop", self.crop, "is for `make_reference`; scoring takes the run's own")
-            _require_name("ckpt", self.ckpt, _NAME_A_RUN)
+            require(bool(self.ckpt), "ckpt", None, f"is missing; {_NAME_A_RUN}")
             require(bool(self.sample_dir), "sample_dir", None, f"is missing; {_NAME_A_FOLDER}")
             plain = Path(self.sample_dir).name == self.sample_dir.rstrip("/")
             require(plain, "sample_dir", self.sample_dir, _NAME_A_FOLDER)

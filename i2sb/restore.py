@@ -1,6 +1,5 @@
 """A trained network, ready to restore images."""
 
-import hashlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +43,7 @@ ALIGNMENT = 64
 class RestorationModel:
     """A network with what it was trained for; config is the training run's, iteration where its weights stood.
 
-    mean: the regression whose outputs its bridge begins at, if it does (`x1_from`). checksum: as Exported has it.
+    mean: the regression whose outputs its bridge begins at, if it does (`x1_from`). digest: as Exported has it.
     """
 
     network: BridgeNetwork
@@ -52,7 +51,7 @@ class RestorationModel:
     config: TrainConfig
     iteration: int
     mean: "RestorationModel | None" = None
-    checksum: str = ""
+    digest: str = ""
 
     @property
     def bridge(self) -> Bridge:
@@ -65,12 +64,6 @@ class RestorationModel:
     def networks(self) -> list[BridgeNetwork]:
         """All networks that take part."""
         return [self.network, *(self.mean.networks if self.mean else ())]
-
-    @property
-    def digest(self) -> str:
-        """What identifies the files that the weights of all networks were read from, in hexadecimal."""
-        files = self.checksum + (self.mean.digest if self.mean else "")
-        return hashlib.sha256(files.encode()).hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:
@@ -487,7 +480,7 @@ def build_model(loaded: Exported, path: Path, device: str | torch.device, *, ask
     if is_own(config.network):
         check_network(net, config.network, config.image_channels, config.image_size)
     mean = None if loaded.mean is None else build_model(loaded.mean, path, device)
-    return RestorationModel(net.to(device), formulation.to(device), config, loaded.iteration, mean, loaded.checksum)
+    return RestorationModel(net.to(device), formulation.to(device), config, loaded.iteration, mean, loaded.digest)
 
 
 def _choose_network(loaded: Exported, network: str, source: Path, *, released: bool) -> str:

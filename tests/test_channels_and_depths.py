@@ -1,4 +1,4 @@
-"""Images of other channels and depths, from training to score, with the flags of README's section of that name."""
+"""Images of other channels and depths, from training to score, with the flags of docs/own-data.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from i2sb.storage.sample_folder import SampleFolder
 from i2sb.training.loop import train
 
 QUICK = {**TINY, "num_itr": 2, "eval_every": 2, "eval_images": 2}
-# By name: the form of its files, their channels, and the flags that README gives it.
+# By name: the form of its files, their channels, and the flags that the page gives it.
 SETS = {
     "bands": (Form("float32", ARRAY, -1), 5,
               "--corrupt sr4x-pool --image-channels 5 --value-range -1 2 --show-channels 5 3 2"),

@@ -1,4 +1,4 @@
-"""Every shipped config and every command of the README and docs can be parsed."""
+"""Every shipped config and every command of the documents can be parsed."""
 
 from __future__ import annotations
 
@@ -64,10 +64,26 @@ def test_documented_commands_parse(program, flags):
     read_flags(PROGRAMS[program], flags, config_file)
 
 
-def test_documents_name_files_that_exist():
-    for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+def headings(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as the site and code hosts write them."""
+    titles = re.findall(
+        r"^#+ (.+)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), flags=re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings_that_exist(document):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text()):
+        file = document.parent / target if target else document
+        assert file.exists(), target
+        assert not anchor or anchor in headings(file), f"{target}#{anchor}"
+
+
+def test_the_readme_links_every_page_of_the_site():
+    """All but its home and the API, which is made of the docstrings."""
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", (ROOT / "README.md").read_text()))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md", "api.md"}
 
 
 @pytest.mark.parametrize("document", ["method", "architecture"])

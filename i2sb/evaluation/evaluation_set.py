@@ -21,7 +21,7 @@ from i2sb.randomness import ImageNoise, Purpose
 from i2sb.storage.answer_files import Which
 from i2sb.storage.recon import ReconFiles
 from i2sb.storage.released import is_released
-from i2sb.storage.runs import read_run_config
+from i2sb.storage.runs import find_source, is_export, read_run_config, read_weights, settings_file
 from i2sb.storage.sample_folder import SETTINGS, SampleFolder
 from i2sb.tasks import build_task_corruption, choose_degradation, make_task_batch, open_task_split
 
@@ -117,15 +117,19 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
 
     Raises UserError if there are none, some are missing, or they do not fit the data set.
     """
-    path = config.run_dir / config.sample_dir
+    source = find_source(config.ckpt, Path(config.results_dir))
+    path = source.folder / config.sample_dir
     if not (path / SETTINGS).exists() and (files := ReconFiles.find(path)):
-        return _open_released(config, path, files)
+        return _open_released(config, source.weights, path, files)
     folder = SampleFolder.open(path)
     settings = folder.settings
-    run_config = read_run_config(config.run_dir)
+    run_config = read_run_config(source.weights)
+    if is_export(source.weights):
+        if read_weights(source.weights).digest != settings.weights:
+            made_by = f"the images in {folder.path} were restored with another file {settings.run}"
+            raise UserError("ckpt", config.ckpt, f"{made_by}: give that one")
     # Its folder may have been renamed since, and `results_dir` may have been another that leads there.
-    is_this_run = config.run_dir.absolute().as_posix().endswith(f"/{settings.run}") or settings.run == run_config.name
-    if not is_this_run:
+    elif not source.folder.absolute().as_posix().endswith(f"/{settings.run}") and settings.run != run_config.name:
         made_by = f"the images in {folder.path} were restored by the run {settings.run}"
         raise UserError("ckpt", config.ckpt, f"{made_by}: score them in its folder")
     run_config = replace(
@@ -164,12 +168,12 @@ def open_evaluation_set(config: EvalConfig) -> EvaluationSet:
     return EvaluationSet(folder, images, run_config, corruption, settings.image_size, settings.seed, vars(settings))
 
 
-def _open_released(config: EvalConfig, path: Path, files: list[Path]) -> EvaluationSet:
-    """Open recon.pt files: they say nothing of how they were made, the run and the settings do."""
+def _open_released(config: EvalConfig, run: Path, path: Path, files: list[Path]) -> EvaluationSet:
+    """Open recon.pt files: they say nothing of how they were made, the run (or exported file) and the settings do."""
     source = ReconFiles(path, files)
-    saved = config.run_dir / "config.yaml"
-    if saved.exists() or is_released(config.run_dir):
-        run_config = read_run_config(config.run_dir)
+    saved = settings_file(run)
+    if saved.exists() or is_released(run):
+        run_config = read_run_config(run)
     elif config.corrupt and config.dataset_dir:
         run_config = TrainConfig(name=config.ckpt, dataset_dir=config.dataset_dir, corrupt=config.corrupt)
     else:

@@ -37,6 +37,7 @@ from i2sb.sampling.picture_files import (
 )
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.answer_files import ANSWERS, AnswerFiles, Spread
+from i2sb.storage.runs import Source, settings_file
 from i2sb.storage.sample_folder import (
     MANIFEST,
     OLDER_SETTINGS,
@@ -70,13 +71,13 @@ class Job:
 class OwnPictures:
     """The pictures that --input names, and the folder --output that they are restored into."""
 
-    def __init__(self, model: RestorationModel, config: SampleConfig, options: SamplingOptions) -> None:
-        """Look at every picture, without decoding it. options: as the formulation settled them.
+    def __init__(self, model: RestorationModel, config: SampleConfig, options: SamplingOptions, origin: Source) -> None:
+        """Look at every picture, without decoding it. options: as the formulation settled them. origin: of the model.
 
         Raises UserError naming the pictures that cannot be restored, unless they are to be skipped and there are
         others, and the first whose output is taken.
         """
-        self.model, self.config, self.options = model, config, options
+        self.model, self.config, self.options, self.origin = model, config, options, origin
         self.needs_operator = model.formulation.needs_operator(options.consistency)
         self.output = Path(config.output)
         wanted = config.show_channels or model.config.show_channels
@@ -304,7 +305,7 @@ class OwnPictures:
 
     def _choose_degradation(self, job: Job) -> TrainConfig:
         """Return the run's settings with the degradation of a picture, its noise, and masks that the program draws."""
-        corrupt, saved = self.config.corrupt or self.model.config.corrupt, self.config.run_dir / "config.yaml"
+        corrupt, saved = self.config.corrupt or self.model.config.corrupt, settings_file(self.origin.weights)
         if job.mask and not self.model.formulation.sees_degradation:
             corrupt = "inpaint-center"  # any inpainting does: its operator takes the mask that it is given
         task = choose_degradation(self.model.config, corrupt, "", saved, self.config.degradation_noise)
@@ -343,7 +344,9 @@ class OwnPictures:
     def _line(self, job: Job) -> dict[str, Any]:
         known = self.config.corrupt or self.needs_operator
         settings = {
-            **describe_network(self.config, self.model.iteration, self.model.digest, self.config.corrupt),
+            **describe_network(
+                self.config, self.origin.run, self.model.iteration, self.model.digest, self.config.corrupt
+            ),
             **self.settle(job).record(),
             "corrupt": self.config.corrupt,
             "samples": self.config.samples,

@@ -34,6 +34,7 @@ from i2sb.sampling.own_pictures import OwnPictures
 from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.answer_files import Spread
 from i2sb.storage.recon import recon_path, write_recon
+from i2sb.storage.runs import Source, find_source, settings_file
 from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_masks, describe_network
 from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, make_task_batch, open_task_split
 
@@ -49,7 +50,8 @@ def run(config: SampleConfig) -> None:
     world = join_world(config.device)
     config = replace(config, precision=choose_precision(config.precision, find_capability(world.device)))
     try:
-        model = load_model(config.run_dir, world.device, checkpoint=config.ckpt_file or None, network=config.network)
+        source = find_source(config.ckpt, Path(config.results_dir))
+        model = load_model(source.weights, world.device, checkpoint=config.ckpt_file or None, network=config.network)
         options = model.formulation.settle(config.sampling)  # before any image is read
         for network in model.networks:
             if config.use_fp16:
@@ -61,17 +63,19 @@ def run(config: SampleConfig) -> None:
             for line in filter(None, advice):
                 print(f"warning: {write_flags(line)}", file=sys.stderr)
         if config.input:
-            _restore_pictures(config, world, model, options)
+            _restore_pictures(config, source, world, model, options)
         else:
-            _restore_split(config, world, model, options)
+            _restore_split(config, source, world, model, options)
     finally:
         leave_world()
 
 
-def _restore_split(config: SampleConfig, world: World, model: RestorationModel, options: SamplingOptions) -> None:
+def _restore_split(
+    config: SampleConfig, source: Source, world: World, model: RestorationModel, options: SamplingOptions
+) -> None:
     image_size = config.image_size or model.config.restored_size
     check_image_size(model.config.network, image_size, multiple=model.multiple)
-    saved = config.run_dir / "config.yaml"
+    saved = settings_file(source.weights)
     task = choose_degradation(model.config, config.corrupt, config.mask_file, saved, config.degradation_noise)
     corruption = build_task_corruption(task, image_size, world.device, setting="image_size")
     check_consistency(options.consistency, task.corrupt, corruption)
@@ -87,7 +91,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
 
     settings = SampleSettings(
         **options.record(),
-        **describe_network(config, model.iteration, model.digest, task.corrupt),
+        **describe_network(config, source.run, model.iteration, model.digest, task.corrupt),
         corrupt=task.corrupt,
         **describe_masks(task.mask_file),
         degradation_noise=task.degradation_noise,
@@ -98,7 +102,7 @@ def _restore_split(config: SampleConfig, world: World, model: RestorationModel, 
         num_images=len(images),
         fingerprint=images.fingerprint,
     )
-    path = config.run_dir / (config.sample_dir or folder_name(options, model.formulation, config.ckpt_file))
+    path = source.folder / (config.sample_dir or folder_name(options, model.formulation, config.ckpt_file))
     if world.is_main:
         SampleFolder.begin(path, settings)
     world.barrier()
@@ -222,8 +226,10 @@ def _save_pt(config: SampleConfig, folder: SampleFolder, images: ImageDataset, w
     print(f"{path}: {len(wanted)} images and their labels")
 
 
-def _restore_pictures(config: SampleConfig, world: World, model: RestorationModel, options: SamplingOptions) -> None:
-    pictures = OwnPictures(model, config, options)
+def _restore_pictures(
+    config: SampleConfig, source: Source, world: World, model: RestorationModel, options: SamplingOptions
+) -> None:
+    pictures = OwnPictures(model, config, options, source)
     missing = pictures.missing[world.rank :: world.world_size]
     if world.is_main:
         for advice in pictures.advice():

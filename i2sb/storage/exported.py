@@ -5,6 +5,7 @@ Such a file can hold nothing but tensors and text.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ class Exported:
     averaged: bool
     mean: Exported | None = None
     checksum: str = ""
+
+    @property
+    def digest(self) -> str:
+        """What identifies the files that all its weights were read from, in hexadecimal."""
+        files = self.checksum + (self.mean.digest if self.mean else "")
+        return hashlib.sha256(files.encode()).hexdigest()[:16]
 
 
 def write_export(path: Path, exported: Exported, *, overwrite: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,11 +39,23 @@ def read_other(setting: str, config: TrainConfig, gone_on_with: Path | None) -> 
     return read_weights(path)
 
 
+def is_export(path: Path) -> bool:
+    """Whether a path is that of an exported file, there or not, and not of a run."""
+    return path.suffix == ENDING and not path.is_dir()
+
+
+def settings_file(path: Path) -> Path:
+    """Return where the settings of a run of this project, or of an exported file, are kept."""
+    return path if is_export(path) else path / "config.yaml"
+
+
 def read_run_config(run_dir: Path) -> TrainConfig:
     """Read a run's settings: its config.yaml, or options.pkl (which does not know the network's size) if released.
 
-    Raises UserError naming the file if that fails.
+    Or those in an exported file. Raises UserError naming the file if that fails.
     """
+    if is_export(run_dir):
+        return read_export(run_dir).config
     return read_options(run_dir) if is_released(run_dir) else read_config(TrainConfig, run_dir / "config.yaml")
 
 
@@ -51,12 +64,37 @@ def find_weights(setting: str, name: str, results_dir: Path, others: str = "") -
 
     Raises UserError if there is neither. others: what else the setting could have been.
     """
-    path = Path(name)
-    if path.suffix == ENDING or path.is_dir():
-        return path
-    path = results_dir / name
-    require(path.is_dir(), setting, name, f"give {others}a {ENDING} file or a run (there is no {path})")
+    path = find_source(name, results_dir).weights
+    found = is_export(path) or path.is_dir()
+    require(found, setting, name, f"give {others}a {ENDING} file or a run (there is no {path})")
     return path
+
+
+class Source(NamedTuple):
+    """What images are restored with, and where those of a split go.
+
+    weights: a run's folder, or an exported file. folder: that of the run, or one in `results_dir` that has the file's
+    name. run: what restored images are said to be made by, the folder as seen from `results_dir`.
+    """
+
+    weights: Path
+    folder: Path
+    run: str
+
+
+def find_source(name: str, results_dir: Path) -> Source:
+    """Return what a name stands for: an exported file that is there, a run of `results_dir`, or a path to a run.
+
+    If there is nothing of that name, reading what is returned says so.
+    """
+    path, run_dir = Path(name), results_dir / name
+    if is_export(path) and (path.is_file() or not run_dir.is_dir()):
+        return Source(path, results_dir / path.name, path.name)
+    if path.is_dir() and not run_dir.is_dir():
+        run_dir = path
+    place, base = (Path(os.path.abspath(folder)) for folder in (run_dir, results_dir))
+    inside = place.is_relative_to(base)
+    return Source(run_dir, run_dir, place.relative_to(base).as_posix() if inside else place.name)
 
 
 def read_weights(path: Path, *, ema: bool = True, checkpoint: str | Path | None = None) -> Exported:
@@ -64,7 +102,7 @@ def read_weights(path: Path, *, ema: bool = True, checkpoint: str | Path | None 
 
     Raises UserError naming the file if they are missing, broken or not finite.
     """
-    if path.suffix != ENDING or path.is_dir():
+    if not is_export(path):
         return _read_run(path, ema, checkpoint)
     if checkpoint is not None:
         raise UserError("ckpt_file", checkpoint, f"{path} is one file of weights and has no checkpoints")

@@ -43,7 +43,7 @@ _ENDINGS = (PNG, TIFF, ARRAY)  # of images, as their form says
 class SampleSettings(SamplingOptions):
     """All that decides what image i of the folder looks like, and where its data was; the options are settled."""
 
-    run: str = option("", "name of the run")
+    run: str = option("", "name of the run, or of the exported file")
     iteration: int = option(0, "iteration that the network's weights are of")
     weights: str = option("", "digest of the files that the network's weights are from", later=True, older="")
     ckpt_file: str = option("", "checkpoint, as the user named it; empty for the newest", later=True)
@@ -63,17 +63,17 @@ class SampleSettings(SamplingOptions):
     fingerprint: str = option("", "of the names in the data set, so that images of two are not mixed or compared")
 
 
-def describe_network(config: SampleConfig, iteration: int, weights: str, corrupt: str) -> dict[str, Any]:
+def describe_network(config: SampleConfig, run: str, iteration: int, weights: str, corrupt: str) -> dict[str, Any]:
     """Return what settings and manifests tell of the network: whose weights, what it computes in, and the user's code.
 
-    iteration: where the weights stood. weights: a digest of their files: a run may be trained anew under its name.
-    corrupt: the degradation, which may be code, too.
+    run: its name. iteration: where the weights stood. weights: a digest of their files: a run may be trained anew under
+    its name. corrupt: the degradation, which may be code, too.
     """
     names = ("ckpt_file", "network", "use_fp16", "precision")
     own = [name for name, is_code in ((config.network, is_own), (corrupt, is_custom)) if is_code(name)]
     files = [hash_file(Path(name.rpartition(":")[0])) for name in own]
     code = hashlib.sha256("".join(files).encode()).hexdigest()[:16] if files else ""
-    said = {"run": config.ckpt, "iteration": iteration, "weights": weights, "code": code}
+    said = {"run": run, "iteration": iteration, "weights": weights, "code": code}
     return said | {name: getattr(config, name) for name in names}
 
 

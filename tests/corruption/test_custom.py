@@ -1,4 +1,4 @@
-"""Degradations of the user's own: the README's example works, mistakes are named, and code runs only when asked for."""
+"""Degradations of the user's own: the page's example works, mistakes are named, and code runs only when asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.tiny_run import TINY, as_flags
 
 EXAMPLE = next(
     block
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "degradations.md").read_text(), flags=re.DOTALL)
     if "class " in block
 )
 

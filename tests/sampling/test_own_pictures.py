@@ -22,6 +22,8 @@ from i2sb.images import from_uint8, to_uint8
 from i2sb.sampling import own_pictures
 from i2sb.sampling import split as sampling
 from i2sb.sampling.picture_files import read_mask, read_picture
+from i2sb.storage.exported import write_export
+from i2sb.storage.runs import read_weights
 from i2sb.tiles import pad_reflect
 from i2sb.training.loop import train
 
@@ -402,6 +404,22 @@ def test_grey_pictures_come_back_in_colour_where_that_was_learned(restore, photo
     for run, mode in ((mixed, "RGB"), (trained_run, "L")):
         with Image.open(restore(tmp_path / "grey.png", run, out=run.name) / "grey.png") as image:
             assert image.mode == mode
+
+
+def test_an_exported_file_and_a_path_to_a_run_restore_as_the_run(restore, photos, trained_run, tmp_path):
+    write_export(tmp_path / "mine.safetensors", read_weights(trained_run))
+    before = {name: pixels(restore(photos) / name) for name in ("a.png", "more/c.jpg")}
+    for ckpt, out in ((tmp_path / "mine.safetensors", "by file"), (trained_run, "by path")):
+        restored = restore(photos, out=out, ckpt=str(ckpt), results_dir=str(tmp_path / "none"))
+        for name, image in before.items():
+            assert torch.equal(pixels(restored / name), image)
+    restore(photos, out="by path")  # the same run, by its name: nothing is refused
+    line = json.loads((tmp_path / "by file" / "manifest.jsonl").read_text().splitlines()[0])
+    assert line["settings"]["run"] == "mine.safetensors"
+    assert not (tmp_path / "none").exists()
+    for ckpt, words in (("mine.safetensors", "mine.safetensors: there is no such file"), ("nobody", "no such run")):
+        with pytest.raises(UserError, match=words):
+            restore(photos, ckpt=ckpt)
 
 
 def test_pictures_of_a_run_that_was_trained_anew_are_not_kept(restore, photos, tmp_path, trained_run):

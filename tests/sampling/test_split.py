@@ -30,7 +30,9 @@ from i2sb.errors import UserError
 from i2sb.evaluation.score import run as score
 from i2sb.images import from_uint8, to_uint8
 from i2sb.sampling import split as sampling
+from i2sb.storage.exported import write_export
 from i2sb.storage.recon import write_recon
+from i2sb.storage.runs import read_weights
 from i2sb.storage.sample_folder import SampleFolder
 from i2sb.unet import UNet
 
@@ -63,6 +65,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def manifest(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_a_file_of_weights_restores_a_split_that_is_scored(trained_run, tmp_path):
+    """The images go to a folder that has the file's name, and belong to the weights in it."""
+    results, file = tmp_path / "results", tmp_path / "tiny.safetensors"
+    write_export(file, read_weights(trained_run))
+    common = {"ckpt": str(file), "results_dir": str(results), "device": "cpu", "workers": 0}
+    sampling.run(SampleConfig(nfe=2, **common))
+    folder = results / "tiny.safetensors" / "samples_nfe2"
+    assert len(manifest(folder)) == 5 and manifest(folder)[0]["settings"]["run"] == "tiny.safetensors"
+    scoring = EvalConfig(sample_dir="samples_nfe2", metrics="psnr", **common)
+    score(scoring)
+    assert json.loads((folder / "metrics.json").read_text())["images"] == 5
+    write_export(file, read_weights(trained_run, ema=False), overwrite=True)
+    with pytest.raises(UserError, match="made with other settings .weights"):
+        sampling.run(SampleConfig(nfe=2, **common))
+    with pytest.raises(UserError, match="ckpt .*were restored with another file tiny.safetensors: give that one"):
+        score(scoring)
+    with pytest.raises(UserError, match="ckpt_file .*one file of weights and has no checkpoints"):
+        sampling.run(SampleConfig(nfe=2, ckpt_file="latest.pt", **common))
 
 
 def test_manifest_says_what_each_image_is(restore):
