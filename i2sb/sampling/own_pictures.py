@@ -22,14 +22,7 @@ from corruption import Corruption, is_custom
 from i2sb.answers import RunningMoments, measure_diversity
 from i2sb.config import SampleConfig, SamplingOptions, TrainConfig
 from i2sb.consistency import advise_consistency, check_consistency
-from i2sb.errors import FileError, UserError, require
-from i2sb.files import append, hash_file, remove_partials, write_text
-from i2sb.images import as_signal, choose_shown, to_pixels
-from i2sb.progress import progress_bar
-from i2sb.randomness import ImageNoise, Purpose
-from i2sb.restore import RestorationModel, check_restored
-from i2sb.sampler import StepTaken
-from i2sb.sampling.picture_files import (
+from i2sb.data.picture_files import (
     advise_endings,
     check_picture,
     find_pictures,
@@ -37,7 +30,13 @@ from i2sb.sampling.picture_files import (
     read_picture,
     write_picture,
 )
-from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
+from i2sb.errors import FileError, UserError, require
+from i2sb.files import append, hash_file, remove_partials, write_text
+from i2sb.images import as_signal, choose_shown, to_pixels
+from i2sb.progress import progress_bar
+from i2sb.randomness import ImageNoise, Purpose
+from i2sb.restore import RestorationModel, check_restored
+from i2sb.sampler import StepTaken
 from i2sb.storage.answer_files import ANSWERS, AnswerFiles, Spread
 from i2sb.storage.sample_folder import (
     MANIFEST,
@@ -48,12 +47,11 @@ from i2sb.storage.sample_folder import (
     describe_network,
     read_manifest,
 )
+from i2sb.storage.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, task_multiple
-from i2sb.tiles import pad_reflect
+from i2sb.tiles import choose_tile, pad_reflect
 
-LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
 SHOWN_BAD = 20  # pictures that cannot be restored, named in one message
-DEFAULT_TILE = 256
 _LINE = ("file", "source", "sha256", "mask_sha256", "height", "width", "settings")
 
 
@@ -145,8 +143,7 @@ class OwnPictures:
         """Return the options for a picture: large ones are cut into tiles unless --tile says otherwise."""
         if self.options.tile is not None:
             return self.options
-        large = job.height * job.width > LARGE_PIXELS
-        return replace(self.options, tile=max(DEFAULT_TILE, self.model.config.restored_size) if large else 0)
+        return replace(self.options, tile=choose_tile(job.height, job.width, self.model.config.restored_size))
 
     def _restore_one(self, job: Job, progress: tqdm) -> None:
         config, model, options = self.config, self.model, self.settle(job)
