@@ -5,7 +5,6 @@ where it was stopped, and no file is replaced unless this program made it from t
 """
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +33,6 @@ from i2sb.errors import FileError, UserError, require
 from i2sb.files import append, hash_file, remove_partials, write_text
 from i2sb.images import as_signal, choose_shown, to_pixels
 from i2sb.progress import progress_bar
-from i2sb.randomness import ImageNoise, Purpose
 from i2sb.restore import RestorationModel, check_restored
 from i2sb.sampler import StepTaken
 from i2sb.storage.answer_files import ANSWERS, AnswerFiles, Spread
@@ -49,7 +47,7 @@ from i2sb.storage.sample_folder import (
 )
 from i2sb.storage.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, task_multiple
-from i2sb.tiles import choose_tile, pad_reflect
+from i2sb.tiles import choose_tile
 
 SHOWN_BAD = 20  # pictures that cannot be restored, named in one message
 _LINE = ("file", "source", "sha256", "mask_sha256", "height", "width", "settings")
@@ -156,10 +154,7 @@ class OwnPictures:
                 check_depth(corruption, config.corrupt, plain=not picture.image.is_floating_point())
             except UserError as error:
                 raise error.inside(job.source) from None
-            noise = ImageNoise(options.seed, Purpose.SAMPLE, [0])
-            multiple = math.lcm(model.multiple, corruption.multiple)
-            clean = pad_reflect(degraded, multiple).to(model.device)
-            degraded, mask = corruption(clean, noise.degradation_generators(), [0])
+            degraded, mask = model.degrade(degraded, corruption, seed=options.seed)
         recorder = None
         if config.save_trajectory:
             recorder = TrajectoryRecorder(degraded, options.evaluations, job.height, job.width, self.shown_channels)
