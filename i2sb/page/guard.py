@@ -62,8 +62,9 @@ class Guard:
         if scope["path"].startswith(_FILE + ALIAS):
             path = _FILE + self.folder + scope["path"].removeprefix(_FILE + ALIAS)
             scope = {**scope, "path": path, "raw_path": path.encode()}
-        body, too_large = b"", False
         headers = dict(scope["headers"])
+        scope = {**scope, "headers": _without(scope, b"accept-encoding")}  # what is packed could not be put right
+        body, too_large = b"", False
         if headers.get(b"content-type", b"").startswith(b"application/json"):
             while not too_large:
                 message = await receive()

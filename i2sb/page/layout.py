@@ -44,6 +44,7 @@ WORDS = {
 }
 _CONSISTENCY_WORDS = {"none": "leave it to the network", "project": "exact (project)", "gradient": "gentle (gradient)"}
 
+_GREETING = "Choose a picture or an example, then press Restore."
 _TITLE = """
 <h1>Restore a picture</h1>
 <p>A small neural network takes a damaged picture back, step by step, to what it may have looked like. All is computed
@@ -70,17 +71,17 @@ def build_page(config: PageConfig, shelf: Shelf, visitors: Visitors) -> gr.Block
     examples = [(str(path), path.stem) for path in sorted(EXAMPLES.glob("*.jpg"))]
     names = list(shelf.offers)
     with gr.Blocks(title="Restore a picture", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
-        gr.HTML(_TITLE, elem_id="title")
+        gr.HTML(_TITLE, elem_id="title", padding=False)
         with gr.Row(equal_height=False, elem_id="columns"):
-            with gr.Column(scale=5, min_width=320, elem_id="asked"):
+            with gr.Column(scale=5, min_width=280, elem_id="asked"):
                 with gr.Group():
                     run = gr.Dropdown(names, value=names[0], label="1 · Network", elem_id="run", filterable=False)
-                    about = gr.HTML(elem_id="about", elem_classes="hint")
+                    about = gr.HTML(elem_id="about", elem_classes="hint", padding=False)
                 with gr.Group():
                     drop = gr.File(
                         label=f"2 · Your picture: JPEG, PNG or WebP, up to {config.max_megapixels:g} megapixels",
                         type="filepath",
-                        height=140,
+                        height=120,
                         elem_id="drop",
                     )
                     gallery = gr.Gallery(
@@ -95,7 +96,7 @@ def build_page(config: PageConfig, shelf: Shelf, visitors: Visitors) -> gr.Block
                         buttons=[],
                         elem_id="examples",
                     )
-                trouble = gr.HTML(elem_id="trouble")
+                trouble = gr.HTML(elem_id="trouble", padding=False)
                 damage = gr.Dropdown(
                     [("Nothing: it is damaged already", AS_IT_IS)],
                     value=AS_IT_IS,
@@ -112,7 +113,7 @@ def build_page(config: PageConfig, shelf: Shelf, visitors: Visitors) -> gr.Block
                     elem_id="given",
                 )
                 painter = gr.ImageEditor(
-                    label="4 · Paint over what is to be filled in",
+                    label="4 · Paint the hole",
                     type="pil",
                     sources=(),
                     transforms=(),
@@ -163,11 +164,13 @@ def build_page(config: PageConfig, shelf: Shelf, visitors: Visitors) -> gr.Block
                         maximum=2**31 - 1,
                         elem_id="seed",
                     )
-            with gr.Column(scale=6, min_width=320, elem_id="answered"):
+            with gr.Column(scale=6, min_width=280, elem_id="answered"):
                 with gr.Row(elem_id="buttons"):
                     go = gr.Button("Restore", variant="primary", size="lg", elem_id="go")
                     halt = gr.Button("Stop", variant="stop", size="lg", visible=False, elem_id="halt")
-                said = gr.HTML(words.say("Choose a picture or an example, then press Restore."), elem_id="said")
+                said = gr.HTML(
+                    words.say("Choose a picture or an example, then press Restore."), elem_id="said", padding=False
+                )
                 slider = gr.ImageSlider(
                     label="Before and after: drag the line",
                     format="png",
@@ -318,11 +321,8 @@ class _Words:
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
         """Restore was pressed."""
         self._find(request).stop.clear()
-        return (
-            gr.update(interactive=False, value="Restoring …"),
-            gr.update(visible=True),
-            self.say("Waiting for its turn …"),
-        )
+        waiting = self.say("Restoring, as soon as it is your turn …")
+        return gr.update(interactive=False, value="Restoring …"), gr.update(visible=True), waiting
 
     def restore(
         self,

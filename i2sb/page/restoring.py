@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event
@@ -23,7 +24,7 @@ from corruption import Corruption
 from i2sb.answers import Answers
 from i2sb.config import SamplingOptions
 from i2sb.data.picture_files import Picture, write_picture
-from i2sb.images import as_compared, choose_shown, draw_heat, save_png, to_pixels
+from i2sb.images import as_compared, choose_shown, draw_heat, from_uint8, save_png, to_pixels
 from i2sb.metrics.pixels import psnr
 from i2sb.page.offers import Able
 from i2sb.page.pictures import SHOWN_SIDE, RefusedError, draw, signal
@@ -159,7 +160,8 @@ def restore(able: Able, given: Given, wish: Wish, folder: Path, name: str, repor
         report(min(share, 1.0), f"step {step + 1} of {options.evaluations}{part}{which}")
 
     with _watching(model, on_evaluation):
-        answer: Tensor | Answers = model.restore(  # type: ignore[call-overload]
+        ask = partial(
+            model.restore,
             given.shown,
             mask=given.mask,
             corruption=given.corruption,
@@ -171,17 +173,17 @@ def restore(able: Able, given: Given, wish: Wish, folder: Path, name: str, repor
             tile=options.tile,
             tiles_at_once=1,  # so that it can be stopped between them; a CPU is no faster with more
             callback=on_step,
-            samples=wish.samples if wish.samples > 1 else None,
         )
+        answer: Tensor | Answers = ask() if wish.samples == 1 else ask(samples=wish.samples)
     x0 = given.cut(answer if isinstance(answer, Tensor) else answer.first)
     check_restored(x0, [name])
     pixels = to_pixels(x0[0], given.picture.dtype, model.config.value_range)
     noisy = given.corruption is not None and given.corruption.noise > 0
     if given.mask is not None and not noisy:  # what is known comes back as it was
-        pixels = torch.where(given.cut(given.mask)[0].cpu() > 0, pixels, given.picture.stored)
-        after = torch.where(given.cut(given.mask) > 0, x0, signal(given.picture).to(x0))
-    else:
-        after = x0
+        hole = given.cut(given.mask)
+        pixels = torch.where(hole[0].cpu() > 0, pixels, given.picture.stored)
+        x0 = torch.where(hole > 0, x0, signal(given.picture).to(x0))
+    after = from_uint8(pixels)[None] if pixels.dtype == torch.uint8 else x0  # to the level, where people can compare
     trained = model.training_corruption
     # A browser would take a file of the same address for the one that it has seen.
     for older in folder.glob(f"{_OUTCOME}*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import warnings
@@ -57,6 +58,8 @@ def run(config: PageConfig) -> None:
         server = uvicorn.Server(
             uvicorn.Config(guarded, log_level="warning", server_header=False, timeout_graceful_shutdown=1)
         )
+        # What is cut off when it is asked to stop, such as a page that is open, is no error.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"the page is at http://{shown}:{port}/ until Ctrl-C is pressed", flush=True)
