@@ -28,6 +28,7 @@ __all__ = [
     "ShapeError",
     "build_corruption",
     "describe_corruptions",
+    "describe_damage",
     "find_multiple",
     "is_custom",
 ]
@@ -48,10 +49,12 @@ class _Entry(NamedTuple):
     """What a name stands for, or the names of a family.
 
     build: from the side of the (square) images, in a family the number, and the options it takes.
+    damage: what is wrong with its images, in words for people who do not know the name; {} is a family's number.
     """
 
     build: Callable[..., Corruption]
     description: str
+    damage: str = ""
     options: tuple[str, ...] = ()
     number: _Number | None = None
 
@@ -65,38 +68,58 @@ _TABLE = {
     "jpeg-Q": _Entry(
         lambda side, quality: JPEG(quality),
         "JPEG of quality Q, 1 to 100, without its file; published are 5 and 10",
+        damage="JPEG compression of quality {}",
         number=_Number(r"jpeg-([0-9]{1,9})", "quality", 1, 100),
     ),
-    "blur-uni": _Entry(lambda side: PublishedBlur(UNIFORM, side), "uniform blur as published, its faults included"),
-    "blur-gauss": _Entry(lambda side: PublishedBlur(GAUSSIAN, side), "Gaussian blur as published, its faults included"),
+    "blur-uni": _Entry(
+        lambda side: PublishedBlur(UNIFORM, side),
+        "uniform blur as published, its faults included",
+        damage="even blur, as published",
+    ),
+    "blur-gauss": _Entry(
+        lambda side: PublishedBlur(GAUSSIAN, side),
+        "Gaussian blur as published, its faults included",
+        damage="soft (Gaussian) blur, as published",
+    ),
     "srNx-pool": _Entry(
         lambda side, factor: PoolSuperResolution(factor),
         "shrunk N times, 2 or more, by block means, shown at the old size; published is sr4x-pool",
+        damage="low resolution: shrunk {} times (block means)",
         number=_Number(r"sr([0-9]{1,9})x-pool", "factor", 2),
     ),
     "srNx-bicubic": _Entry(
         lambda side, factor: BicubicSuperResolution(factor),
         "shrunk N times, 2 or more, by a cubic kernel, shown at the old size; published is sr4x-bicubic",
+        damage="low resolution: shrunk {} times (bicubic)",
         number=_Number(r"sr([0-9]{1,9})x-bicubic", "factor", 2),
     ),
-    "inpaint-center": _Entry(lambda side: CenterInpainting(), "the middle quarter is missing"),
+    "inpaint-center": _Entry(
+        lambda side: CenterInpainting(), "the middle quarter is missing", damage="a hole in the middle"
+    ),
     "inpaint-freeform1020": _Entry(
         lambda side, **options: FreeformInpainting((10, 20), **options),
         "brush strokes over 10 to 20 % of the area are missing",
-        ("mask_file",),
+        options=("mask_file",),
+        damage="holes like brush strokes, 10 to 20 % of the picture",
     ),
     "inpaint-freeform2030": _Entry(
         lambda side, **options: FreeformInpainting((20, 30), **options),
         "brush strokes over 20 to 30 % of the area are missing",
-        ("mask_file",),
+        options=("mask_file",),
+        damage="holes like brush strokes, 20 to 30 % of the picture",
     ),
-    "blur-uni-exact": _Entry(lambda side: ExactBlur(UNIFORM), "uniform blur, nine taps, done right"),
-    "blur-gauss-exact": _Entry(lambda side: ExactBlur(GAUSSIAN), "Gaussian blur, five taps, done right"),
-    "decolor": _Entry(lambda side: Decoloring(), "grey; use it with --add-x1-noise --cond-x1"),
+    "blur-uni-exact": _Entry(
+        lambda side: ExactBlur(UNIFORM), "uniform blur, nine taps, done right", damage="even blur"
+    ),
+    "blur-gauss-exact": _Entry(
+        lambda side: ExactBlur(GAUSSIAN), "Gaussian blur, five taps, done right", damage="soft (Gaussian) blur"
+    ),
+    "decolor": _Entry(lambda side: Decoloring(), "grey; use it with --add-x1-noise --cond-x1", damage="lost colours"),
     "mixture": _Entry(
         lambda side, **options: Mixture(_build_each(map(_find, _PUBLISHED), side, options), blind=True),
         "one of the nine published ones, at random for each image",
-        ("mask_file",),
+        options=("mask_file",),
+        damage="damage of one of nine kinds",
     ),
 }
 
@@ -176,6 +199,27 @@ def describe_corruptions() -> str:
         f"{'jpeg-5,sr4x-pool,…':22}any of these with commas between: one of them, at random for each image",
     ]
     return "\n".join(lines)
+
+
+def describe_damage(name: str) -> str:
+    """Say what is wrong with the images of a degradation, in words for people who do not know its name.
+
+    A name without such words, as of a class of the user's own, whose file is not run, stands for itself. Raises
+    CorruptionError for an unknown name.
+
+    >>> describe_damage("jpeg-5,sr4x-pool,jpeg-10")
+    'JPEG compression of quality 5 or 10, or low resolution: shrunk 4 times (block means)'
+    """
+    numbers: dict[str, list[str]] = {}
+    for part in dict.fromkeys(name.split(",")):
+        entry = _find(part)
+        match = re.fullmatch(entry.number.pattern, part) if entry.number else None
+        numbers.setdefault(entry.damage or part, []).extend(match.groups() if match else ())
+    return ", or ".join(damage.format(_enumerate(found)) for damage, found in numbers.items())
+
+
+def _enumerate(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _find(name: str) -> _Entry:

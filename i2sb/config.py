@@ -1,4 +1,4 @@
-"""What the three programs can be told: one frozen dataclass each, flags being the field names with dashes.
+"""What the programs can be told: one frozen dataclass each, flags being the field names with dashes.
 
 Building one validates it, without touching the disk; a wrong value is a ValueError that names the flag. Nothing here
 imports torch, so that `--help` and mistakes answer at once.
@@ -797,6 +797,31 @@ class EvalConfig(RunOptions):
     def required(self) -> tuple[str, ...]:
         """The metrics that must be computed."""
         return _split(self.require)
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """Serve a page on which pictures are restored in the browser, until it is stopped with Ctrl-C."""
+
+    ckpt: tuple[str, ...] | None = option(
+        None,
+        "runs to offer, by their names in --results-dir, and .safetensors files (default: all runs in --results-dir "
+        "and all such files in --exported-dir)",
+    )
+    results_dir: str = option("results", "folder of all runs")
+    exported_dir: str = option("weights", "folder of .safetensors files to offer besides the runs")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: the GPU if there is one")
+    host: str = option(
+        "127.0.0.1",
+        "address to serve the page at; at another, others may use it too",
+    )
+    port: int = option(7860, "port to serve the page at (0: any that is free)", at_least=0, below=65536)
+    max_megapixels: float = option(16.0, "largest picture that is taken, in megapixels", above=0, at_most=1000)
+    max_megabytes: float = option(32.0, "largest file that is taken, in megabytes", above=0, at_most=1000)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        require(bool(self.host), "host", None, "is missing; 127.0.0.1 is this machine")
 
 
 def _split(listed: str) -> tuple[str, ...]:

@@ -61,9 +61,9 @@ def check_bounds(options: Any) -> None:
     """Raise UserError for a number that is not finite or not one that its option may have, or a text with a null."""
     for f in fields(options):
         value = getattr(options, f.name)
-        if isinstance(value, str) and "\0" in value:
-            raise UserError(f.name, repr(value), "holds a null character, which no name of a file can")
         for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, str) and "\0" in number:
+                raise UserError(f.name, repr(number), "holds a null character, which no name of a file can")
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
             if not math.isfinite(number):

@@ -264,7 +264,7 @@ def _refuse_unknown(given: Iterable[str], known: Sequence[str], source: Path | N
 
 
 def _elements(kind: Any) -> tuple[Any, ...]:
-    """Return the types of the numbers that a field of several has, `...` after one of any number; () for other fields.
+    """Return the types of what a field of several has, `...` after one of any number; () for other fields.
 
     >>> _elements(tuple[float, float] | None)
     (<class 'float'>, <class 'float'>)
@@ -276,12 +276,13 @@ def _elements(kind: Any) -> tuple[Any, ...]:
 
 
 def _fits_several(kind: Any, value: object) -> bool:
-    """Whether what a file says of a field of several is nothing, or a list of as many numbers."""
+    """Whether what a file says of a field of several is nothing, or a list of as many numbers or texts."""
     elements = _elements(kind)
     if value is None or not isinstance(value, (list, tuple)):
         return value is None
-    numbers = all(type(v) in (int, elements[0]) for v in value)
-    return numbers and len(value) > 0 and (elements[-1] is ... or len(value) == len(elements))
+    taken = (int, float) if elements[0] is float else elements[:1]
+    fit = all(type(v) in taken for v in value)
+    return fit and len(value) > 0 and (elements[-1] is ... or len(value) == len(elements))
 
 
 def _is_other_number(kind: Any, value: object) -> bool:
@@ -311,7 +312,7 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " * (len(get_args(kind)) > 1) + ", ".join(map(str, get_args(kind)))
     if elements := _elements(kind):
-        one = "whole number" if elements[0] is int else "number"
+        one = {int: "whole number", float: "number", str: "text"}[elements[0]]
         return f"one {one} or several" if elements[-1] is ... else f"{len(elements)} {one}s"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return words.get(kind) or " or ".join(map(_in_words, get_args(kind)))

@@ -16,7 +16,7 @@ from corruption import Corrupted, Corruption, is_custom
 from i2sb.answers import Answers, RunningMoments, measure_diversity
 from i2sb.batch import Batch, begin_bridge, find_region
 from i2sb.bridge import Bridge
-from i2sb.config import Consistency, SamplingOptions, TrainConfig
+from i2sb.config import PAIRED, Consistency, SamplingOptions, TrainConfig
 from i2sb.consistency import check_consistency, make_consistency
 from i2sb.errors import FileError, UserError, require
 from i2sb.formulation import Formulation, Hooks, SchroedingerBridge
@@ -28,7 +28,7 @@ from i2sb.sampler import StepTaken, Trajectory
 from i2sb.storage.exported import Exported
 from i2sb.storage.released import is_released
 from i2sb.storage.runs import read_weights
-from i2sb.tasks import build_formulation, build_task_corruption, task_multiple
+from i2sb.tasks import build_formulation, build_task_corruption, choose_degradation, task_multiple
 from i2sb.tensor_files import describe_shape, load_weights
 from i2sb.tiles import pad_reflect, tiled
 
@@ -368,6 +368,28 @@ class RestorationModel:
         """Return where this run restores something of images with these holes (i2sb.batch.find_region)."""
         return find_region(mask, corruption, denoises=self.config.degradation_noise > 0)
 
+    def build_corruption(self, corrupt: str, height: int, width: int) -> Corruption:
+        """Build a degradation for pictures of these sides: to `degrade` them, or for `restore`, which must know it.
+
+        Its masks, if it has any, are drawn. Raises UserError if it cannot be built, or is code, which is not run
+        unasked.
+        """
+        require(corrupt != PAIRED and not is_custom(corrupt), "corrupt", corrupt, "name a degradation that is known")
+        task = replace(choose_degradation(self.config, corrupt, "", Path()), mask_file="")
+        corruption = self._build_corruption(task, height, width)
+        assert corruption is not None
+        return corruption
+
+    def degrade(self, clean: Tensor, corruption: Corruption, *, seed: int = 0) -> Corrupted:
+        """Degrade a picture [1, C, H, W] in [-1, 1] as `sample.py --input` does with this seed.
+
+        What comes back has the sides that network and degradation take, the picture mirrored at its bottom and right:
+        restore that, and cut the picture out.
+        """
+        noise = ImageNoise(seed, Purpose.SAMPLE, [0])
+        padded = pad_reflect(clean, math.lcm(self.multiple, corruption.multiple)).to(self.device)
+        return corruption(padded, noise.degradation_generators(), [0])
+
     @property
     def multiple(self) -> int:
         """What the sides of images must be multiples of, for all networks."""
@@ -394,10 +416,16 @@ class RestorationModel:
                 f"the run's degradation {self.config.corrupt} is needed and is code, which is not run unasked: "
                 "build it and give it here, if you trust that file",
             )
-        height, width = self.padded_sides(height, width, self.config.corrupt)
-        corruption = build_task_corruption(self.config, height, self.device)
+        return self._build_corruption(self.config, height, width)
+
+    def _build_corruption(self, task: TrainConfig, height: int, width: int) -> Corruption | None:
+        height, width = self.padded_sides(height, width, task.corrupt)
+        corruption = build_task_corruption(task, height, self.device)
         if corruption is not None:
-            corruption.check_shape(self.config.image_channels, height, width)
+            try:
+                corruption.check_shape(task.image_channels, height, width)
+            except ValueError as error:
+                raise UserError("", None, str(error)) from None
         return corruption
 
 

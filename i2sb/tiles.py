@@ -14,6 +14,9 @@ from torch import Tensor
 
 from corruption.base import send
 
+LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles, unless somebody says otherwise
+USUAL_TILE = 256
+
 
 def pad_reflect(x: Tensor, multiple: int) -> Tensor:
     """Extend x [..., H, W] at its bottom and right to multiples, mirrored at the last row and column.
@@ -34,6 +37,14 @@ def _mirror(side: int, wanted: int, device: torch.device) -> Tensor:
         return torch.zeros(wanted, dtype=torch.long, device=device)
     row = torch.arange(wanted, device=device) % (2 * side - 2)
     return torch.minimum(row, 2 * side - 2 - row)
+
+
+def choose_tile(height: int, width: int, restored_size: int) -> int:
+    """Return the side of the tiles that a picture is restored in if nobody says it; 0: whole, as it is not large.
+
+    restored_size: side of the images that the run restores; tiles are no smaller.
+    """
+    return max(USUAL_TILE, restored_size) if height * width > LARGE_PIXELS else 0
 
 
 class _Axis(NamedTuple):

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw
 from torchvision.transforms import functional as TF
 
 from corruption import CORRUPTIONS, build_corruption
+from i2sb.data.picture_files import read_picture
 from i2sb.errors import FileError, UserError, require
 from i2sb.image_files import Form, Planes
 from i2sb.images import as_signal, save_png, to_pil, to_uint8
-from i2sb.sampling.picture_files import read_picture
 
 PER_ROW, GAP, LABEL = 5, 6, 16
 

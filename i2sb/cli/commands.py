@@ -1,11 +1,11 @@
-"""The three programs: flags in, one call. train.py, sample.py and compute_metrices.py are these, and so are i2sb-train,
-i2sb-sample and i2sb-score of an installed package."""
+"""The programs: flags in, one call. train.py, sample.py, compute_metrices.py and scripts/app.py are these, and so are
+i2sb-train, i2sb-sample, i2sb-score and i2sb-app of an installed package."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from i2sb.cli.program import run_program
-from i2sb.config import EvalConfig, SampleConfig, TrainConfig
+from i2sb.config import EvalConfig, PageConfig, SampleConfig, TrainConfig
 
 
 def train() -> None:
@@ -21,6 +21,11 @@ def sample() -> None:
 def score() -> None:
     """Score restored images: compute_metrices.py, i2sb-score."""
     run_program(EvalConfig, _score)
+
+
+def app() -> None:
+    """Restore pictures in the browser: scripts/app.py, i2sb-app."""
+    run_program(PageConfig, _app)
 
 
 # What loads torch is imported when flags and files are right, so that --help and mistakes answer at once.
@@ -48,5 +53,11 @@ def _sample(config: SampleConfig) -> None:
 
 def _score(config: EvalConfig) -> None:
     from i2sb.evaluation.score import run
+
+    run(config)
+
+
+def _app(config: PageConfig) -> None:
+    from i2sb.page.serve import run
 
     run(config)

@@ -5,7 +5,6 @@ where it was stopped, and no file is replaced unless this program made it from t
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,14 +19,7 @@ from corruption import Corruption, is_custom
 from i2sb.answers import RunningMoments, measure_diversity
 from i2sb.config import SampleConfig, SamplingOptions, TrainConfig
 from i2sb.consistency import advise_consistency, check_consistency
-from i2sb.errors import FileError, UserError, require
-from i2sb.files import append, hash_file, remove_partials, write_text
-from i2sb.images import as_signal, choose_shown, to_pixels
-from i2sb.progress import Progress, progress_bar, say
-from i2sb.randomness import ImageNoise, Purpose
-from i2sb.restore import RestorationModel, check_restored
-from i2sb.sampler import StepTaken
-from i2sb.sampling.picture_files import (
+from i2sb.data.picture_files import (
     advise_endings,
     check_picture,
     find_pictures,
@@ -35,7 +27,12 @@ from i2sb.sampling.picture_files import (
     read_picture,
     write_picture,
 )
-from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
+from i2sb.errors import FileError, UserError, require
+from i2sb.files import append, hash_file, remove_partials, write_text
+from i2sb.images import as_signal, choose_shown, to_pixels
+from i2sb.progress import Progress, progress_bar, say
+from i2sb.restore import RestorationModel, check_restored
+from i2sb.sampler import StepTaken
 from i2sb.storage.answer_files import ANSWERS, AnswerFiles, Spread
 from i2sb.storage.runs import Source, settings_file
 from i2sb.storage.sample_folder import (
@@ -47,12 +44,11 @@ from i2sb.storage.sample_folder import (
     describe_network,
     read_manifest,
 )
+from i2sb.storage.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, task_multiple
-from i2sb.tiles import pad_reflect
+from i2sb.tiles import choose_tile
 
-LARGE_PIXELS = 1024 * 1024  # pictures with more are cut into tiles
 SHOWN_BAD = 20  # pictures that cannot be restored, named in one message
-DEFAULT_TILE = 256
 _LINE = ("file", "source", "sha256", "mask_sha256", "height", "width", "settings")
 
 
@@ -144,8 +140,7 @@ class OwnPictures:
         """Return the options for a picture: large ones are cut into tiles unless --tile says otherwise."""
         if self.options.tile is not None:
             return self.options
-        large = job.height * job.width > LARGE_PIXELS
-        return replace(self.options, tile=max(DEFAULT_TILE, self.model.config.restored_size) if large else 0)
+        return replace(self.options, tile=choose_tile(job.height, job.width, self.model.config.restored_size))
 
     def _restore_one(self, job: Job, progress: Progress) -> None:
         config, model, options = self.config, self.model, self.settle(job)
@@ -158,10 +153,7 @@ class OwnPictures:
                 check_depth(corruption, config.corrupt, plain=not picture.image.is_floating_point())
             except UserError as error:
                 raise error.inside(job.source) from None
-            noise = ImageNoise(options.seed, Purpose.SAMPLE, [0])
-            multiple = math.lcm(model.multiple, corruption.multiple)
-            clean = pad_reflect(degraded, multiple).to(model.device)
-            degraded, mask = corruption(clean, noise.degradation_generators(), [0])
+            degraded, mask = model.degrade(degraded, corruption, seed=options.seed)
         recorder = None
         if config.save_trajectory:
             recorder = TrajectoryRecorder(degraded, options.evaluations, job.height, job.width, self.shown_channels)

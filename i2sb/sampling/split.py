@@ -31,11 +31,11 @@ from i2sb.progress import progress_bar
 from i2sb.randomness import ImageNoise, Purpose, make_seed
 from i2sb.restore import RestorationModel, check_restored, load_model
 from i2sb.sampling.own_pictures import OwnPictures
-from i2sb.sampling.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.storage.answer_files import Spread
 from i2sb.storage.recon import recon_path, write_recon
 from i2sb.storage.runs import Source, find_source, settings_file
 from i2sb.storage.sample_folder import SampleFolder, SampleSettings, describe_masks, describe_network
+from i2sb.storage.trajectory import TrajectoryRecorder, trajectory_paths
 from i2sb.tasks import build_task_corruption, check_depth, choose_degradation, make_task_batch, open_task_split
 
 WRITERS = 4  # threads that encode and write images

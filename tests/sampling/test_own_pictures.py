@@ -14,14 +14,14 @@ from PIL import Image
 from corruption import build_corruption
 from helpers.pictures import make_image
 from helpers.tiny_run import TINY, train_anew
-from i2sb import load_model
+from i2sb import load_model, tiles
 from i2sb.cli.program import describe, report_errors
 from i2sb.config import SampleConfig, TrainConfig
+from i2sb.data.picture_files import read_mask, read_picture
 from i2sb.errors import UserError
 from i2sb.images import from_uint8, to_uint8
 from i2sb.sampling import own_pictures
 from i2sb.sampling import split as sampling
-from i2sb.sampling.picture_files import read_mask, read_picture
 from i2sb.storage.exported import write_export
 from i2sb.storage.runs import read_weights
 from i2sb.tiles import pad_reflect
@@ -210,10 +210,10 @@ def test_tiles_hardly_change_what_is_seen(restore, photos):
 
 
 def test_large_pictures_are_tiled_by_default(restore, photos, monkeypatch):
-    monkeypatch.setattr(own_pictures, "LARGE_PIXELS", 700)
+    monkeypatch.setattr(tiles, "LARGE_PIXELS", 700)
     out = restore(photos)
-    tiles = [json.loads(line)["settings"]["tile"] for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert tiles == [256, 0, 256]
+    sides = [json.loads(line)["settings"]["tile"] for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert sides == [256, 0, 256]
 
 
 def test_a_picture_is_restored_as_if_alone(restore, photos):

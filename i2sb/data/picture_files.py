@@ -207,7 +207,7 @@ def _open(path: Path, channels: int) -> Iterator[Image.Image]:
 
 def _refuse_kinds(image: Image.Image, path: Path, channels: int) -> None:
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG, which holds previews and the like after its picture
         raise FileError(path, f"holds {frames} pictures; give one by one what is to be restored")
     if channels in CHANNEL_MODES and image.mode == CHANNEL_MODES[channels]:
         return

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers.pictures import make_image
-from i2sb.sampling.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
+from i2sb.data.picture_files import check_picture, find_pictures, read_mask, read_picture, write_picture
 
 
 def save(path: Path, mode: str, **options) -> np.ndarray:
