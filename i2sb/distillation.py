@@ -64,6 +64,14 @@ class Student(SchroedingerBridge):
         noise = "told noise" if self.sees_noise else "without noise of its own"
         return f"{super().describe()}; a student of it, NFE {self.nfe}, {noise}"
 
+    def warn_of(self) -> str:
+        if not (self.ot_ode and self.cond_x1):
+            return ""
+        return (
+            "the bridge is without noise (`ot_ode`) and told x1 (`cond_x1`), from which x_t tells x0 exactly: its loss "
+            "says next to nothing of the student's images"
+        )
+
     def advise(self, options: SamplingOptions) -> str:
         if options.nfe == self.nfe:
             return ""

@@ -78,6 +78,10 @@ class Formulation(nn.Module):
         """Say in a line what is trained."""
         raise NotImplementedError
 
+    def warn_of(self) -> str:
+        """Return what a user should know before training; empty if nothing."""
+        return ""
+
     def check_nfe(self, nfe: int) -> None:
         """Raise ValueError if an image cannot be restored with `nfe` evaluations."""
         raise NotImplementedError

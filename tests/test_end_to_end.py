@@ -110,13 +110,20 @@ def assert_learned_the_same(state: dict, other: dict) -> None:
     """
     changed = {"world_size": 0, "microbatch": 0}
     assert {**state["progress"], **changed} == {**other["progress"], **changed}
+    optimizers = [(one["optimizer"], want["optimizer"]) for one, want in _learners(state, other)]
     pairs = [
-        (moments["exp_avg"], other["optimizer"]["state"][index]["exp_avg"])
-        for index, moments in state["optimizer"]["state"].items()
+        (moments["exp_avg"], want["state"][index]["exp_avg"])
+        for one, want in optimizers
+        for index, moments in one["state"].items()
     ]
     pairs += zip(state["ema"]["shadow_params"], other["ema"]["shadow_params"], strict=True)
     for one, want in pairs:
         assert one.dtype == torch.float64 and (one - want).norm() < 1e-6 * want.norm() + 1e-9
+
+
+def _learners(*states: dict) -> list[tuple[dict, ...]]:
+    """Of two runs, the parts of the network, and of a student's inner bridge."""
+    return [states, *([tuple(state["inner"] for state in states)] if "inner" in states[0] else [])]
 
 
 def test_microbatch_and_workers_do_not_change_what_is_learned(tmp_path, dataset_dir, in_float64):
@@ -134,6 +141,18 @@ def test_two_processes_learn_what_one_learns(tmp_path, dataset_dir, in_float64):
     state = train_in_float64(tmp_path, dataset_dir, *launcher, eval_every=ITERATIONS, microbatch=1)
     assert_learned_the_same(state, in_float64)
     assert len(list((tmp_path / "run" / "validation").iterdir())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_processes_train_the_student_that_one_trains(tmp_path, dataset_dir, trained_run):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    made_of = {"distill": trained_run, "inner_updates": 2, "nfe": 2, "eval_every": 0}
+    (tmp_path / "alone").mkdir()
+    alone = train_in_float64(tmp_path / "alone", dataset_dir, microbatch=4, **made_of)
+    state = train_in_float64(tmp_path, dataset_dir, *launcher, microbatch=1, **made_of)
+    assert len(state["inner"]["optimizer"]["state"]) > 0
+    assert_learned_the_same(state, alone)
 
 
 def test_going_on_beyond_the_end_and_from_another_run(tmp_path, dataset_dir, uninterrupted):

@@ -42,6 +42,8 @@ def introduce(trainer: Trainer, log: RunLog, resumed_from: Path | None) -> None:
         if advice := advise_memory(needed, find_free_memory(world.device)):
             log.warn(advice)
     log.say(trainer.formulation.describe())
+    if advice := trainer.formulation.warn_of():
+        log.warn(advice)
     if trainer.teacher is not None:
         taught = trainer.kept["distill"]
         half = "in half precision, " if config.half_teacher else ""

@@ -82,9 +82,10 @@ def run_with(tmp_path: Path, count: int, action: str, flags: list[str], *launche
 # --- Kills -----------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_twenty_random_moments_and_started_again_ends_the_same(tmp_path, flags):
+@pytest.mark.parametrize("student", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bridge", "student"])
+def test_killed_at_twenty_random_moments_and_started_again_ends_the_same(tmp_path, flags, trained_run, student):
     """SIGKILL between any two function calls, in the middle of saving too; the same command until it is done."""
-    settings = flags()
+    settings = flags(distill=trained_run, inner_updates=2) if student else flags()
     del settings[settings.index("--name") : settings.index("--name") + 2]
     said = run_python(ROOT / "tests" / "helpers" / "moments.py", 20, *settings).stdout
     starts = [json.loads(line) for line in said.splitlines()]
