@@ -215,7 +215,8 @@ class TrainConfig:
     )
     init: str = option(
         "none",
-        "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
+        "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt file, or what sample.py's --ckpt "
+        "takes",
         later=True,
     )
     precision: Precision = option("auto", _PRECISION_HELP, later=True, older="fp32", may_change=True)
@@ -349,7 +350,11 @@ class TrainConfig:
 class RunOptions:
     """Which run: what sample.py and compute_metrices.py are both told."""
 
-    ckpt: str = option("", "run, by its name in --results-dir or its path, or an exported .safetensors file; required")
+    ckpt: str = option(
+        "",
+        "a run, by its name in --results-dir or its path; an exported .safetensors file; weights that this package "
+        "carries (photos-jpeg and others); or hf:ORG/NAME, weights on the Hugging Face Hub; required",
+    )
     results_dir: str = option("results", "folder of all runs")
     show_channels: tuple[int, ...] | None = _show_channels()
 
