@@ -60,8 +60,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         self.server.calls.append((self.command, path))
         match = re.fullmatch(r"/([\w-]+/[\w-]+)/resolve/([^/]+)/(.+)", path)
-        if match is None:
-            return self.refuse(404)
+        if match is None:  # huggingface_hub of before 1.0 asks of a repository whether it has another kind of storage
+            known = re.fullmatch(r"/api/models/([\w-]+/[\w-]+)/revision/main", path)
+            if known is None or known[1] not in self.server.repositories:
+                return self.refuse(404)
+            return self.answer(200, {"id": known[1], "sha": _COMMIT, "siblings": [], "xetEnabled": False})
         repository, revision, name = match.groups()
         if repository not in self.server.repositories:
             return self.refuse(401, "RepoNotFound")
