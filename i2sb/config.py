@@ -239,7 +239,7 @@ class TrainConfig:
     )
     nfe: int = option(1, "network evaluations in which a student restores", at_least=1, later=True)
     student_noise: bool = option(
-        True, "show a student noise of its own, without which one evaluation has one answer", later=True
+        True, "show a student noise of its own, without which one evaluation has one answer (default)", later=True
     )
     inner_updates: int = option(
         5, "updates of the bridge of a student's own pairs before each of the student", at_least=1, later=True
@@ -279,7 +279,8 @@ class TrainConfig:
     )
     init: str = option(
         "none",
-        "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt or .safetensors file, or a run",
+        "weights of a new run: none (random), adm (scripts/download.py adm256), a .pt file, or what sample.py's --ckpt "
+        "takes",
         later=True,
         common=True,
     )
@@ -445,7 +446,8 @@ class RunOptions:
 
     ckpt: str = option(
         "",
-        "run, by its name in --results-dir or its path, or an exported .safetensors file; required",
+        "a run, by its name in --results-dir or its path; an exported .safetensors file; weights that this package "
+        "carries (photos-jpeg and others); or hf:ORG/NAME, weights on the Hugging Face Hub; required",
         group="run",
         common=True,
     )

@@ -27,7 +27,7 @@ from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import StepTaken, Trajectory
 from i2sb.storage.exported import Exported
 from i2sb.storage.released import is_released
-from i2sb.storage.runs import read_weights
+from i2sb.storage.runs import read_weights, resolve
 from i2sb.tasks import build_formulation, build_task_corruption, choose_degradation, task_multiple
 from i2sb.tensor_files import describe_shape, load_weights
 from i2sb.tiles import pad_reflect, tiled
@@ -461,7 +461,9 @@ def load_model(
     """Load a run, "results/NAME", for restoring: its averaged weights, or with ema=False the raw ones.
 
     Takes this project's runs, those of the released program (latest.pt with options.pkl), and files that
-    scripts/export.py wrote (FILE.safetensors, whose weights are the one kind that was exported). On the CPU a
+    scripts/export.py wrote (FILE.safetensors, whose weights are the one kind that was exported); where no such path
+    is there, the name of weights that the package carries, as "photos-jpeg"; and "hf:ORG/NAME", or
+    "hf:ORG/NAME@REVISION", weights on the Hugging Face Hub, which are fetched (needs the extra `hub`). On the CPU a
     checkpoint's weights stay in the file and come into memory as they are used: leave it in place meanwhile.
     checkpoint: one of the run's, by its name or its path, if not the newest that is whole.
     network: the run's, where the run does not say all of it (a released one: a warning tells of what is guessed), or
@@ -476,7 +478,7 @@ def load_model(
     Traceback (most recent call last):
     i2sb.errors.FileError: results/nowhere: there is no such run
     """
-    path = Path(run_dir)
+    path = resolve(run_dir)
     loaded = read_weights(path, ema=ema, checkpoint=checkpoint)
     config = replace(loaded.config, network=_choose_network(loaded, network, path, released=is_released(path)))
     return build_model(replace(loaded, config=config), path, device, asked=network)

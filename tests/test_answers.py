@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from corruption import build_corruption
+from helpers.tiny_run import NEEDED
 from i2sb import Bridge, load_model
 from i2sb.answers import RunningMoments, measure_diversity
 from i2sb.batch import Batch, make_batch
@@ -205,7 +206,7 @@ def test_all_answers_are_to_the_same_measurement(corrupt):
 def test_formulations_say_themselves_whether_they_draw_noise():
     said = set()
     for name in FORMULATIONS:
-        formulation = build_formulation(replace(CONFIG, formulation=name))
+        formulation = build_formulation(replace(CONFIG, formulation=name, **NEEDED.get(name, {})))
         variants = [formulation]
         if isinstance(formulation, SchroedingerBridge):
             variants.append(SchroedingerBridge(formulation.bridge, ot_ode=True))

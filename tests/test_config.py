@@ -282,7 +282,7 @@ def test_help_names_the_networks_and_samplers_there_are():
 def test_help_shows_every_flag_with_its_default_and_no_types(config_class):
     text = " ".join(make_parser(config_class).format_help().split())
     for field in dataclasses.fields(config_class):
-        assert f" {flag(field.name).replace('--', '--[no-]' if field.default is False else '--')} " in text
+        assert f" {flag(field.name).replace('--', '--[no-]' if isinstance(field.default, bool) else '--')} " in text
         if type(field.default) in (int, float):
             assert f"(default: {field.default})" in text
     assert "type:" not in text and "(default: )" not in text and "None" not in text

@@ -61,7 +61,9 @@ def test_documented_commands_parse(program, flags):
         place = flags.index("--config")
         config_file = ROOT / flags[place + 1]
         flags = flags[:place] + flags[place + 2 :]
-    read_flags(PROGRAMS[program], flags, config_file)
+    # What a student has of its teacher, which is not there.
+    teacher = {"formulation": "student", "corrupt": "sr4x-pool", "dataset_dir": "data"}
+    read_flags(PROGRAMS[program], flags, config_file, lambda given: teacher if given.get("distill") else {})
 
 
 def headings(document: Path) -> set[str]:

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from corruption import CORRUPTIONS, build_corruption
-from helpers.tiny_run import TINY
+from helpers.tiny_run import TINY, WITHOUT_TEACHER
 from i2sb import load_model
-from i2sb.formulation_table import FORMULATIONS
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.unet import AttentionBlock
 
@@ -49,7 +48,7 @@ def test_train_resume_restore(tmp_path, dataset_dir):
     torch.testing.assert_close(on_gpu.restore(x, nfe=3), on_cpu.restore(x, nfe=3), rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("name", WITHOUT_TEACHER)
 def test_formulations_agree_with_the_cpu(tmp_path, dataset_dir, name):
     from i2sb.config import TrainConfig
     from i2sb.training import loop as training

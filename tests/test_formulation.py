@@ -14,6 +14,7 @@ from corruption import LinearCorruption, build_corruption
 from corruption.base import FlatCorruption
 from helpers.degradations import LINEAR, SIDE
 from helpers.programs import ROOT
+from helpers.tiny_run import NEEDED
 from i2sb.baselines.diffusion import CLEAN, SCHEDULES, Diffusion, step_grid
 from i2sb.baselines.formulations import ConditionalDiffusion, Regression, UnconditionalDiffusion
 from i2sb.baselines.inverse import DDNM, DDRM
@@ -178,14 +179,15 @@ def test_parameters_are_equal_but_for_the_input_layer():
     """And the difference is what the run prints."""
     shapes = {}
     for name in FORMULATIONS:
-        config = TrainConfig(name="a", dataset_dir="b", corrupt="sr4x-pool", network="tiny", formulation=name)
-        formulation = build_formulation(config)
-        net = build_network("tiny", formulation.noise_levels, cond_x1=formulation.cond_x1)
+        settings = {"corrupt": "sr4x-pool", "network": "tiny", "formulation": name, **NEEDED.get(name, {})}
+        formulation = build_formulation(TrainConfig(name="a", dataset_dir="b", **settings))
+        kind = {"cond_x1": formulation.cond_x1, "sees_noise": formulation.sees_noise}
+        net = build_network("tiny", formulation.noise_levels, **kind)
         shapes[name] = {key: tuple(p.shape) for key, p in net.named_parameters()}
-        want = 32 * 3 * 9 if name == "conditional_diffusion" else 0
-        assert net.count_condition_parameters() == want
+        assert net.count_condition_parameters() == (32 * 3 * 9 if name == "conditional_diffusion" else 0)
         differing = {key for key in shapes[name] if shapes[name][key] != shapes["bridge"][key]}
-        assert differing == ({"diffusion_model.input_blocks.0.0.weight"} if want else set())
+        sees_more = name in ("conditional_diffusion", "student")
+        assert differing == ({"diffusion_model.input_blocks.0.0.weight"} if sees_more else set())
         assert shapes[name].keys() == shapes["bridge"].keys()
 
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from helpers.pictures import make_image
 from helpers.programs import ENVIRONMENT, ROOT, run_python
 
 PROGRAMS = {"i2sb-train": "train.py", "i2sb-sample": "sample.py", "i2sb-score": "compute_metrices.py"}
@@ -58,6 +60,16 @@ def test_installed_programs_say_what_the_scripts_say(installed, tmp_path, progra
     wrong = run(installed, program, "--nonsense", "1", cwd=tmp_path)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert wrong.stderr.startswith(f"{program}: error: ")
+
+
+@pytest.mark.slow
+def test_an_installed_package_restores_with_the_weights_that_it_carries(installed, tmp_path):
+    make_image(1, 40, 24).save(tmp_path / "photo.jpg")
+    flags = ("--ckpt", "photos-jpeg", "--nfe", "2", "--input", "photo.jpg", "--output", "restored")
+    made = run(installed, "i2sb-sample", *flags, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    with Image.open(tmp_path / "restored/photo.jpg") as restored:
+        assert restored.size == (40, 24)
 
 
 @pytest.mark.slow

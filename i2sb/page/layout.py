@@ -278,7 +278,7 @@ class _Words:
         try:
             visitor.upload = take_upload(Path(file), Path(file).name, visitor.folder, self.config)
         except RefusedError as error:
-            return None, gr.skip(), self.complain(str(error))
+            return None, gr.skip(), self.complain(f"{Path(file).name}: {error}")
         finally:
             Path(file).unlink(missing_ok=True)
         return None, AS_IT_IS, ""
@@ -314,7 +314,8 @@ class _Words:
             given = prepare(able, picture, Wish(corrupt=damage, seed=int(seed or 0)))
             return gr.update(value=given.draw(), visible=True), hidden, offered, ""
         except (UserError, RefusedError) as error:
-            return hidden, hidden, gr.skip(), self.complain(self._explain(error))
+            line = self._explain(error) if upload is None else f"{upload.name}: {self._explain(error)}"
+            return hidden, hidden, gr.skip(), self.complain(line)
 
     # --- Restoring ---------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class Upload:
         try:
             return read_picture(self.path, channels, value_range)
         except FileError as error:
-            raise RefusedError(f"This picture {error.must}.") from None
+            raise RefusedError(f"This picture cannot be restored: {error.must}.") from None
 
 
 class RefusedError(ValueError):

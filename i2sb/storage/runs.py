@@ -12,9 +12,13 @@ from i2sb.errors import FileError, UserError, require
 from i2sb.parsing import read_config
 from i2sb.storage.checkpoint import PARTS, averaged_weights, find_checkpoint, read_checkpoint
 from i2sb.storage.exported import ENDING, Exported, read_export
+from i2sb.storage.hub import fetch_weights, is_on_hub, parse_name
 from i2sb.storage.released import PARTS as RELEASED_PARTS
 from i2sb.storage.released import is_released, read_options, recognise_network
 from i2sb.tensor_files import check_finite, read_checksum
+
+# Weights that the package carries, to be named without path and ending.
+CARRIED = Path(__file__).resolve().parent.parent / "weights"
 
 
 def kept_file(run_dir: Path, setting: str) -> Path:
@@ -39,6 +43,24 @@ def read_other(setting: str, config: TrainConfig, gone_on_with: Path | None) -> 
     return read_weights(path)
 
 
+def find_carried(name: str) -> Path | None:
+    """Return the file of the weights of this name that the package carries, None if it carries none."""
+    carried = {path.stem: path for path in CARRIED.glob(f"*{ENDING}")}
+    return carried.get(name)
+
+
+def resolve(named: str | Path) -> Path:
+    """Return the path to read weights from: what is given, if it is there; else what it names that is elsewhere.
+
+    That is weights on the Hub, "hf:ORG/NAME", which are fetched, or weights that the package carries. Raises UserError
+    if the Hub does not give them.
+    """
+    if is_on_hub(named):
+        return fetch_weights(str(named))
+    path = Path(named)
+    return path if path.exists() else find_carried(str(named)) or path
+
+
 def is_export(path: Path) -> bool:
     """Whether a path is that of an exported file, there or not, and not of a run."""
     return path.suffix == ENDING and not path.is_dir()
@@ -60,7 +82,7 @@ def read_run_config(run_dir: Path) -> TrainConfig:
 
 
 def find_weights(setting: str, name: str, results_dir: Path, others: str = "") -> Path:
-    """Return the exported file or the run that a setting names: by its path, or a run by its name in `results_dir`.
+    """Return the exported file or the run that a setting names, as `find_source` finds it.
 
     Raises UserError if there is neither. others: what else the setting could have been.
     """
@@ -83,15 +105,23 @@ class Source(NamedTuple):
 
 
 def find_source(name: str, results_dir: Path) -> Source:
-    """Return what a name stands for: an exported file that is there, a run of `results_dir`, or a path to a run.
+    """Return what a name stands for.
 
-    If there is nothing of that name, reading what is returned says so.
+    An exported file that is there, a run of `results_dir`, weights that the package carries, a path to a run, in that
+    order; or weights on the Hub, "hf:ORG/NAME", which are fetched. If there is nothing of that name, reading what is
+    returned says so. Raises UserError if the Hub does not give them.
     """
+    if is_on_hub(name):
+        run = f"hf/{parse_name(name).repository}"
+        return Source(fetch_weights(name), results_dir / run, run)
     path, run_dir = Path(name), results_dir / name
     if is_export(path) and (path.is_file() or not run_dir.is_dir()):
         return Source(path, results_dir / path.name, path.name)
-    if path.is_dir() and not run_dir.is_dir():
-        run_dir = path
+    if not run_dir.is_dir():
+        if carried := find_carried(name):
+            return Source(carried, results_dir / carried.name, carried.name)
+        if path.is_dir():
+            run_dir = path
     place, base = (Path(os.path.abspath(folder)) for folder in (run_dir, results_dir))
     inside = place.is_relative_to(base)
     return Source(run_dir, run_dir, place.relative_to(base).as_posix() if inside else place.name)

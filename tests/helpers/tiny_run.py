@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from i2sb.formulation_table import FORMULATIONS
+
 # The smallest run that has every part: 16-pixel images, two microbatches an iteration, validation, checkpoints.
 TINY = {
     "corrupt": "sr4x-pool",
@@ -25,6 +27,11 @@ TINY = {
     "log_writer": "none",
     "device": "cpu",
 }
+
+# Settings that formulations cannot do without; where training is meant, a student's teacher must be there, too.
+NEEDED = {"student": {"distill": "teacher"}}
+# What is trained from data alone.
+WITHOUT_TEACHER = [name for name in FORMULATIONS if name not in NEEDED]
 
 
 def train_anew(run: Path, results: Path) -> Path:

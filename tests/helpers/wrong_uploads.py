@@ -55,7 +55,7 @@ def make_wrong() -> dict[str, bytes]:
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "flipped.png": png[:60] + bytes(b ^ 255 for b in png[60:90]) + png[90:],
         "script.svg": svg,
-        "script.png": b'<?xml version="1.0"?>' + svg,
+        "drawing.png": b'<?xml version="1.0"?>' + svg,
         "page.html.png": b"<!doctype html><script>alert(1)</script>",
         "animation.gif": animation,
         "moving.webp": moving,

@@ -177,15 +177,15 @@ def test_a_painted_hole_is_filled_and_the_rest_is_kept(open_page, tmp_path):
 def test_stop_ends_a_long_restoration_and_the_next_one_runs(open_page, tmp_path):
     page = open_page()
     choose(page, "#run", "tiny")
-    upload(page, save(make_image(3, 1000, 900), tmp_path / "picture.png"))
+    upload(page, save(make_image(3, 500, 400), tmp_path / "picture.png"))
     page.wait_for_selector("#given img")
     set_steps(page, 100)
     page.click("#go")
-    page.wait_for_selector("#slider :text('step ')")
+    page.wait_for_selector("#slider:has-text('step ')")
     page.click("#halt")
     page.wait_for_selector("#said :text-is('Stopped.')")
     set_steps(page, 1)
-    assert "1000 × 900 pixels" in restore(page)
+    assert "500 × 400 pixels" in restore(page)
 
 
 def test_the_page_survives_twenty_wrong_uploads(server, open_page, tmp_path):
@@ -195,11 +195,13 @@ def test_the_page_survives_twenty_wrong_uploads(server, open_page, tmp_path):
     for name, content in make_wrong().items():
         path = tmp_path / name
         path.write_bytes(content)
-        page.evaluate("document.querySelector('#trouble').querySelectorAll('p').forEach(p => p.remove())")
         upload(page, path)
-        page.wait_for_selector("#trouble p[role=alert]")
-        line = page.inner_text("#trouble")
-        assert "\n" not in line.strip() and "/" not in line, line
+        # Refused by its first bytes it is named in full, later without its ending.
+        known = re.escape(Path(name).stem) if "%" not in name else "2f"
+        alert = page.locator("#trouble p[role=alert]").filter(has_text=re.compile(known))
+        alert.wait_for()
+        line = alert.inner_text()
+        assert "\n" not in line.strip() and "/" not in line and "Traceback" not in line, line
     upload(page, save(make_image(1, 64, 48), tmp_path / "right.png"))
     page.wait_for_selector("#given img")
     assert "64 × 48 pixels" in restore(page)

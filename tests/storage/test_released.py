@@ -292,7 +292,7 @@ def test_export_says_in_a_line_what_it_refuses(tmp_path, trained_run, export_rel
     released = ["--released", tmp_path / "theirs"]
     assert "config.yaml: --network tiny: the released program has adm256 alone" in refuse(trained_run.name, *released)
     assert "--half: leave it out" in refuse(trained_run.name, *released, "--half")
-    either = "give either a file to write, or a folder with --released"
+    either = "give a file to write, or a folder with --released, or a repository with --push"
     assert either in refuse(trained_run.name) and either in refuse(trained_run.name, "a.safetensors", *released)
     assert "nowhere: there is no such run" in refuse("nowhere", *released)
     assert not (tmp_path / "theirs").exists()
