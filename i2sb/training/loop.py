@@ -23,6 +23,7 @@ from i2sb.stopping import STOPPED, StoppedError, StopRequest
 from i2sb.storage.exported import write_export
 from i2sb.storage.run_lock import RunLock
 from i2sb.storage.runs import kept_file
+from i2sb.tensor_files import read_checksum
 from i2sb.training.data_record import check_images
 from i2sb.training.introduction import introduce, next_command
 from i2sb.training.memory import GB, find_peak_memory
@@ -68,7 +69,8 @@ def _train(config: TrainConfig, world: World) -> None:
         remove_partials(config.run_dir)
         write_text(config.run_dir / "config.yaml", to_yaml(config))
         for setting, weights in trainer.kept.items() if not resumed else ():
-            write_export(kept_file(config.run_dir, setting), weights, overwrite=True)
+            write_export(path := kept_file(config.run_dir, setting), weights, overwrite=True)
+            trainer.kept_checksums[setting] = read_checksum(path)
     progress = trainer.progress
 
     with (

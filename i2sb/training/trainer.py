@@ -35,6 +35,7 @@ from i2sb.storage.checkpoint import find_checkpoint, read_checkpoint, save_check
 from i2sb.storage.exported import Exported
 from i2sb.storage.released import is_released
 from i2sb.storage.run_lock import LOCK
+from i2sb.storage.runs import kept_file
 from i2sb.tasks import build_formulation, build_task_corruption, check_depth, make_task_batch, open_task_split
 from i2sb.tensor_files import load_weights, read_checksum
 from i2sb.training.ema import ExponentialMovingAverage
@@ -166,6 +167,8 @@ class Trainer:
         self.mean: RestorationModel | None = None
         # The weights of other runs that this one keeps, by the setting that names them.
         self.kept: dict[str, Exported] = {}
+        # What identifies the files that it keeps them in.
+        self.kept_checksums: dict[str, str] = {}
 
     def _build_network(self, *, sees_noise: bool = False) -> BridgeNetwork:
         config = self.config
@@ -214,14 +217,16 @@ class Trainer:
         """Return all that a checkpoint holds."""
         self.progress.bad_steps = int(self.bad_iterations)
         self.progress.world_size, self.progress.microbatch = self.world.world_size, self.microbatch
-        inner = {} if self.inner is None else {"inner": self.inner.state_dict()}
+        more: dict[str, Any] = {} if self.inner is None else {"inner": self.inner.state_dict()}
+        if self.kept_checksums:
+            more["kept"] = self.kept_checksums
         return {
             **self.learner.state_dict(),
             "ema": self.ema.state_dict(),
             "progress": asdict(self.progress),
             "settings": fixed_settings(self.config),
             "scaler": self.scaler.state_dict(),  # empty unless in fp16
-            **inner,
+            **more,
         }
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
@@ -265,6 +270,11 @@ class Trainer:
             self.load_state_dict(deepcopy(state) if self.world.device.type == "cpu" else state, path)
             self.saved_iteration = self.progress.iteration if run_dir == config.run_dir else 0
             self._take_others(run_dir)
+            self.kept_checksums = {setting: weights.checksum for setting, weights in self.kept.items()}
+            for setting, checksum in state.get("kept", {}).items():
+                if self.kept_checksums.get(setting) != checksum:
+                    must = f"is not the file that {path.name} was trained with; put that one back"
+                    raise FileError(kept_file(run_dir, setting), must)
             return path
         if config.ckpt:
             raise UserError("ckpt", config.ckpt, f"there is no run {run_dirs[1]} with a checkpoint")

@@ -22,6 +22,8 @@ from i2sb.loss import bridge_loss
 from i2sb.randomness import ImageNoise, Purpose
 from i2sb.sampler import sample
 from i2sb.storage.checkpoint import read_checkpoint
+from i2sb.storage.exported import write_export
+from i2sb.storage.runs import read_weights
 from i2sb.tasks import make_task_batch
 from i2sb.training.loop import train
 from i2sb.training.trainer import Trainer
@@ -112,6 +114,13 @@ def test_a_run_keeps_its_regression_and_goes_on_without_the_other_run(results, d
     train(settings(tmp_path, dataset_dir, name="bridge", x1_from="mean"))
     one, other = (read_checkpoint(folder / "bridge/checkpoint_00000006.pt") for folder in (tmp_path, results))
     assert_equal_states({part: one[part] for part in ("net", "ema")}, {part: other[part] for part in ("net", "ema")})
+
+    kept = tmp_path / "bridge/x1_from.safetensors"
+    content = kept.read_bytes()
+    write_export(kept, dataclasses.replace(read_weights(results / "mean"), iteration=7), overwrite=True)
+    with pytest.raises(UserError, match="is not the file that checkpoint_00000006.pt was trained with"):
+        train(settings(tmp_path, dataset_dir, name="bridge", x1_from="mean", num_itr=8))
+    kept.write_bytes(content)
 
     (tmp_path / "bridge/x1_from.safetensors").unlink()
     with pytest.raises(UserError, match="x1_from.safetensors: is gone, which this run keeps of its `x1_from` mean"):
