@@ -65,7 +65,7 @@ class Guard:
         headers = dict(scope["headers"])
         scope = {**scope, "headers": _without(scope, b"accept-encoding")}  # what is packed could not be put right
         body, too_large = b"", False
-        if headers.get(b"content-type", b"").startswith(b"application/json"):
+        if scope["method"] == "POST" and not headers.get(b"content-type", b"").startswith(b"multipart/form-data"):
             while not too_large:
                 message = await receive()
                 body += message.get("body", b"")
@@ -75,7 +75,11 @@ class Guard:
             if too_large:
                 await _answer(send, 413)
                 return
-            body = body.replace(_quoted(ALIAS), _quoted(self.folder))
+            try:
+                body = json.dumps(self._let_in(json.loads(body))).encode() if body else body
+            except (ValueError, RecursionError):
+                await _answer(send, 403)
+                return
             scope = {**scope, "headers": [*_without(scope, b"content-length"), (b"content-length", b"%d" % len(body))]}
             receive = _once(body, receive)
         else:
@@ -99,6 +103,23 @@ class Guard:
             return 0 if method in ("GET", "HEAD") and inside else 404
         known = path in _OPEN.get("GET" if method == "HEAD" else method, ())
         return 0 if known or (method in ("GET", "HEAD") and path.startswith(_OPEN_BELOW)) else 404
+
+    def _let_in(self, value: Any) -> Any:
+        """Return what was asked for, its files by their paths. Raises ValueError if one is not among the page's own.
+
+        Gradio takes a copy of any file that a request names, wherever it lies, so it must not see others.
+        """
+        if isinstance(value, list):
+            return [self._let_in(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        inside = {name: self._let_in(item) for name, item in value.items() if name != "url"}
+        if inside.get("path") is not None:
+            path = PurePosixPath(str(inside["path"]))
+            if not path.is_relative_to(ALIAS) or ".." in path.parts:
+                raise ValueError("no file of the page")
+            inside["path"] = self.folder + str(path).removeprefix(ALIAS)
+        return inside
 
     def _limit(self, receive: Receive) -> Receive:
         """Return what lets no more than `largest` bytes of a body in, whatever was announced."""

@@ -251,13 +251,12 @@ def test_a_path_that_is_given_as_an_upload_is_not_read(server):
     secret = str(server.folder / "results/tiny/config.yaml")
     given = {"path": secret, "meta": {"_type": "gradio.FileData"}}
     call = {"data": [given, "tiny"], "fn_index": function, "session_hash": "somebody"}
-    headers = {"Content-Type": "application/json"}
-    assert ask(server, "POST", "/gradio_api/queue/join", json.dumps(call).encode(), **headers)[0] == 200
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.request("GET", "/gradio_api/queue/data?session_hash=somebody")
-    answer = connection.getresponse().read().decode()
-    connection.close()
-    assert '"success":false' in answer.replace(" ", "") and secret not in answer and "Traceback" not in answer
+    for kind in ("application/json", "application/vnd.any+json", "text/plain"):
+        body = json.dumps(call).encode()
+        assert ask(server, "POST", "/gradio_api/queue/join", body, **{"Content-Type": kind})[0] == 403
+    nested = {**call, "data": [{"background": None, "layers": [{**given, "path": f"/pictures/..{secret}"}]}, "tiny"]}
+    body, headers = json.dumps(nested).encode(), {"Content-Type": "application/json"}
+    assert ask(server, "POST", "/gradio_api/queue/join", body, **headers)[0] == 403
     assert (server.folder / "results/tiny/config.yaml").exists()
 
 
