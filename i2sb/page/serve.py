@@ -55,14 +55,17 @@ def run(config: PageConfig) -> None:
             css=CSS.read_text(),
         )
         guarded = Guard(app, Path(folder).resolve(), config.host, int(config.max_megabytes * 1e6) + ROOM)
-        server = uvicorn.Server(
-            uvicorn.Config(guarded, log_level="warning", server_header=False, timeout_graceful_shutdown=1)
-        )
-        # What is cut off when it is asked to stop, such as a page that is open, is no error.
-        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"the page is at http://{shown}:{port}/ until Ctrl-C is pressed", flush=True)
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)  # from here on it can be stopped
+                print(f"the page is at http://{shown}:{port}/ until Ctrl-C is pressed", flush=True)
+
+        server = Server(uvicorn.Config(guarded, log_level="warning", server_header=False, timeout_graceful_shutdown=1))
+        # What is cut off when it is asked to stop, such as a page that is open, is no error.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         with StopRequest(), visitors.all_leaving():  # uvicorn passes the signal on once it has ended
             server.run(sockets=[listener])
 
