@@ -1,10 +1,12 @@
-"""What `pip install .` gives: built, installed into a folder of its own, and used from elsewhere."""
+"""What `pip install .` gives: a wheel, installed into an environment of its own, and used from elsewhere."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,13 +14,18 @@ from PIL import Image
 from helpers.pictures import make_image
 from helpers.programs import ENVIRONMENT, ROOT, run_python
 
-PROGRAMS = {"i2sb-train": "train.py", "i2sb-sample": "sample.py", "i2sb-score": "compute_metrices.py"}
+PROGRAMS = {
+    "i2sb-train": "train.py",
+    "i2sb-sample": "sample.py",
+    "i2sb-score": "compute_metrices.py",
+    "i2sb-app": "scripts/app.py",
+}
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the installed package; what it depends on is that of the tests."""
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    """An environment with the wheel; what it asks for is there from the tests, which pip checks."""
+    source, wheels, folder = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "environment"))
     for name in ("i2sb", "corruption"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "requirements.txt", "LICENSE"):
@@ -27,16 +34,29 @@ def installed(tmp_path_factory):
         (source / folder_of_requirements).mkdir()
         for path in (ROOT / folder_of_requirements).glob("requirements*.txt"):
             shutil.copy(path, source / folder_of_requirements / path.name)
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", folder, source]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", wheels, source)
+    check(sys.executable, "-m", "venv", folder)
+    python = folder / "bin" / "python"
+    ask_for = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = check(python, "-c", ask_for).strip()
+    Path(packages, "of_the_tests.pth").write_text(sysconfig.get_path("purelib"))
+    check(python, "-m", "pip", "install", "--no-deps", *wheels.glob("i2sb-*.whl"))
+    complaints = subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True, check=False).stdout
+    assert not [line for line in complaints.splitlines() if line.startswith("i2sb ")], complaints
     return folder
+
+
+def check(*command: object) -> str:
+    """Run a command that must succeed; returns what it printed."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def run(installed, program: str, *flags: str, cwd) -> subprocess.CompletedProcess[str]:
     """Run an installed program where the project's folder is out of sight."""
-    command = [sys.executable, str(installed / "bin" / program), *flags]
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(installed)}
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
+    command = [installed / "bin" / program, *flags]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -46,14 +66,17 @@ def test_every_file_of_the_packages_is_installed(installed):
         found = [path for name in ("i2sb", "corruption") for path in (root / name).rglob("*") if path.is_file()]
         return {path.relative_to(root) for path in found if "__pycache__" not in path.parts}
 
-    assert files(installed) == files(ROOT)
+    (packages,) = installed.glob("lib/python*/site-packages")
+    assert files(packages) == files(ROOT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_installed_programs_say_what_the_scripts_say(installed, tmp_path, program):
     script = run_python(ROOT / PROGRAMS[program], "--help").stdout
-    assert run(installed, program, "--help", cwd=tmp_path).stdout == script.replace(PROGRAMS[program], program)
+    assert run(installed, program, "--help", cwd=tmp_path).stdout == script.replace(
+        Path(PROGRAMS[program]).name, program
+    )
     from i2sb import __version__
 
     assert run(installed, program, "--version", cwd=tmp_path).stdout == f"i2sb {__version__}\n"

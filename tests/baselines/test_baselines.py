@@ -139,7 +139,7 @@ def test_clean_images_alone_serve_degradations_that_training_never_saw(tmp_path,
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"formulation": "bridges"}, "--formulation bridges: must be one of bridge, conditional_diffusion, regression"),
+        ({"formulation": "bridges"}, "--formulation bridges: must be one of bridge, student, conditional_diffusion"),
         ({"formulation": "regression"}, "--eval-nfe 2: a regression restores in one evaluation, so give 1; or train"),
         ({"formulation": "diffusion", "corrupt": "jpeg-5"}, "JPEG has none; give --corrupt sr4x-pool"),
         ({"formulation": "diffusion", "interval": 10}, "--interval 10: --schedule linear needs more than 20 steps"),

@@ -204,7 +204,7 @@ def plan(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"formulations": {"bridges": {}}}, "formulations, bridges: unknown; there are bridge, conditional_diffusion"),
+        ({"formulations": {"bridges": {}}}, "formulations, bridges: unknown; there are bridge, student"),
         ({"formulations": {"bridge": {"sampler": "eta"}}}, "formulations, bridge: unknown sampler: train, sample"),
         ({"formulations": {"bridge": {"samplers": ["ddim"]}}}, "with bridge: --sampler ddim: unknown to this run"),
         ({"tasks": {"sr4x-pool": {"network": "mini"}}}, "network is the same for all: put it under train"),
