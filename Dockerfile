@@ -18,8 +18,8 @@ COPY i2sb /source/i2sb
 COPY corruption /source/corruption
 RUN pip install --no-cache-dir --no-deps /source
 
-RUN useradd --create-home --uid 1000 i2sb && mkdir -p /work/data /work/results && chown -R i2sb /work
+RUN useradd --create-home --uid 1000 i2sb && mkdir -p /home/i2sb/data /home/i2sb/results && chown -R i2sb /home/i2sb
 USER 1000
-WORKDIR /work
-VOLUME ["/work/data", "/work/results"]
+WORKDIR /home/i2sb
+VOLUME ["/home/i2sb/data", "/home/i2sb/results"]
 CMD ["i2sb-sample", "--help"]

@@ -8,6 +8,7 @@ Matching Distillation" (ICML 2025); docs/distillation.md says how they come abou
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from i2sb.batch import Batch
 from i2sb.bridge import Bridge, Randn
 from i2sb.config import SamplingOptions, TrainConfig
 from i2sb.formulation import NO_HOOKS, Hooks, Net, SchroedingerBridge
-from i2sb.loss import bridge_loss, matching_error
+from i2sb.loss import matching_error
 from i2sb.sampler import Trajectory
 
 
@@ -103,18 +104,8 @@ class Student(SchroedingerBridge):
 
     def inner_loss(self, net: Net, step: Tensor, batch: Batch, randn: Randn, *, inner: Callable[..., Tensor]) -> Tensor:
         """Return the bridge loss of the network `inner` on the student's present pairs; nothing flows into `net`."""
-        x0 = self.generate(net, batch, randn, gradients=False)
-        return bridge_loss(
-            self.bridge,
-            inner,
-            step,
-            x0,
-            batch.x1,
-            mask=batch.mask,
-            cond=batch.cond,
-            ot_ode=self.ot_ode,
-            randn=randn,
-        )
+        pairs = replace(batch, x0=self.generate(net, batch, randn, gradients=False))
+        return super().loss(inner, step, pairs, randn)
 
     def sample(
         self,
